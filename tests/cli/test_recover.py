@@ -32,8 +32,7 @@ def test_it_reports_the_recovered_model(
 
 
 def test_json_output(cli: Cli, model: Path, text_file: Path, tmp_path: Path) -> None:
-    options = ["--keep", "last", "--json"]
-    done = cli("recover", model, "--text", text_file, *SMALL, *options, "-o", tmp_path / "out")
+    done = cli("recover", model, "--text", text_file, *SMALL, "--json", "-o", tmp_path / "out")
     report = json.loads(done.out)
     assert report["settings"]["teacher_share"] is None
     assert (report["output"], report["kept_step"]) == (str(tmp_path / "out"), 3)

@@ -211,9 +211,9 @@ def test_a_run_that_is_cut_while_it_distills_ends_with_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options: dict[str, Any] = {"cache": tmp_path / "cache", **SMALL}
-    monkeypatch.setattr("pruner_zero.recovery.target_training.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("pruner_zero.recovery.train.CHECKPOINT_SECONDS", 0.0)
     prune(language_model(), output=tmp_path / "whole", **options)
-    from pruner_zero.recovery.target_training import TargetTraining as Training
+    from pruner_zero.recovery.train import Training
 
     step, taken = Training._step, 0
 
@@ -249,7 +249,7 @@ def test_a_run_that_is_cut_while_it_distills_can_go_on_without_distilling(
         raise PrunerZeroError("no memory is left")
 
     with monkeypatch.context() as patch:
-        patch.setattr("pruner_zero.recovery.target_training.TargetTraining.run", full)
+        patch.setattr("pruner_zero.recovery.train.Training.run", full)
         assert "no memory" in refusal(
             lambda: prune(language_model(), output=tmp_path / "o", **options)
         )

@@ -2,6 +2,7 @@
 
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,15 +24,13 @@ SMALL: dict[str, Any] = {
     "batch": 2,
     "validation_windows": 2,
     "learning_rate": 1e-2,
-    "compute_dtype": "float32",
 }
 
 
 @pytest.fixture(autouse=True)
-def _fused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Torch's fused optimizers know by name which devices they are for."""
-    optimizer = import_module("torch.optim.adam")
-    monkeypatch.setattr(optimizer, "_device_dtype_check_for_fused", lambda *_, **__: None)
+def _module(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A torch module of the device's name, which computing activations again asks for."""
+    monkeypatch.setattr(torch, HERE.type, SimpleNamespace(), raising=False)
 
 
 def recovered(model: LanguageModel, prose: str, **options: Any) -> RecoverResult:

@@ -10,7 +10,6 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.blocks import record_block_calls
 from pruner_zero.models.structure import find_blocks, find_matrices
 from pruner_zero.recovery import reconstruction
-from pruner_zero.recovery.kept_weights import rate_scale
 from pruner_zero.recovery.reconstruction import RATE, reconstruct, relative_error
 from tests.recovery.conftest import prune_half
 from tests.tiny_models import tiny_model, tiny_windows
@@ -144,11 +143,11 @@ def test_an_error_that_is_not_finite_names_the_block() -> None:
 def test_of_some_experts_the_others_stay_and_the_rate_is_of_their_own_size(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    setting, sizes = Setting("mixtral"), []
+    setting, sizes, scale = Setting("mixtral"), [], reconstruction.rate_scale
 
     def noted(weights: Tensor, experts: list[int] | None = None) -> float:
         sizes.append(experts)
-        return rate_scale(weights, experts)
+        return scale(weights, experts)
 
     monkeypatch.setattr(reconstruction, "rate_scale", noted)
     setting.matrices = [matrix for matrix in setting.matrices if matrix.expert in (None, 1)]
@@ -159,3 +158,11 @@ def test_of_some_experts_the_others_stay_and_the_rate_is_of_their_own_size(
     for stack in stacks:
         changed = [not torch.equal(a, b) for a, b in zip(stack.data, before[stack], strict=True)]
         assert changed == [number == 1 for number in range(len(stack))]
+
+
+def test_the_rate_is_a_share_of_the_size_of_the_weights_but_not_of_next_to_nothing() -> None:
+    weight = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
+    scales = [reconstruction.rate_scale(weight * size) for size in (1, 0.1, 1e-6)]
+    assert scales == pytest.approx([math.sqrt(2.5), math.sqrt(2.5) / 10, 1e-3])
+    stack = torch.stack([torch.full((2, 3), float(size)) for size in (1, 10, 2)])
+    assert reconstruction.rate_scale(stack, [0, 2]) == pytest.approx(math.sqrt((1 + 4) / 2))

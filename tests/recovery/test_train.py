@@ -1,8 +1,7 @@
 """The training loop against a plain one, and within its budget of steps and minutes."""
 
-import math
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
-from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -14,25 +13,30 @@ from torch import Tensor
 from pruner_zero.journal import JOURNAL, Journal
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.loss import next_token_loss
-from pruner_zero.models.structure import find_matrices, parameters_of
+from pruner_zero.models.structure import find_matrices
 from pruner_zero.progress import Progress, reported_to
 from pruner_zero.recovery import train
-from pruner_zero.recovery.kept_weights import KeptWeights, float32_weights
-from pruner_zero.recovery.loss import distillation_loss
-from pruner_zero.recovery.train import BETAS, State, Training
+from pruner_zero.recovery.distillation import distillation
+from pruner_zero.recovery.loss import taught_loss, text_loss
+from pruner_zero.recovery.train import RATE, Batch, Budget, State, Training, float32_weights, rate
 from pruner_zero.recovery.windows import in_training_order, split_windows
-from pruner_zero.settings.recover import RecoverSettings
 from pruner_zero.text.corpus import Corpus
 from pruner_zero.text.windows import Windows
 from tests.full_disk import full_disk
-from tests.recovery.conftest import pruned_model
+from tests.recovery.conftest import prune_half, pruned_model
+from tests.recovery.test_targets import few, plain_divergence  # noqa: F401
 from tests.text.refusals import refusal
 from tests.tiny import tiny_tokenizer
-from tests.tiny_models import tiny_model
+from tests.tiny_models import tiny_model, tiny_windows
 
 SEQLEN = 16
-# A warmup of some steps, and a norm that some gradients exceed.
-WARMUP, CLIP = 0.3, 0.5
+BATCH, STEPS, HELD_OUT = 3, 5, 1
+
+
+@pytest.fixture(autouse=True)
+def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pruner_zero.recovery.train.has_fast_bfloat16", lambda _: False)
+    monkeypatch.setattr("pruner_zero.models.loss.has_fast_bfloat16", lambda _: False)
 
 
 @pytest.fixture(scope="module")
@@ -40,81 +44,137 @@ def parts(prose: str) -> tuple[Windows, Windows]:
     return split_windows(Corpus("prose", prose), tiny_tokenizer(), SEQLEN, 3)
 
 
-def settings(**options: Any) -> RecoverSettings:
-    sizes = {"seqlen": SEQLEN, "batch": 2, "learning_rate": 0.1, "compute_dtype": "float32"}
-    return RecoverSettings(**{"model": "m", "text": "t", **sizes, **options})
-
-
 def training(
     pruned: LanguageModel,
     parts: tuple[Windows, Windows],
-    config: RecoverSettings,
+    steps: int | None = None,
+    minutes: float | None = None,
+    rate: float = 0.1,
     teacher: torch.nn.Module | None = None,
     **more: Any,
 ) -> Training:
-    model, matrices = pruned.model, find_matrices(pruned.model)
-    loss = partial(next_token_loss, model)
-    if teacher is not None:
-        loss = partial(distillation_loss, model, teacher, share=config.teacher_share or 1.0)
     learned, held_out = parts
-    return Training(model, matrices, [learned], [1], held_out, config, loss, **more)
+
+    def batches(step: int) -> Iterator[Batch]:
+        drawn = in_training_order([learned], [1], 0, step * 2)
+        while True:
+            taken = torch.cat(list(islice(drawn, 2)))
+            loss = text_loss(taken) if teacher is None else taught_loss(taken, teacher, 1.0)
+            yield Batch(taken, loss)
+
+    def validation() -> Iterator[Batch]:
+        return (Batch(window, text_loss(window)) for window in held_out.tokens.split(1))
+
+    model, matrices = pruned.model, find_matrices(pruned.model)
+    more = {"keep_best": True, **more}
+    budget, remedy = Budget(steps, minutes), "choose a lower --learning-rate"
+    return Training(model, matrices, batches, validation, budget, rate, "recovery", remedy, **more)
 
 
-def plain_training(pruned: LanguageModel, windows: Windows, config: RecoverSettings) -> None:
-    """The same in the ordinary way: dense parameters, masked gradients, AdamW written out."""
-    model, steps = pruned.model, config.steps or 0
-    parameters = parameters_of(find_matrices(model)).values()
-    masks = [(parameter != 0).float() for parameter in parameters]
-    sizes = [parameter.detach().square().mean().sqrt() for parameter in parameters]
-    first = [torch.zeros_like(parameter) for parameter in parameters]
-    second = [torch.zeros_like(parameter) for parameter in parameters]
-    drawn = in_training_order([windows], [1], config.seed)
-    for step in range(steps):
-        batch = torch.cat(list(islice(drawn, config.batch)))
-        logits = model(batch).logits[:, :-1]
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
-        dense_gradients = torch.autograd.grad(loss, list(parameters))
-        gradients = [gradient * mask for gradient, mask in zip(dense_gradients, masks, strict=True)]
-        norm = math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients))
-        shrink = min(1.0, CLIP / (norm + 1e-6))
-        share = (step + 0.5) / steps
-        warm = 0.1 + 0.9 * share / WARMUP if share < WARMUP else None
-        cosine = 0.5 * (1 + math.cos(math.pi * (share - WARMUP) / (1 - WARMUP)))
-        learning_rate = config.learning_rate * (cosine if warm is None else warm)
-        with torch.no_grad():
-            columns = (parameters, sizes, gradients, first, second)
-            for parameter, size, gradient, m, v in zip(*columns, strict=True):
-                m.mul_(BETAS[0]).add_(gradient * shrink, alpha=1 - BETAS[0])
-                v.mul_(BETAS[1]).add_((gradient * shrink).square(), alpha=1 - BETAS[1])
-                mean = m / (1 - BETAS[0] ** (step + 1))
-                deviation = (v / (1 - BETAS[1] ** (step + 1))).sqrt() + 1e-8
-                parameter.sub_(learning_rate * size * mean / deviation)
+def plain_training(
+    model: torch.nn.Module, batches: list[Tensor], loss_of: Callable[[Tensor], Tensor]
+) -> list[float]:
+    """Train `model` in place with dense gradients and their mean squares; the losses."""
+    matrices = find_matrices(model)
+    masks = [matrix.weight != 0 for matrix in matrices]
+    sizes = [matrix.weight.square().mean().sqrt() for matrix in matrices]
+    averages = [torch.zeros_like(matrix.weight) for matrix in matrices]
+    losses = []
+    for step, batch in enumerate(batches):
+        loss = loss_of(batch)
+        model.zero_grad()
+        loss.backward()
+        losses.append(float(loss.detach()))
+        decay = 1 - (step + 1) ** -0.8
+        for matrix, mask, size, average in zip(matrices, masks, sizes, averages, strict=True):
+            assert matrix.parameter.grad is not None
+            gradient = matrix.view(matrix.parameter.grad) * mask
+            average.mul_(decay).add_(gradient.square(), alpha=1 - decay)
+            rows, columns = average.mean(1, keepdim=True), average.mean(0, keepdim=True)
+            estimate = (rows * columns / average.mean() / mask.float().mean()).sqrt()
+            move = torch.where(mask, gradient / estimate, 0.0).nan_to_num(0.0)
+            move /= max(1.0, float(move[mask].square().mean().sqrt()))
+            matrix.weight.sub_(RATE * rate((step + 0.5) / len(batches)) * size * move)
+    return losses
+
+
+def check_alike(
+    ours: torch.nn.Module, plain: torch.nn.Module, zeros: dict[str, Tensor], within: float
+) -> None:
+    """Weights differ by a share of the learning rate at most, and zeros are where they were."""
+    pairs = zip(ours.named_parameters(), plain.parameters(), strict=True)
+    for (name, parameter), expected in pairs:
+        scale = RATE * float(expected.detach().square().mean().sqrt())
+        difference = (parameter - expected).detach()
+        assert float(difference.square().mean().sqrt()) <= within * scale, name
+        assert name not in zeros or torch.equal(parameter == 0, zeros[name]), name
+        assert parameter.requires_grad
+        assert parameter.grad is None
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral"])
-def test_it_learns_what_a_plain_masked_loop_learns(
-    architecture: str, parts: tuple[Windows, Windows], monkeypatch: pytest.MonkeyPatch
+def test_it_learns_what_a_plain_loop_learns_of_a_text(
+    architecture: str, parts: tuple[Windows, Windows]
 ) -> None:
-    monkeypatch.setattr("pruner_zero.recovery.train.WARMUP", WARMUP)
-    monkeypatch.setattr("pruner_zero.recovery.train.CLIP", CLIP)
-    config = settings(steps=6, keep="last")
     (ours, zeros), (plain, _) = pruned_model(architecture), pruned_model(architecture)
-    untouched = ours.model.get_input_embeddings().weight.clone()
-    assert training(ours, parts, config).run() == 6
-    plain_training(plain, parts[0], config)
-    pairs = zip(ours.model.named_parameters(), plain.model.parameters(), strict=True)
-    for (name, parameter), expected in pairs:
-        torch.testing.assert_close(parameter, expected, rtol=1e-3, atol=2e-5, msg=name)
-        assert name not in zeros or not parameter[zeros[name]].any()
-        assert parameter.requires_grad
-        assert parameter.grad is None
-    assert torch.equal(ours.model.get_input_embeddings().weight, untouched)
+    assert training(ours, parts, STEPS, rate=RATE, keep_best=False).run() == STEPS
+    drawn = in_training_order([parts[0]], [1], 0)
+    batches = [torch.cat(list(islice(drawn, 2))) for _ in range(STEPS)]
+    plain_training(plain.model, batches, lambda taken: next_token_loss(plain.model, taken))
+    check_alike(ours.model, plain.model, zeros, 0.01)
 
 
-def test_the_rate_is_a_share_of_the_size_of_the_weights_but_not_of_next_to_nothing() -> None:
-    weight = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
-    scales = [KeptWeights("w", torch.nn.Parameter(weight * c)).rate_scale for c in (1, 0.1, 1e-6)]
-    assert scales == pytest.approx([math.sqrt(2.5), math.sqrt(2.5) / 10, 1e-3])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral"])
+def test_it_learns_what_a_plain_loop_with_a_teacher_learns(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pruner_zero.recovery.distillation.TOKENS", BATCH * SEQLEN)
+    tokens = tiny_windows(8, SEQLEN)
+    windows = Windows(tokens, "self", None, "as written", None, "sampled", 0)
+    ours, plain, teacher = (tiny_model(architecture) for _ in range(3))
+    trained = distillation(LanguageModel(ours, tiny_tokenizer(), "m"), windows, STEPS)
+    zeros = prune_half(ours)
+    prune_half(plain)
+    curve = trained(ours, find_matrices(ours))
+
+    def divergence(taken: Tensor) -> Tensor:
+        """The mean over all positions that have a next token."""
+        with torch.no_grad():
+            p = teacher(taken).logits[:, :-1].flatten(0, 1).softmax(-1)
+        return plain_divergence(plain(taken).logits[:, :-1].flatten(0, 1), p) / len(p)
+
+    before = float(divergence(tokens[-HELD_OUT:]).detach())
+    count, generator = len(tokens) - HELD_OUT, torch.Generator().manual_seed(0)
+    order = torch.cat([torch.randperm(count, generator=generator) for _ in range(STEPS)])
+    batches = [tokens[order[BATCH * step :][:BATCH]] for step in range(STEPS)]
+    losses = plain_training(plain, batches, divergence)
+    after = float(divergence(tokens[-HELD_OUT:]).detach())
+    assert curve[0].validation_loss == pytest.approx(before, rel=2e-3)
+    assert curve[-1].validation_loss == pytest.approx(after, rel=2e-3)
+    assert curve[-1].train_loss == pytest.approx(sum(losses) / STEPS, rel=2e-3)
+    assert curve[-1].tokens == STEPS * BATCH * SEQLEN
+    # The dense predictions are rounded to float16.
+    check_alike(ours, plain, zeros, 0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_in_half_precision_are_trained_and_come_back_in_their_dtype(
+    dtype: torch.dtype, parts: tuple[Windows, Windows], tmp_path: Path
+) -> None:
+    results = []
+    for _ in range(2):
+        # The second one goes on from the state that the first one saved at its end.
+        pruned, zeros = pruned_model(dtype=dtype)
+        before = {name: tensor.clone() for name, tensor in pruned.weights()}
+        run = training(pruned, parts, 10, journal=Journal(tmp_path, {}))
+        assert run.run() > 0
+        assert run.state.curve[-1].validation_loss < run.state.curve[0].validation_loss - 0.1
+        results.append(dict(pruned.weights()))
+    for name, tensor in results[0].items():
+        assert tensor.dtype == dtype
+        assert torch.equal(tensor, results[1][name])
+        assert torch.equal(tensor, before[name]) == (name not in zeros)
+        assert name not in zeros or torch.equal(tensor == 0, zeros[name])
 
 
 def test_the_rate_rises_to_one_and_falls_to_zero() -> None:
@@ -136,22 +196,19 @@ def test_the_fall_is_half_a_cosine() -> None:
     assert train.rate(train.WARMUP + fall / 4) == pytest.approx(0.8535533905932737)
 
 
-def test_the_budget_that_is_spent_sooner_counts(parts: tuple[Windows, Windows]) -> None:
-    def spent(step: int, seconds: float, **budget: float) -> float:
-        return training(pruned_model()[0], parts, settings(**budget))._spent(step, seconds)
-
-    assert spent(3, 1e9, steps=10) == 0.3
-    assert spent(10**9, 30, minutes=1) == 0.5
-    both = {"steps": 10, "minutes": 1}
-    assert spent(5, 12, **both) == 0.5
-    assert spent(2, 45, **both) == 0.75
-    assert spent(20, 600, **both) == 1
+def test_the_budget_that_is_spent_sooner_counts() -> None:
+    assert Budget(steps=10).spent(3, 1e9) == 0.3
+    assert Budget(minutes=1).spent(10**9, 30) == 0.5
+    both = Budget(10, 1)
+    assert both.spent(5, 12) == 0.5
+    assert both.spent(2, 45) == 0.75
+    assert both.spent(20, 600) == 1
 
 
 def test_the_curve_records_every_validation(parts: tuple[Windows, Windows]) -> None:
     pruned, _ = pruned_model()
     before = loss_of(pruned, parts[1])
-    run = training(pruned, parts, settings(steps=10), validations=5)
+    run = training(pruned, parts, 10, validations=5)
     kept = run.run()
     curve = run.state.curve
     assert [point.step for point in curve] == [0, 2, 4, 6, 8, 10]
@@ -182,20 +239,20 @@ def test_the_best_weights_are_kept_or_the_last_ones(parts: tuple[Windows, Window
             says = torch.cat([says, likeliest], dim=1)
     judged = (parts[0], replace(parts[1], tokens=says))
     kept_steps = {}
-    for keep in ("best", "last"):
+    for keep in (True, False):
         pruned, _ = pruned_model()
         before = [parameter.clone() for parameter in pruned.model.parameters()]
-        run = training(pruned, judged, settings(steps=3, keep=keep))
+        run = training(pruned, judged, 3, keep_best=keep)
         kept_steps[keep] = run.run()
         after = list(pruned.model.parameters())
         same = all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
-        assert same == (keep == "best")
-    assert kept_steps == {"best": 0, "last": 3}
+        assert same == keep
+    assert kept_steps == {True: 0, False: 3}
 
 
 def test_minutes_are_a_budget_for_everything(parts: tuple[Windows, Windows]) -> None:
     pruned, _ = pruned_model()
-    run = training(pruned, parts, settings(minutes=2 / 60), validations=4)
+    run = training(pruned, parts, minutes=2 / 60, validations=4)
     run.run()
     last = run.state.curve[-1]
     assert 1 < last.seconds < 3
@@ -206,14 +263,14 @@ def test_minutes_are_a_budget_for_everything(parts: tuple[Windows, Windows]) -> 
 
 def test_a_budget_too_small_for_anything_gives_one_step(parts: tuple[Windows, Windows]) -> None:
     pruned, _ = pruned_model()
-    run = training(pruned, parts, settings(minutes=1e-6))
+    run = training(pruned, parts, minutes=1e-6)
     run.run()
     assert [point.step for point in run.state.curve] == [0, 1]
 
 
 def test_steps_are_not_exceeded_where_there_is_time(parts: tuple[Windows, Windows]) -> None:
     pruned, _ = pruned_model()
-    run = training(pruned, parts, settings(steps=2, minutes=60))
+    run = training(pruned, parts, 2, minutes=60)
     run.run()
     assert run.state.step == 2
 
@@ -224,7 +281,7 @@ def test_steps_are_not_exceeded_where_there_is_time(parts: tuple[Windows, Window
 )
 def test_a_loss_that_is_not_finite_is_one_line(parts: tuple[Windows, Windows]) -> None:
     pruned, _ = pruned_model()
-    run = training(pruned, parts, settings(steps=50, learning_rate=1e38))
+    run = training(pruned, parts, 50, rate=1e38)
     line = refusal(lambda: run.run())
     assert "is not finite: choose a lower --learning-rate" in line
 
@@ -242,8 +299,7 @@ def test_the_teacher_pulls_the_model_towards_itself(parts: tuple[Windows, Window
     distances = []
     for share in (0.0, 1.0):
         pruned, _ = pruned_model()
-        config = settings(steps=20, keep="last", teacher="t", teacher_share=share or 0.5)
-        run = training(pruned, parts, config, teacher=teacher if share else None)
+        run = training(pruned, parts, 20, teacher=teacher if share else None, keep_best=False)
         run.run()
         distances.append(apart(pruned.model))
     assert distances[1] < apart(pruned_model()[0].model) < distances[0]
@@ -258,15 +314,15 @@ def test_progress_hears_every_validation(parts: tuple[Windows, Windows]) -> None
 
     pruned, _ = pruned_model()
     with reported_to(Heard()):
-        training(pruned, parts, settings(steps=2)).run()
+        training(pruned, parts, 2).run()
     assert [line.split(",")[0] for line in Heard.lines] == ["step 0", "step 1", "step 2"]
-    assert "validation loss" in Heard.lines[-1]
-    assert "training loss" in Heard.lines[-1]
+    assert "loss on held-out windows" in Heard.lines[-1]
+    assert "in training" in Heard.lines[-1]
 
 
 def test_a_state_reads_back_as_itself(parts: tuple[Windows, Windows]) -> None:
     pruned, _ = pruned_model()
-    run = training(pruned, parts, settings(steps=3))
+    run = training(pruned, parts, 3)
     run.run()
     assert State.from_json(asdict(run.state)) == run.state
 
@@ -275,15 +331,15 @@ def test_the_journal_holds_the_last_state_alone_also_after_a_full_disk(
     parts: tuple[Windows, Windows], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pruner_zero.recovery.train.CHECKPOINT_SECONDS", 0.0)
-    training(pruned_model()[0], parts, settings(steps=2), journal=Journal(tmp_path, {})).run()
+    training(pruned_model()[0], parts, 2, journal=Journal(tmp_path, {})).run()
     before = sorted(file.name for file in tmp_path.iterdir())
     assert before == [JOURNAL, "state-000002.safetensors"]
-    more = training(pruned_model()[0], parts, settings(steps=4), journal=Journal(tmp_path, {}))
+    more = training(pruned_model()[0], parts, 4, journal=Journal(tmp_path, {}))
     with full_disk():
         assert "no space left" in refusal(lambda: more.run())
     assert sorted(file.name for file in tmp_path.iterdir()) == before
     assert Journal(tmp_path, {}).finished == 2
-    again = training(pruned_model()[0], parts, settings(steps=4), journal=Journal(tmp_path, {}))
+    again = training(pruned_model()[0], parts, 4, journal=Journal(tmp_path, {}))
     again.run()
     assert [point.step for point in again.state.curve] == [0, 1, 2, 3, 4]
 
@@ -292,7 +348,7 @@ def test_the_journal_holds_the_last_state_alone_also_after_a_full_disk(
 def test_weights_are_float32_inside_and_of_their_own_dtype_afterwards(dtype: torch.dtype) -> None:
     pruned, _ = pruned_model(dtype=dtype)
     before: dict[str, Tensor] = {name: tensor.clone() for name, tensor in pruned.weights()}
-    with float32_weights(pruned.model):
+    with float32_weights(list(pruned.model.parameters())):
         assert {parameter.dtype for parameter in pruned.model.parameters()} == {torch.float32}
     for name, tensor in pruned.weights():
         assert tensor.dtype == dtype

@@ -44,7 +44,6 @@ def test_resolved_settings_read_back_as_themselves(options: dict[str, object]) -
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"keep": "first"}, "--keep is 'first': input should be 'best' or 'last'"),
         ({"steps": 0}, "--steps is 0"),
         ({"minutes": 0}, "--minutes is 0"),
         ({"mode": "lora"}, "no setting 'mode'"),

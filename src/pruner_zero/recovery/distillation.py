@@ -1,14 +1,13 @@
 """Distillation: the kept weights trained towards the dense model's predictions."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from pruner_zero.devices import available_bytes, has_fast_bfloat16
+from pruner_zero.devices import available_bytes
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.journal import Journal
 from pruner_zero.models.language_model import LanguageModel
@@ -20,8 +19,8 @@ from pruner_zero.models.structure import (
     size_of,
 )
 from pruner_zero.pruning.method import ModelStep, Point
-from pruner_zero.recovery.target_training import TargetTraining
-from pruner_zero.recovery.targets import LOGITS, write_targets
+from pruner_zero.recovery.targets import LOGITS, divergence, write_targets
+from pruner_zero.recovery.train import RATE, Batch, Budget, Training, everything_in_float32
 from pruner_zero.text.windows import Windows
 
 # Tokens in an optimizer step, in as many windows as they fill.
@@ -43,7 +42,7 @@ def check_memory(
     """
     trained = parameters_of(find_matrices(model.model) if cut else matrices).values()
     ids = {id(parameter) for parameter in trained}
-    wide = _everything_in_float32(model.model, model.device)
+    wide = everything_in_float32(model.model, model.device)
     held = sum(
         parameter.numel() * (4 if wide or id(parameter) in ids else parameter.element_size())
         for parameter in model.model.parameters()
@@ -100,16 +99,31 @@ def distillation(
     kept = Journal(folder / "targets", identity, overwrite=True) if folder else None
     targets = write_targets(dense, windows.tokens, numbers, kept)
 
+    def of(chosen: Sequence[int]) -> Batch:
+        target = targets.of(chosen)
+        return Batch(
+            windows.tokens[list(chosen)],
+            lambda positions, logits: divergence(logits, target.part(positions)),
+        )
+
     def train(model: nn.Module, matrices: Sequence[Matrix]) -> Sequence[Point]:
         check_weights(matrices)
         names = {"matrices": [matrix.name for matrix in matrices]}
         journal = Journal(folder / "steps", names, overwrite=True) if folder else None
-        batches = [learned[batch * step :][:batch] for step in range(steps)]
-        training = TargetTraining(
-            model, windows.tokens, targets, batches, validation, matrices, journal
+        training = Training(
+            model,
+            matrices,
+            lambda done: (of(learned[batch * step :][:batch]) for step in range(done, steps)),
+            lambda: (of([number]) for number in validation),
+            Budget(steps),
+            RATE,
+            "distillation",
+            "leave out the distillation, by --distill 0 or without +distill=N",
+            validations=1,
+            journal=journal,
         )
-        with _widened(model, parameters_of(matrices).values()):
-            return training.run()
+        training.run()
+        return training.state.curve
 
     return train
 
@@ -119,27 +133,6 @@ def _in_order(count: int, seed: int) -> Iterator[int]:
     generator = torch.Generator().manual_seed(seed)
     while True:
         yield from torch.randperm(count, generator=generator).tolist()
-
-
-def _everything_in_float32(model: nn.Module, device: torch.device) -> bool:
-    """Whether products with the untrained weights need them in float32 too."""
-    dtypes = {parameter.dtype for parameter in model.parameters()}
-    return torch.float16 in dtypes or not has_fast_bfloat16(device)
-
-
-@contextmanager
-def _widened(model: nn.Module, trained: Iterable[nn.Parameter]) -> Iterator[None]:
-    """The trained parameters are float32 inside; afterwards rounded to their own dtype again."""
-    every = _everything_in_float32(model, next(model.parameters()).device)
-    widened = list(model.parameters()) if every else list(trained)
-    dtypes = [parameter.dtype for parameter in widened]
-    for parameter in widened:
-        parameter.data = parameter.data.float()
-    try:
-        yield
-    finally:
-        for parameter, dtype in zip(widened, dtypes, strict=True):
-            parameter.data = parameter.data.to(dtype)
 
 
 DISTILL = ModelStep("distill", check_memory, distillation)

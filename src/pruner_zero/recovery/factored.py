@@ -5,9 +5,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from pruner_zero.recovery.kept_weights import LEAST_SCALE
 from pruner_zero.tensor_file import TensorFile
 
+# The least root mean square that a learning rate is a share of.
+LEAST_SCALE = 1e-3
 # The largest root mean square of an update.
 _CLIP = 1.0
 # The average of squared gradients forgets as 1 − steps^−_DECAY.

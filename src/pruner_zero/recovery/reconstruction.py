@@ -11,15 +11,16 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.blocks import Arguments, run_batch
 from pruner_zero.models.loss import fast_products
 from pruner_zero.models.structure import Matrix, experts_of, parameters_of
-from pruner_zero.recovery.kept_weights import float32_weights, rate_scale
-from pruner_zero.recovery.train import BETAS, rate
+from pruner_zero.recovery.factored import LEAST_SCALE
+from pruner_zero.recovery.train import float32_weights, rate
 
 # Tokens in an optimizer step, in as many windows as they fill.
 TOKENS = 1024
 # The highest learning rate, as a share of the root mean square of each parameter.
 RATE = 0.01
-# AdamW's, below the gradients of the weights of any block: its loss is a mean over all of them.
-EPSILON = 1e-12
+# AdamW's: of so few steps 0.999 would average too many. Its epsilon is below the gradients of the
+# weights of any block, whose loss is a mean over all of them.
+BETAS, EPSILON = (0.9, 0.95), 1e-12
 
 
 def reconstruct(
@@ -47,7 +48,7 @@ def reconstruct(
     device = next(block.parameters()).device
     together = max(1, min(TOKENS // hidden[0].shape[1], len(hidden)))
     steps = passes * (len(hidden) // together)
-    with float32_weights(block):
+    with float32_weights(list(block.parameters())):
         trained = parameters_of(matrices)
         experts = {p: experts_of(matrices, name) for name, p in trained.items()}
         masks = {p: _mask(p, numbers) for p, numbers in experts.items()}
@@ -81,6 +82,18 @@ def reconstruct(
                         parameter.grad *= mask
                 optimizer.step()
                 optimizer.zero_grad()
+
+
+def rate_scale(weights: Tensor, experts: Sequence[int] | None = None) -> float:
+    """What a learning rate is multiplied by: the root mean square of what is trained, zeros too.
+
+    experts: the numbers of the trained ones where `weights` stacks experts. Adam's steps have the
+    same size for every weight, and the weights of models differ in size by a factor of ten.
+    Source: Adafactor's relative step size (Shazeer & Stern 2018, 1804.04235), with their least
+    scale of 0.001.
+    """
+    trained = weights if experts is None else weights[list(experts)]
+    return max(LEAST_SCALE, math.sqrt(float(trained.float().square().mean())))
 
 
 def _mask(parameter: Tensor, experts: Sequence[int] | None) -> Tensor:

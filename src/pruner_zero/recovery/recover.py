@@ -1,16 +1,17 @@
 """`recover`: fine-tune a pruned model on a text, its zeros kept."""
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from pruner_zero.devices import naming_out_of_memory, torch_threads
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.journal import Journal
 from pruner_zero.models.language_model import LanguageModel, check_tokens
 from pruner_zero.models.load import as_language_model
-from pruner_zero.models.loss import next_token_loss
 from pruner_zero.models.save import save_model
 from pruner_zero.models.structure import (
     Matrix,
@@ -20,10 +21,10 @@ from pruner_zero.models.structure import (
     size_of,
 )
 from pruner_zero.provenance import Cost, measured, provenance
-from pruner_zero.recovery.loss import distillation_loss
+from pruner_zero.recovery.loss import Loss, taught_loss, text_loss
 from pruner_zero.recovery.result import LEAST_SPARSITY, RecoverResult
-from pruner_zero.recovery.train import Training
-from pruner_zero.recovery.windows import split_texts
+from pruner_zero.recovery.train import Batch, Budget, Training
+from pruner_zero.recovery.windows import in_training_order, split_texts
 from pruner_zero.result_folder import build_folder, check_output
 from pruner_zero.settings.base import name_of, names_of
 from pruner_zero.settings.read import read_settings
@@ -96,16 +97,32 @@ def recover(
             f"--batch is {checked.batch}: the text has {len(windows)} windows to train on, choose "
             "no more, or a longer text"
         )
-    loss = partial(next_token_loss, pruned.model)
-    if dense is not None and checked.teacher_share is not None:
-        share = checked.teacher_share
-        loss = partial(distillation_loss, pruned.model, dense.model, share=share)
+
+    def loss_of(taken: Tensor) -> Loss:
+        if dense is None or checked.teacher_share is None:
+            return text_loss(taken)
+        return taught_loss(taken, dense.model, checked.teacher_share)
+
+    def batches(step: int) -> Iterator[Batch]:
+        drawn = in_training_order(texts, mixture.shares, checked.seed, step * checked.batch)
+        while True:
+            taken = torch.cat([next(drawn) for _ in range(checked.batch)])
+            yield Batch(taken, loss_of(taken))
 
     def run(journal: Journal | None) -> RecoverResult:
         before = sparsity(matrices)
         with measured() as cost:
             training = Training(
-                pruned.model, matrices, texts, mixture.shares, validation, checked, loss, journal
+                pruned.model,
+                matrices,
+                batches,
+                lambda: (Batch(w, text_loss(w)) for w in validation.tokens.split(1)),
+                Budget(checked.steps, checked.minutes),
+                checked.learning_rate,
+                "recovery",
+                "choose a lower --learning-rate",
+                keep_best=True,
+                journal=journal,
             )
             kept_step = training.run()
         return RecoverResult(
@@ -113,10 +130,9 @@ def recover(
             checked,
             training.state.curve,
             kept_step,
-            sum(values.numel() for values in training.values.values()),
+            training.trained,
             before,
             sparsity(matrices),
-            str(training.dtype).removeprefix("torch."),
             windows.describe(),
             validation.describe(),
             {**provenance(), "device": str(pruned.model.device), **origin},

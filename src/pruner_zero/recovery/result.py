@@ -28,8 +28,8 @@ class RecoverResult(Tabular):
 
     kept_step: the step whose weights the model has. trained: the number of trained values.
     sparsity_before, sparsity_after: the share of zeros among the prunable weights. training,
-    validation: describe the text. compute_dtype: the dtype of matrix products. cost: the cost of
-    this process. output: the folder, None where nothing was saved.
+    validation: describe the text. cost: that of this process. output: the folder, None where
+    nothing was saved.
     """
 
     shown = ("step", "seconds", "tokens", "train_loss", "validation_loss")
@@ -41,7 +41,6 @@ class RecoverResult(Tabular):
     trained: int
     sparsity_before: float
     sparsity_after: float
-    compute_dtype: str
     training: dict[str, Any]
     validation: dict[str, Any]
     provenance: dict[str, Any]
@@ -80,11 +79,9 @@ class RecoverResult(Tabular):
         """All but what time was spent, as JSON values: the same for the same `--steps`."""
         return {
             "settings": self.settings.model_dump(mode="json"),
-            "compute_dtype": self.compute_dtype,
             "trained": self.trained,
             "sparsity_before": round(self.sparsity_before, 6),
             "sparsity_after": round(self.sparsity_after, 6),
-            "kept": self.settings.keep,
             "kept_step": self.kept_step,
             "loss_before": self.loss_before,
             "loss_after": self.loss_after,
@@ -118,9 +115,6 @@ def model_card(result: RecoverResult, pruned: Path) -> str:
     text = f"`{result.training['text']}`"
     if are_written(settings.text):
         text = "text that the teacher wrote"
-    chose = ""
-    if settings.keep == "best":
-        chose = "; the saved step is the one with the lowest loss on it"
     if pruned.is_file():
         card = pruned.read_text().replace(NOT_RETRAINED, "It was fine-tuned since, see below.")
     else:
@@ -139,6 +133,6 @@ Fine-tuned (all kept weights) for {last.step} steps on {last.tokens} tokens of \
 | pruned | 0 | {result.loss_before:.4f} |
 | recovered | {result.kept_step} | {result.loss_after:.4f} |
 
-The held-out text is the last tenth of the same text. It was not trained on{chose}. \
-Settings, versions and the learning curve are in `recovery.json`.
+The held-out text is the last tenth of the same text. It was not trained on; the saved step is the \
+one with the lowest loss on it. Settings, versions and the learning curve are in `recovery.json`.
 """

@@ -79,11 +79,7 @@ def write_targets(
             for window, (hidden, as_tuple) in zip(
                 track(chosen, "predictions", len(chosen)), states, strict=True
             ):
-                chunks = logits_in_chunks(model, window[None].to(dense.device), hidden, as_tuple)
-                parts = [_most_probable(logits) for *_, logits in chunks]
-                probable, log_p, log_rest = map(torch.cat, zip(*parts, strict=True))
-                # Autocast refuses to join tensors of float16.
-                found.append(Target(probable, log_p.half(), log_rest))
+                found.append(target_of(model, window[None].to(dense.device), hidden, as_tuple))
     stored = {name: torch.stack([getattr(each, name) for each in found]) for name in Target._fields}
     if journal is None:
         return Targets(numbers, stored)
@@ -135,6 +131,15 @@ def logits_in_chunks(
         with blocks_replaced(model, inputs, as_tuple):
             logits = model(ids[:, positions], use_cache=False).logits[0]
         yield positions, inputs, logits
+
+
+def target_of(model: nn.Module, windows: Tensor, hidden: Tensor, as_tuple: bool) -> Target:
+    """The predictions of `model` for `windows` (n, tokens), after what `run_blocks` gave."""
+    chunks = logits_in_chunks(model, windows, hidden, as_tuple)
+    parts = [_most_probable(logits) for *_, logits in chunks]
+    probable, log_p, log_rest = map(torch.cat, zip(*parts, strict=True))
+    # Autocast refuses to join tensors of float16.
+    return Target(probable, log_p.half(), log_rest)
 
 
 def _most_probable(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,45 +1,39 @@
-"""The training loop: optimizer steps within a budget, validations, checkpoints."""
+"""Training of kept weights in little memory: steps within a budget, validations, checkpoints."""
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pruner_zero.calibration.gradients import gradients_to
 from pruner_zero.devices import has_fast_bfloat16
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.journal import Journal
-from pruner_zero.models.loss import next_token_loss
-from pruner_zero.models.structure import Matrix, experts_of, parameters_of
+from pruner_zero.models.blocks import blocks_recomputed, run_blocks
+from pruner_zero.models.loss import fast_products
+from pruner_zero.models.structure import Matrix, parameters_of
 from pruner_zero.progress import note, track
 from pruner_zero.pruning.method import Point
-from pruner_zero.recovery.kept_weights import KeptWeights, float32_weights
-from pruner_zero.recovery.windows import in_training_order
-from pruner_zero.settings.recover import RecoverSettings
-from pruner_zero.tensor_file import write_tensors
-from pruner_zero.text.windows import Windows
+from pruner_zero.recovery.factored import FactoredMatrix
+from pruner_zero.recovery.loss import Loss
+from pruner_zero.recovery.targets import logits_in_chunks
+from pruner_zero.tensor_file import TensorFile, write_tensors
 
-# A budget of minutes allows few steps; the usual 0.999 averages over more steps.
-BETAS = (0.9, 0.95)
-# Gradients are clipped to this norm.
-CLIP = 1.0
+# The highest learning rate, as a share of the root mean square of each matrix.
+RATE = 1e-3
 # The share of the budget in which the rate rises. It begins at a tenth of the highest rate, since
 # a first step with rate 0 would do nothing.
 WARMUP = 0.05
 FIRST_RATE = 0.1
 VALIDATIONS = 10
-CHECKPOINT_SECONDS = 120.0
-# The most tokens of a forward pass, but for one window: enough that the cost of casting weights to
-# bfloat16 and of adding gradients is small, few enough that the logits fit in memory.
-FORWARD_TOKENS = 1024
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+# A checkpoint has 4 bytes a weight, zeros included.
+CHECKPOINT_SECONDS = 300.0
 
 
 def rate(share: float) -> float:
@@ -52,16 +46,38 @@ def rate(share: float) -> float:
     return (1 - math.cos(math.pi * (1 - share) / (1 - WARMUP))) / 2
 
 
+class Batch(NamedTuple):
+    """The windows (n, tokens) of an optimizer step or of a validation, with their loss."""
+
+    windows: Tensor
+    loss: Loss
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a training lasts: until either is spent; None where there is no such limit."""
+
+    steps: int | None = None
+    minutes: float | None = None
+
+    def spent(self, step: float, seconds: float) -> float:
+        """The share spent after `step` steps and `seconds` seconds, in [0, 1]."""
+        of_steps = step / self.steps if self.steps else 0.0
+        of_time = seconds / (60 * self.minutes) if self.minutes else 0.0
+        return min(max(of_steps, of_time), 1.0)
+
+
 @dataclass
 class State:
     """The state of a run except its tensors.
 
-    losses: the loss of each step since the last point of the curve. validation_seconds,
-    step_seconds: how long the last validation and the last step took.
+    tokens: trained on so far. losses: the loss of each step since the last point of the curve.
+    validation_seconds, step_seconds: how long the last validation and the last step took.
     """
 
     step: int = 0
     seconds: float = 0.0
+    tokens: int = 0
     validation_seconds: float = 0.0
     step_seconds: float = 0.0
     losses: list[float] = field(default_factory=list)
@@ -80,69 +96,81 @@ class State:
 
 @dataclass(eq=False, repr=False)
 class Training:
-    """Trains the kept weights of `matrices` on `texts` and measures the loss on `validation`.
+    """Trains the kept weights of `matrices` of `model` in place; zeros stay zero.
 
-    The settings and the step number determine everything; there is no other random state. The
-    model stays in evaluation mode, without dropout. The weights are fp32 in training; matrix
-    products are computed in `dtype`, which is bfloat16 where the settings say "auto" and the device
-    multiplies it natively. matrices: of `model`, whose other weights stay as they are. texts: the
-    windows (n, seqlen) of each text, which take turns by their `shares`. loss: the loss of windows
-    (n, tokens), a scalar. journal: where the run is saved and resumed from. remedy: what the
-    message on a loss that is not finite tells the user to do. validations: how many times the
-    validation loss is measured over the budget.
+    Each parameter is changed during the backward pass, as soon as its gradient is complete and the
+    weights are not needed any more, and activations are computed again block by block, so that
+    neither two gradients nor the activations of two blocks are in memory. The trained weights are
+    float32 meanwhile; products are computed in bfloat16 where the device has it natively. The model
+    stays in evaluation mode, without dropout, and its other weights as they are.
+
+    batches: those from a step on, without end. validation: what the loss is measured on before,
+    `validations` times over the budget, and after. learning_rate: the highest, as a share of the
+    root mean square of each matrix. name: in the progress. remedy: what the message on a loss that
+    is not finite tells the user to do. keep_best: at the end the model has the weights of the
+    lowest validation loss. journal: where the run is saved and resumed from. Batches, budget and
+    the step number determine everything; there is no random state.
     """
 
     model: nn.Module
     matrices: Sequence[Matrix]
-    texts: Sequence[Windows]
-    shares: Sequence[float]
-    validation: Windows
-    settings: RecoverSettings
-    loss: Callable[[Tensor], Tensor]
-    journal: Journal | None = None
-    remedy: str = "choose a lower --learning-rate, or --compute-dtype float32"
+    batches: Callable[[int], Iterator[Batch]]
+    validation: Callable[[], Iterator[Batch]]
+    budget: Budget
+    learning_rate: float
+    name: str
+    remedy: str
+    keep_best: bool = False
     validations: int = VALIDATIONS
+    journal: Journal | None = None
 
     def __post_init__(self) -> None:
-        device, name = next(self.model.parameters()).device, self.settings.compute_dtype
-        narrow = has_fast_bfloat16(device) if name == "auto" else name == "bfloat16"
-        self.dtype = torch.bfloat16 if narrow else torch.float32
-        self.autocast: Callable[[], AbstractContextManager[None]] = nullcontext
-        if narrow:
-            self.autocast = partial(torch.autocast, device.type, torch.bfloat16)
-        self.learned = [
-            KeptWeights(name, parameter, experts_of(self.matrices, name))
-            for name, parameter in parameters_of(self.matrices).items()
-        ]
-        self.values = {kept.name: kept.values for kept in self.learned}
-        self.optimizer = torch.optim.AdamW(
-            [{"params": [kept.values], "scale": kept.rate_scale} for kept in self.learned],
-            self.settings.learning_rate,
-            BETAS,
-            weight_decay=0.0,
-            fused=True,
-        )
-        self.best: dict[str, Tensor] | None = None
         self.state = State()
+        self.device = next(self.model.parameters()).device
+        self.parameters = parameters_of(self.matrices)
+        self.dtypes = {name: parameter.dtype for name, parameter in self.parameters.items()}
+        self.learned: dict[Matrix, FactoredMatrix] = {}
+        self.best: dict[str, Tensor] = {}
 
     def run(self) -> int:
         """Train until the budget is spent; return the step whose weights the model then has.
 
         Raises PrunerZeroError where the loss is no longer finite.
         """
-        pulls = {kept.parameter: kept.pull for kept in self.learned}
-        with float32_weights(self.model), gradients_to(pulls, self.model):
+        with float32_weights(self._widened()):
+            # Of the widened weights, which are other tensors where their own dtype is narrow.
+            self.learned = {m: FactoredMatrix(m.name, m.weight) for m in self.matrices}
             if self.journal and self.journal.lines:
                 self._restore(self.journal)
-            state, steps = self.state, self.settings.steps
-            saved = time.monotonic()
-            start = saved - state.seconds
-            left = steps and steps - state.step
-            if not state.curve:
-                self._validate(start)
-            for batch in track(self._batches(start), "recovery", left):
+            self._train()
+            if not self.keep_best:
+                return self.state.step
+            for name, parameter in self.parameters.items():
+                parameter.data.copy_(self.best[name])
+            return self.state.best_step
+
+    @property
+    def trained(self) -> int:
+        """The number of trained weights."""
+        return sum(int(kept.count) for kept in self.learned.values())
+
+    def _train(self) -> None:
+        state, first = self.state, self.state.step
+        saved = time.monotonic()
+        start = saved - state.seconds
+        if not state.curve:
+            self._validate(start)
+        of_parameter: dict[nn.Parameter, list[Matrix]] = {}
+        for matrix in self.learned:
+            of_parameter.setdefault(matrix.parameter, []).append(matrix)
+        receivers = {p: partial(self._update, matrices) for p, matrices in of_parameter.items()}
+        left = self.budget.steps and self.budget.steps - state.step
+        with gradients_to(receivers, self.model), blocks_recomputed(self.model):
+            for batch in track(self._batches(start), self.name, left):
                 began = time.monotonic()
                 state.losses.append(self._step(batch))
+                state.step += 1
+                state.tokens += batch.windows.numel()
                 state.step_seconds = time.monotonic() - began
                 state.seconds = time.monotonic() - start
                 if self._validation_is_due():
@@ -150,83 +178,87 @@ class Training:
                 if time.monotonic() - saved >= CHECKPOINT_SECONDS:
                     self._save()
                     saved = time.monotonic()
-            if state.losses:
-                self._validate(start)
+        if state.losses:
+            self._validate(start)
+        if state.step > first:
             self._save()
-            if self.best is None:
-                return state.step
-            self._put(self.best)
-            return state.best_step
 
-    def _spent(self, step: float, seconds: float) -> float:
-        """The share of the budget spent after `step` steps and `seconds` seconds, in [0, 1]."""
-        steps, minutes = self.settings.steps, self.settings.minutes
-        of_steps = step / steps if steps else 0.0
-        of_time = seconds / (60 * minutes) if minutes else 0.0
-        return min(max(of_steps, of_time), 1.0)
-
-    def _batches(self, start: float) -> Iterator[list[Tensor]]:
-        """The windows of each step until the budget is spent; at least one step."""
-        state, size = self.state, self.settings.batch
-        skipped, seed = state.step * size, self.settings.seed
-        windows = in_training_order(self.texts, self.shares, seed, skipped)
+    def _batches(self, start: float) -> Iterator[Batch]:
+        """The batches until the budget is spent; at least one."""
+        state, batches = self.state, self.batches(self.state.step)
         while True:
             ahead = state.step_seconds + state.validation_seconds
-            share = self._spent(state.step, time.monotonic() - start + ahead)
-            if state.step and share >= 1:
+            spent = self.budget.spent(state.step, time.monotonic() - start + ahead)
+            if state.step and spent >= 1:
                 return
-            yield [next(windows) for _ in range(size)]
+            yield next(batches)
 
-    def _step(self, batch: Sequence[Tensor]) -> float:
-        """One optimizer step on the mean loss of `batch`, which is returned."""
-        state, settings = self.state, self.settings
-        self.optimizer.zero_grad(set_to_none=False)
-        total = 0.0
-        for windows in torch.cat(list(batch)).split(max(1, FORWARD_TOKENS // settings.seqlen)):
-            with self.autocast():
-                loss = self.loss(windows) * (len(windows) / len(batch))
-            loss.backward()
-            total += float(loss.detach())
-        self._check(total)
-        torch.nn.utils.clip_grad_norm_(self.values.values(), CLIP)
+    def _update(self, matrices: Sequence[Matrix], gradient: Tensor) -> None:
+        state = self.state
         # At the middle of the step, so that neither the first nor the last has a rate of 0.
         ahead = state.validation_seconds + state.step_seconds / 2
-        share = self._spent(state.step + 0.5, state.seconds + ahead)
-        for group in self.optimizer.param_groups:
-            group["lr"] = settings.learning_rate * rate(share) * group["scale"]
-        self.optimizer.step()
-        state.step += 1
-        for kept in self.learned:
-            kept.write()
-        return total
+        spent = self.budget.spent(state.step + 0.5, state.seconds + ahead)
+        for matrix in matrices:
+            self.learned[matrix].step(matrix.view(gradient), self.learning_rate * rate(spent))
+
+    def _step(self, batch: Batch) -> float:
+        """One optimizer step; the loss before it."""
+        windows, total, gradients = batch.windows.to(self.device), 0.0, []
+        with fast_products(self.model, self.device):
+            hidden, as_tuple = run_blocks(self.model, windows)
+            for positions, inputs, logits in logits_in_chunks(
+                self.model, windows, hidden, as_tuple
+            ):
+                part, gradient = batch.loss(positions, logits)
+                total += float(part)
+                logits.backward(gradient.div_(windows[:, 1:].numel()).to(logits.dtype))
+                assert inputs.grad is not None
+                gradients.append(inputs.grad)
+        self._check(total)
+        gradient = torch.zeros_like(hidden)
+        gradient[:, :-1] = torch.cat(gradients, 1).view_as(gradient[:, :-1])
+        hidden.backward(gradient)
+        return total / windows[:, 1:].numel()
 
     def _validation_is_due(self) -> bool:
         """Whether the budget passed a boundary of its equal parts since the last validation."""
         last, parts = self.state.curve[-1], self.validations
-        now = self._spent(self.state.step, self.state.seconds)
-        return int(now * parts) > int(self._spent(last.step, last.seconds) * parts)
+        now = self.budget.spent(self.state.step, self.state.seconds)
+        return int(now * parts) > int(self.budget.spent(last.step, last.seconds) * parts)
 
     @torch.no_grad()
     def _validate(self, start: float) -> None:
-        state, settings = self.state, self.settings
+        """Add a point to the learning curve."""
+        state, total, count = self.state, 0.0, 0
         began = time.monotonic()
-        with self.autocast():
-            tokens = self.validation.tokens
-            losses = [float(next_token_loss(self.model, window[None])) for window in tokens]
-        loss = sum(losses) / len(losses)
-        self._check(loss)
-        state.validation_seconds = time.monotonic() - began
-        state.seconds = time.monotonic() - start
+        for batch in self.validation():
+            windows = batch.windows.to(self.device)
+            with fast_products(self.model, self.device):
+                for positions, _, logits in logits_in_chunks(
+                    self.model, windows, *run_blocks(self.model, windows)
+                ):
+                    total += float(batch.loss(positions, logits)[0])
+            count += windows[:, 1:].numel()
+        self._check(total)
+        loss = total / count
         train = sum(state.losses) / len(state.losses) if state.losses else None
-        state.losses = []
-        seen = state.step * settings.batch * settings.seqlen
-        state.curve.append(Point(state.step, round(state.seconds, 2), seen, train, loss))
-        if settings.keep == "best" and state.best_step == state.step:
-            self.best = {name: values.clone() for name, values in self.values.items()}
+        state.validation_seconds = time.monotonic() - began
+        state.losses, state.seconds = [], time.monotonic() - start
+        seconds = round(state.seconds, 2)
+        state.curve.append(Point(state.step, seconds, state.tokens, train, loss))
+        if self.keep_best and state.best_step == state.step:
+            self._keep()
         note(
-            f"step {state.step}, {state.seconds:.0f} s: validation loss {loss:.4f}"
-            + ("" if train is None else f", training loss {train:.4f}")
+            f"step {state.step}, {state.seconds:.0f} s: loss on held-out windows {loss:.4f}"
+            + ("" if train is None else f", in training {train:.4f}")
         )
+
+    def _keep(self) -> None:
+        """Remember the weights of now as the best ones, in their own dtype."""
+        self.best = {
+            name: parameter.data.to(self.dtypes[name], copy=True)
+            for name, parameter in self.parameters.items()
+        }
 
     def _check(self, loss: float) -> None:
         if not math.isfinite(loss):
@@ -237,10 +269,11 @@ class Training:
         """Write the state and its tensors to the journal, and delete those of the state before."""
         if self.journal is None:
             return
-        tensors = {f"{name}.value": values for name, values in self.values.items()}
-        tensors |= {f"{name}.best": values for name, values in (self.best or {}).items()}
-        for name, values in self.values.items():
-            tensors |= {f"{name}.{key}": self.optimizer.state[values][key] for key in MOMENTS}
+        tensors = {}
+        if self.keep_best and self.state.best_step != self.state.step:
+            tensors = {f"{name}.best": values for name, values in self.best.items()}
+        for kept in self.learned.values():
+            tensors |= kept.state()
         lines = self.journal.lines
         file = f"state-{len(lines):06d}.safetensors"
         files = {file: write_tensors(self.journal.folder / file, tensors)}
@@ -249,17 +282,35 @@ class Training:
 
     def _restore(self, journal: Journal) -> None:
         line = journal.lines[-1]
-        saved = load_file(journal.folder / line["tensors"])
+        saved = TensorFile(journal.folder / line["tensors"])
         self.state = State.from_json(line["state"])
-        self._put({name: saved[f"{name}.value"] for name in self.values})
-        if self.settings.keep == "best":
-            self.best = {name: saved[f"{name}.best"] for name in self.values}
-        for name, values in self.values.items():
-            self.optimizer.state[values] = {
-                key: saved[f"{name}.{key}"].to(values.device, copy=True) for key in MOMENTS
-            }
+        for kept in self.learned.values():
+            kept.restore(saved, self.state.step)
+        if self.keep_best and self.state.best_step != self.state.step:
+            self.best = {name: saved.read(f"{name}.best") for name in self.parameters}
+        elif self.keep_best:
+            self._keep()
 
-    def _put(self, saved: Mapping[str, Tensor]) -> None:
-        for kept in self.learned:
-            kept.values.copy_(saved[kept.name])
-            kept.write()
+    def _widened(self) -> list[nn.Parameter]:
+        """The trained parameters; all where products with the others need float32 too."""
+        every = everything_in_float32(self.model, self.device)
+        return list(self.model.parameters() if every else self.parameters.values())
+
+
+def everything_in_float32(model: nn.Module, device: torch.device) -> bool:
+    """Whether products with the untrained weights need them in float32 too."""
+    dtypes = {parameter.dtype for parameter in model.parameters()}
+    return torch.float16 in dtypes or not has_fast_bfloat16(device)
+
+
+@contextmanager
+def float32_weights(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """`parameters` are float32 inside; afterwards each is rounded to its own dtype again."""
+    dtypes = [parameter.dtype for parameter in parameters]
+    for parameter in parameters:
+        parameter.data = parameter.data.float()
+    try:
+        yield
+    finally:
+        for parameter, dtype in zip(parameters, dtypes, strict=True):
+            parameter.data = parameter.data.to(dtype)

@@ -1,6 +1,6 @@
 """The settings of `recover`."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -63,13 +63,6 @@ class RecoverSettings(ModelSettings, WritingSettings):
     windows: int = Field(96, ge=2, description="Windows that the teacher writes, with --text self.")
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of the window order.")
     validation_windows: int = Field(8, ge=1, description="Windows in a validation.")
-    keep: Literal["best", "last"] = Field(
-        "best",
-        description="Which weights to save: those of the lowest validation loss or the last.",
-    )
-    compute_dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="Type of matrix products; auto is bfloat16 where it is native."
-    )
 
     @model_validator(mode="before")
     @classmethod
