@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import combinations
+from itertools import chain, combinations
 from typing import Any
 
 from scipy import stats
@@ -65,7 +65,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How alike two rungs rank the n candidates that have a value on both.
+    """How alike two rungs, or two models, rank the n candidates that have a value on both.
 
     among: "all" candidates, the candidates of a scope, or the best 20 on the expensive rung.
     kendall: Kendall's τ-b; nan where all values of a rung are equal.
@@ -133,16 +133,17 @@ def analyze(study: Study, top: float = 0.1) -> Analysis:
     distinct = sorted((r for r in study.records if r.evaluation.counts), key=_order)
     rung, count = _how_many_best(distinct, top)
     shares = _shares(distinct[:count], distinct[count:])
-    return Analysis(_counts(study), top, count, rung, shares, agreements(distinct))
+    models = study.panel.models if study.panel else ()
+    return Analysis(_counts(study), top, count, rung, shares, agreements(distinct, models))
 
 
-def agreements(records: Sequence[Record]) -> tuple[Agreement, ...]:
-    """How alike every two rungs rank the candidates that have values on both.
+def agreements(records: Sequence[Record], models: Sequence[str] = ()) -> tuple[Agreement, ...]:
+    """How alike every two rungs, and every two of `models`, rank those with values on both.
 
     Over all of them, those of each scope, and the best 20 on the expensive rung.
     """
     rows = []
-    for expensive, cheap in combinations(reversed(RUNGS), 2):
+    for expensive, cheap in chain(combinations(reversed(RUNGS), 2), combinations(models, 2)):
         both = [r for r in records if _has_value(r, cheap) and _has_value(r, expensive)]
         groups = {"all": both}
         scopes = sorted({record.candidate.scope for record in both})

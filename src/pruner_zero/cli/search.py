@@ -16,6 +16,7 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.settings.search import SearchSettings
 
 if TYPE_CHECKING:
+    from pruner_zero.evolution.panel import Panel
     from pruner_zero.evolution.run import Status
     from pruner_zero.evolution.study import Study
 
@@ -37,7 +38,10 @@ def search(
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Search for the best metric for MODEL. After an interruption, `--resume RUN` continues it."""
+    """Search for the best metric for MODEL, or for several models at once.
+
+    After an interruption, `--resume RUN` continues it.
+    """
     from pruner_zero.evolution.run import search as run
 
     if resume is not None and config is not None:
@@ -77,7 +81,7 @@ def _print(study: "Study") -> None:
     for row in study.hall_of_fame.to_rows():
         mark = "best" if row["best"] else "knee" if row["knee"] else ""
         print(
-            f"{row['complexity']:>3} {_perplexity(row['perplexity']):>10}  "
+            f"{row['complexity']:>3} {_loss(row, study.panel):>10}  "
             f"{row['expression']} @{row['scope']} {mark}"
         )
     if study.final_race.winner:
@@ -122,9 +126,9 @@ def _line(status: "Status") -> str:
     best = status.hall_of_fame.best
     text = "none"
     if best:
-        candidate = best.candidate
-        perplexity = _perplexity(best.evaluation.perplexity)
-        text = f"{perplexity} {candidate.expression} @{candidate.scope}".lstrip()
+        row = next(row for row in status.hall_of_fame.to_rows() if row["best"])
+        loss = _loss(row, status.hall_of_fame.panel)
+        text = f"{loss} {row['expression']} @{row['scope']}".lstrip()
     return (
         f"batch {status.batch}: {status.elapsed / 60:.1f} min of {status.budget}, "
         f"{len(status.records)} candidates ({status.per_minute:.0f}/min; rejected {rejected}, "
@@ -134,16 +138,21 @@ def _line(status: "Status") -> str:
 
 
 def _table(status: "Status") -> Table:
-    table = Table("complexity", "perplexity", "metric", "scope", title=_line(status))
+    panel = status.hall_of_fame.panel
+    measured = "beside Wanda" if panel else "perplexity"
+    table = Table("complexity", measured, "metric", "scope", title=_line(status))
     for row in status.hall_of_fame.to_rows():
         style = "bold" if row["best"] else "cyan" if row["knee"] else ""
-        cells = (str(row["complexity"]), _perplexity(row["perplexity"]), row["expression"])
+        cells = (str(row["complexity"]), _loss(row, panel), row["expression"])
         table.add_row(*cells, row["scope"], style=style)
     return table
 
 
-def _perplexity(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
+def _loss(row: dict[str, Any], panel: "Panel | None") -> str:
+    """The perplexity, or of several models the part of Wanda's divergence more or less."""
+    if panel:
+        return f"{row['loss']:+.1%}" if None not in map(row.get, panel.models) else ""
+    return "" if row["perplexity"] is None else f"{row['perplexity']:.2f}"
 
 
 def _stored(folder: Path) -> dict[str, Any]:

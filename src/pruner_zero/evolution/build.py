@@ -1,7 +1,8 @@
 """What a search makes of its settings: space, pattern, workers, windows, and the evaluator."""
 
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pruner_zero.devices import CPU, find_devices, has_fast_bfloat16
 from pruner_zero.errors import PrunerZeroError, did_you_mean
 from pruner_zero.evolution.algorithm import ALGORITHMS
 from pruner_zero.evolution.evaluator import Evaluator, MaskedModel
+from pruner_zero.evolution.panel import Panel
 from pruner_zero.evolution.row_sample import SampledMatrix, sample_matrix, stack
 from pruner_zero.evolution.space import PUBLISHED_SPACE, SearchSpace
 from pruner_zero.execution.executor import EXECUTORS, Workers
@@ -219,6 +221,59 @@ def build_evaluator(
     masked = MaskedModel(copy, copied, weights, statistics, pattern, steps, hessians)
     unseen = (fresh or no_windows()).tokens
     return Evaluator(sample, masked, judged.tokens, settings.few_windows, unseen)
+
+
+@dataclass(frozen=True)
+class JudgedModel:
+    """A model that candidates are judged on, with its windows; fingerprint: of its weights."""
+
+    model: LanguageModel
+    fingerprint: str
+    uses: Mapping[str, Windows]
+    cache: Path | None
+
+    @classmethod
+    def of(
+        cls,
+        model: LanguageModel,
+        settings: SearchSettings,
+        calibration: Mixture,
+        search: Mixture,
+        cache: Path | None,
+    ) -> "JudgedModel":
+        """Take its windows, as `search_windows` says."""
+        common: dict[str, Any] = {"cache": cache, "fingerprint": model.fingerprint()}
+        windows = search_windows(settings, calibration, search, model, **common)
+        uses = dict(zip(("calibration", "search", "final"), windows, strict=True))
+        return cls(model, common["fingerprint"], uses, cache)
+
+    def identity(self, settings: SearchSettings) -> dict[str, Any]:
+        """What a resumed run must share beside the settings."""
+        return {
+            "judge_dtype": str(judging_dtype(self.model.model, settings)),
+            **{f"{use}_tokens": windows.sha256 for use, windows in self.uses.items()},
+            "model_weights": self.fingerprint,
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """Where its windows come from, by their use."""
+        return {use: windows.describe() for use, windows in self.uses.items()}
+
+    def evaluator(self, settings: SearchSettings) -> Evaluator:
+        """The judge of candidates on this model."""
+        calibration, judged, fresh = self.uses.values()
+        common: dict[str, Any] = {"cache": self.cache, "fingerprint": self.fingerprint}
+        return build_evaluator(self.model, settings, calibration, judged, fresh=fresh, **common)
+
+
+def joined(values: Sequence[Mapping[str, Any]], panel: Panel | None) -> dict[str, Any]:
+    """The values of one model; of several, for each key those of every model by its name."""
+    if panel is None:
+        return dict(values[0])
+    return {
+        key: dict(zip(panel.models, (each[key] for each in values), strict=True))
+        for key in values[0]
+    }
 
 
 def judging_dtype(model: nn.Module, settings: SearchSettings) -> torch.dtype:

@@ -3,6 +3,7 @@
 import math
 import statistics
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -156,7 +157,8 @@ class Task:
     """One candidate on one rung, as it is sent to a worker.
 
     known: its losses on the first windows of the rung, which are not run again. best: the losses
-    of the best candidate so far on all windows; a candidate clearly behind it is stopped.
+    of the best candidate so far on all windows; a candidate clearly behind it is stopped. slack:
+    of several models, as `Panel.slack` says.
     """
 
     number: int
@@ -165,6 +167,7 @@ class Task:
     scope: Group
     known: tuple[float, ...] = ()
     best: tuple[float, ...] = ()
+    slack: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -172,7 +175,7 @@ class Outcome:
     """The result of a rung: a value (lower is better), or the reason of a rejection.
 
     A candidate that was stopped because it is behind the best has neither. losses: by window, those
-    known before among them.
+    known before among them. parts: the value on each of several models, by name.
     """
 
     number: int
@@ -180,12 +183,13 @@ class Outcome:
     value: float | None = None
     reason: str | None = None
     losses: tuple[float, ...] = ()
+    parts: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """The fields that are set, as JSON values."""
         values = {**vars(self), "losses": list(self.losses)}
-        return {key: value for key, value in values.items() if value not in (None, [])}
+        return {key: value for key, value in values.items() if value not in (None, [], {})}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Outcome":
@@ -194,25 +198,16 @@ class Outcome:
         return cls(**{**fields, "losses": tuple(value.get("losses", ()))})
 
 
-@dataclass(frozen=True)
-class Evaluator:
-    """The work of a search's workers: all data in memory that judging needs, for any candidate.
+class Judge(ABC):
+    """The work of a search's workers: all data in memory that judging needs, for any candidate."""
 
-    sample: rows of all matrices, for the closed-form error. masked: the model. windows: (n, tokens)
-    of the search text; the rung "few" uses the first `few` of them. fresh: (n, tokens) of the same
-    text for the rung "final".
-    """
-
-    sample: Sequence[SampledMatrix]
-    masked: MaskedModel
-    windows: Tensor
-    few: int
-    fresh: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.int64))
-
+    @abstractmethod
     def set_up(self) -> None:
         """Give a worker its own copy of the parameters that it masks; the rest is shared."""
-        for parameter in parameters_of(self.masked.matrices).values():
-            parameter.data = parameter.data.clone()
+
+    @abstractmethod
+    def judge(self, task: Task, expression: Expression, limit: TimeLimit) -> dict[str, Any]:
+        """The fields of the outcome of one candidate on one rung. Raises as `run` handles."""
 
     def run(self, task: Task, limit: TimeLimit = UNLIMITED) -> Outcome:
         """Judge one candidate on one rung; a metric that fails is rejected with its reason.
@@ -223,7 +218,7 @@ class Evaluator:
         expression = parse(task.expression)
         try:
             with torch.no_grad():
-                verdict = self._judge(task, expression, limit)
+                verdict = self.judge(task, expression, limit)
         except PrunerZeroError as error:
             verdict = {"reason": str(error)}
         except Exception as error:
@@ -241,7 +236,29 @@ class Evaluator:
         """The outcome of a candidate that took too long, or whose worker died twice."""
         return Outcome(task.number, task.rung, reason=reason)
 
-    def _judge(self, task: Task, expression: Expression, limit: TimeLimit) -> dict[str, Any]:
+
+@dataclass(frozen=True)
+class Evaluator(Judge):
+    """The judge of one model.
+
+    sample: rows of all matrices, for the closed-form error. masked: the model. windows: (n, tokens)
+    of the search text; the rung "few" uses the first `few` of them. fresh: (n, tokens) of the same
+    text for the rung "final".
+    """
+
+    sample: Sequence[SampledMatrix]
+    masked: MaskedModel
+    windows: Tensor
+    few: int
+    fresh: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.int64))
+
+    def set_up(self) -> None:
+        """Give a worker its own copy of the parameters that it masks; the rest is shared."""
+        for parameter in parameters_of(self.masked.matrices).values():
+            parameter.data = parameter.data.clone()
+
+    def judge(self, task: Task, expression: Expression, limit: TimeLimit) -> dict[str, Any]:
+        """The fields of the outcome: a value in nats, the logarithm of the closed-form error."""
         rung, scope = task.rung, task.scope
         if rung == "reconstruction":
             return {"value": self.reconstruction(expression, scope, limit)}

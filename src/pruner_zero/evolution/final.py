@@ -13,6 +13,7 @@ from pruner_zero.evolution.archive import Archive, Record
 from pruner_zero.evolution.candidate import Candidate, Template
 from pruner_zero.evolution.evaluator import Outcome, Task
 from pruner_zero.evolution.hall_of_fame import complexity, finite, on_the_highest_rung
+from pruner_zero.evolution.panel import Panel
 from pruner_zero.evolution.racing import outcomes_on
 from pruner_zero.execution.executor import Executor
 from pruner_zero.models.loss import to_perplexity
@@ -30,27 +31,40 @@ class Finalist:
 
     record: Record
     losses: tuple[float, ...]
+    panel: Panel | None = None
 
     @property
     def loss(self) -> float:
-        """The mean over the windows."""
-        return statistics.mean(self.losses)
+        """The mean over the windows; the fitness where the models are several."""
+        if self.panel is None:
+            return statistics.mean(self.losses)
+        return self.panel.fitness([*self.panel.parts(self.losses).values()])
 
     @property
-    def perplexity(self) -> float:
-        """The perplexity of the mean."""
-        return to_perplexity(self.loss)
+    def perplexity(self) -> float | None:
+        """The perplexity of the mean; None where losses are relative to those of Wanda's mask."""
+        return to_perplexity(self.loss) if self.panel is None else None
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % interval of the perplexity, by Student's t over windows."""
-        loss, error = _mean_and_error(self.losses)
+        """The 95 % interval by Student's t over windows, of the perplexity where there is one."""
+        error = self._error(self.losses)
         width = float(stats.t.ppf(0.975, len(self.losses) - 1)) * error if error else 0.0
-        return finite(to_perplexity(loss - width)), finite(to_perplexity(loss + width))
+        low, high = self.loss - width, self.loss + width
+        if self.panel is not None:
+            return low, high
+        return finite(to_perplexity(low)), finite(to_perplexity(high))
 
     def behind(self, other: "Finalist") -> tuple[float, float]:
         """How far it is behind another one on the same windows, and the standard error of that."""
-        return _mean_and_error([a - b for a, b in zip(self.losses, other.losses, strict=True)])
+        differences = [a - b for a, b in zip(self.losses, other.losses, strict=True)]
+        return self.loss - other.loss, self._error(differences)
+
+    def _error(self, values: Sequence[float]) -> float:
+        """The standard error of the mean of a value a window; 0 where it is not known."""
+        if self.panel is not None:
+            return self.panel.error(values)
+        return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
 
 
 @dataclass(frozen=True, repr=False)
@@ -73,15 +87,16 @@ class FinalRace(Tabular):
         records: Sequence[Record],
         outcomes: Iterable[Outcome],
         finalists: Sequence[int] | None = None,
+        panel: Panel | None = None,
     ) -> "FinalRace":
         """The race of the records that finished the rung "final".
 
         finalists: the numbers of its candidates; a search that went on after a race may have
-        another. All where None. Outcomes of candidates that are not among the records yet, as in a
-        replay, are left out.
+        another. All where None. panel: the models where they are several. Outcomes of candidates
+        that are not among the records yet, as in a replay, are left out.
         """
         judged = [
-            Finalist(records[outcome.number], outcome.losses)
+            Finalist(records[outcome.number], outcome.losses, panel)
             for outcome in outcomes
             if outcome.rung == "final"
             and outcome.value is not None
@@ -114,9 +129,18 @@ class FinalRace(Tabular):
             return "no final race"
         low, high = winner.interval
         candidate = winner.record.candidate
+        if winner.panel is None:
+            measured = f"perplexity {winner.perplexity:.2f} (95 %: {low:.2f} to {high:.2f})"
+        else:
+            parts = winner.panel.parts(winner.losses).items()
+            measured = (
+                f"{winner.loss:+.1%} beside Wanda's divergence (95 %: {low:+.1%} to {high:+.1%}; "
+                + ", ".join(f"{name} {part:+.1%}" for name, part in parts)
+                + ")"
+            )
         return (
-            f"final race on {len(winner.losses)} fresh windows: perplexity {winner.perplexity:.2f} "
-            f"(95 %: {low:.2f} to {high:.2f}), {candidate.expression} @{candidate.scope}"
+            f"final race on {len(winner.losses)} fresh windows: {measured}, "
+            f"{candidate.expression} @{candidate.scope}"
         )
 
     def to_rows(self) -> list[dict[str, Any]]:
@@ -125,7 +149,7 @@ class FinalRace(Tabular):
             return []
         return [
             {
-                "perplexity": finite(finalist.perplexity),
+                "perplexity": None if (p := finalist.perplexity) is None else finite(p),
                 "loss": finalist.loss,
                 "interval": list(finalist.interval),
                 "behind": finalist.behind(self.winner)[0],
@@ -134,20 +158,25 @@ class FinalRace(Tabular):
                 "scope": finalist.record.candidate.scope,
                 "number": finalist.record.candidate.number,
                 "winner": finalist is self.winner,
+                **(finalist.panel.parts(finalist.losses) if finalist.panel else {}),
             }
             for finalist in self.finalists
         ]
 
 
 def race_finalists(
-    archive: Archive, executor: Executor[Task, Outcome], most: int = FINALISTS
+    archive: Archive,
+    executor: Executor[Task, Outcome],
+    most: int = FINALISTS,
+    panel: Panel | None = None,
 ) -> FinalRace:
     """Judge the best of each of the `most` best skeletons on the fresh windows; note the losses."""
     best: dict[Template, Candidate] = {}
     for record in sorted(on_the_highest_rung(archive.records), key=lambda r: r.evaluation.value):
         best.setdefault(record.candidate.template, record.candidate)
     chosen = [*best.values()][:most]
-    return FinalRace.of(archive.records, outcomes_on("final", chosen, archive, executor))
+    outcomes = outcomes_on("final", chosen, archive, executor)
+    return FinalRace.of(archive.records, outcomes, panel=panel)
 
 
 def affordable(outcomes: Sequence[Outcome], elapsed: float, windows: int, seconds: float) -> int:
@@ -169,9 +198,3 @@ def affordable(outcomes: Sequence[Outcome], elapsed: float, windows: int, second
     at_once = max(1.0, spent / elapsed)
     needed = max(statistics.median(by_window) * windows, 1e-9)
     return max(2, int(min(FINALISTS, at_once * seconds / needed)))
-
-
-def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """The mean, and its standard error; the error of a single value is not known and 0 here."""
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-    return statistics.mean(values), error

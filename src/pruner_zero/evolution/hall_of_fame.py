@@ -9,6 +9,7 @@ from typing import Any
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.archive import Record
+from pruner_zero.evolution.panel import Panel
 from pruner_zero.files import write_json
 from pruner_zero.metric.expression import TERMINALS, Expression
 from pruner_zero.metric.metric import Metric
@@ -31,22 +32,29 @@ def on_the_highest_rung(records: Sequence[Record]) -> list[Record]:
 class HallOfFame(Tabular):
     """The Pareto front of complexity and loss, simplest first, among the highest rung reached.
 
-    winner: of the final race (`FinalRace`); None where there was none.
+    winner: of the final race (`FinalRace`); None where there was none. panel: the models where
+    they are several; a loss is then a share of what Wanda's mask loses and has no perplexity.
     """
 
     shown = ("complexity", "loss", "perplexity", "expression", "scope", "knee", "best")
 
     front: tuple[Record, ...]
     winner: Record | None = None
+    panel: Panel | None = None
 
     @classmethod
-    def of(cls, records: Sequence[Record], winner: Record | None = None) -> "HallOfFame":
+    def of(
+        cls,
+        records: Sequence[Record],
+        winner: Record | None = None,
+        panel: Panel | None = None,
+    ) -> "HallOfFame":
         """The front of `records`. On equal complexity and loss the earlier candidate stays."""
         front: list[Record] = []
         for record in sorted(on_the_highest_rung(records), key=_simplest_first):
             if not front or record.evaluation.value < front[-1].evaluation.value:
                 front.append(record)
-        return cls(tuple(front), winner)
+        return cls(tuple(front), winner, panel)
 
     @property
     def members(self) -> tuple[Record, ...]:
@@ -81,10 +89,13 @@ class HallOfFame(Tabular):
         return f"{len(self.front)} metrics, the best of each complexity"
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """A row a metric, simplest first; perplexity: None for a closed-form error."""
+        """A row a metric, simplest first; perplexity: None for a closed-form error.
+
+        Of several models, also the loss on each by its name.
+        """
         rows: list[dict[str, Any]] = []
         for record in self.members:
-            perplexity = record.evaluation.perplexity
+            perplexity = None if self.panel else record.evaluation.perplexity
             row = {
                 "complexity": complexity(record.candidate.expression),
                 "loss": record.evaluation.value,
@@ -95,6 +106,8 @@ class HallOfFame(Tabular):
                 "knee": record is self.knee,
                 "best": record is self.best,
             }
+            for name in self.panel.models if self.panel else ():
+                row[name] = record.evaluation.results.get(name)
             rows.append(row)
         return rows
 

@@ -14,6 +14,7 @@ from scipy import stats
 from pruner_zero.evolution.archive import Archive, Record
 from pruner_zero.evolution.candidate import TUNE, Candidate, Evaluation, Template, excess
 from pruner_zero.evolution.evaluator import RUNGS, Outcome, Rung, Task
+from pruner_zero.evolution.panel import Panel
 from pruner_zero.execution.executor import Executor
 from pruner_zero.metric.operators import Shape
 
@@ -116,7 +117,8 @@ class Racing:
       A candidate that falls clearly behind the best is stopped (`is_behind`).
 
     All candidates are judged on the same windows. direct: every candidate is judged on all windows
-    and none is stopped, as in the published search.
+    and none is stopped, as in the published search. panel: the models where they are several: few
+    windows are of the first one, and what others gained on further ones says who is stopped.
     """
 
     near: float = 0.3
@@ -124,6 +126,7 @@ class Racing:
     few_most: int = 8
     margin: float = 0.005
     direct: bool = False
+    panel: Panel | None = None
 
 
 @dataclass
@@ -169,7 +172,8 @@ def judge(
         chosen = _promising(entries, archive, racing)
         _climb("few", chosen, archive, executor)
         chosen = _near_the_best(chosen, archive, racing.margin, surrogate.further)
-        _climb("all", chosen, archive, executor, _best_losses(archive))
+        best, slack = _best_losses(archive), _slack(archive, racing.panel)
+        _climb("all", chosen, archive, executor, best, slack)
     earlier = list(archive.records)
     for entry in entries:
         if (first := entry.evaluation.same_as) is not None:
@@ -189,21 +193,19 @@ def _climb(
     archive: Archive,
     executor: Executor[Task, Outcome],
     best: tuple[float, ...] = (),
+    slack: tuple[float, ...] = (),
 ) -> None:
-    """Judge the entries that are neither rejected nor duplicates.
-
-    best: the losses of a candidate on all windows; entries clearly behind it are stopped.
-    """
+    """Judge the entries that are neither rejected nor duplicates; best, slack: as in `Task`."""
     alive = [entry for entry in entries if entry.alive]
     candidates = [entry.candidate for entry in alive]
-    outcomes = outcomes_on(rung, candidates, archive, executor, best)
+    outcomes = outcomes_on(rung, candidates, archive, executor, best, slack)
     for entry, outcome in zip(alive, outcomes, strict=True):
         evaluation = entry.evaluation
         entry.update(seconds=evaluation.seconds + outcome.seconds, reason=outcome.reason)
         if outcome.reason is not None:
             entry.update(rung=0, value=math.inf)
         elif outcome.value is not None:
-            results = {**evaluation.results, rung: outcome.value}
+            results = {**evaluation.results, **outcome.parts, rung: outcome.value}
             entry.update(rung=RUNGS.index(rung) + 1, value=outcome.value, results=results)
 
 
@@ -213,10 +215,11 @@ def outcomes_on(
     archive: Archive,
     executor: Executor[Task, Outcome],
     best: tuple[float, ...] = (),
+    slack: tuple[float, ...] = (),
 ) -> Iterator[Outcome]:
     """The outcomes of the candidates on a rung; those that the archive lacks are judged and noted.
 
-    best: as in `Task`.
+    best, slack: as in `Task`.
     """
     earlier = [archive.outcome(candidate.number, rung) for candidate in candidates]
     tasks = []
@@ -226,7 +229,7 @@ def outcomes_on(
         known = few.losses if few is not None else ()
         text, scope = str(candidate.expression), candidate.scope
         if outcome is None:
-            tasks.append(Task(candidate.number, rung, text, scope, known, best))
+            tasks.append(Task(candidate.number, rung, text, scope, known, best, slack))
     fresh = executor.map(tasks)
     for outcome in earlier:
         judged = outcome or next(fresh)
@@ -240,6 +243,15 @@ def _best_losses(archive: Archive) -> tuple[float, ...]:
     best = min(judged, key=lambda record: record.evaluation.results["all"], default=None)
     outcome = None if best is None else archive.outcome(best.candidate.number, "all")
     return () if outcome is None else outcome.losses
+
+
+def _slack(archive: Archive, panel: Panel | None) -> tuple[float, ...]:
+    """As `Panel.slack`, of the candidates that were judged on all models; empty for one model."""
+    if panel is None:
+        return ()
+    numbers = [r.candidate.number for r in archive.distinct() if "all" in r.evaluation.results]
+    outcomes = [archive.outcome(number, "all") for number in numbers]
+    return panel.slack([outcome.losses for outcome in outcomes if outcome is not None])
 
 
 def _promising(entries: Sequence[_Entry], archive: Archive, racing: Racing) -> list[_Entry]:

@@ -12,14 +12,13 @@ from pruner_zero.evolution.algorithm import make_algorithm
 from pruner_zero.evolution.archive import JOURNAL, Archive, Record
 from pruner_zero.evolution.ask_tell import BatchAlgorithm
 from pruner_zero.evolution.build import (
-    build_evaluator,
+    JudgedModel,
     check_settings,
-    judging_dtype,
-    search_windows,
+    joined,
     space_of,
     workers_of,
 )
-from pruner_zero.evolution.evaluator import Outcome, Task
+from pruner_zero.evolution.evaluator import Judge, Outcome, Task
 from pruner_zero.evolution.final import (
     FINAL_SHARE,
     FINALISTS,
@@ -28,13 +27,16 @@ from pruner_zero.evolution.final import (
     race_finalists,
 )
 from pruner_zero.evolution.hall_of_fame import HallOfFame
-from pruner_zero.evolution.racing import Racing, judge
+from pruner_zero.evolution.panel import Panel, several_models
+from pruner_zero.evolution.racing import Racing
+from pruner_zero.evolution.racing import judge as judge_batch
 from pruner_zero.evolution.study import INTERRUPTED, RUN, Study
 from pruner_zero.execution.executor import Executor, check_executor, make_executor
 from pruner_zero.files import check_writable, locked, write_json, writing
 from pruner_zero.metric.metric import Metric
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import as_language_model
+from pruner_zero.models.structure import size_of
 from pruner_zero.provenance import provenance
 from pruner_zero.settings.base import name_of, names_of
 from pruner_zero.settings.read import read_settings
@@ -96,6 +98,7 @@ def search(
     model: str | Path | LanguageModel | Any = None,
     *,
     output: str | Path,
+    others: Sequence[str | Path | LanguageModel] = (),
     calibration: Source | Mapping[Any, float] | None = None,
     search_text: Source | Mapping[Any, float] | None = None,
     tokenizer: Any = None,
@@ -106,7 +109,8 @@ def search(
 ) -> Study:
     """Search for the metric under which pruning `model` costs least, into the folder `output`.
 
-    model, calibration: as `prune` takes them. search_text: the texts that candidates are judged on;
+    model, calibration: as `prune` takes them. others: more models, which candidates are judged on
+    too. search_text: the texts that candidates are judged on;
     where it is left out, or is the same text, statistics are collected on the first half of the
     calibration text and candidates judged on the second half, or on later windows of the text
     that the model writes (`self`).
@@ -120,6 +124,7 @@ def search(
     asked = {
         **settings,
         "model": name_of(model),
+        "others": [name_of(other) for other in others] or None,
         "calibration": names_of(calibration),
         "search_text": names_of(search_text),
     }
@@ -141,35 +146,35 @@ def search(
     texts = load_mixture(source, "calibration", **writing)
     text = checked.search_text if search_text is None else search_text
     judged_on = texts if text is None else load_mixture(text, "search", **writing)
-    language_model = as_language_model(
-        checked.model if model is None else model, tokenizer, **checked.loading
-    )
-    common: dict[str, Any] = {
-        "cache": None if cache is None else Path(cache),
-        "fingerprint": language_model.fingerprint(),
-    }
-    windows, judged, fresh = search_windows(checked, texts, judged_on, language_model, **common)
-    uses = {"calibration": windows, "search": judged, "final": fresh}
+    given = [checked.model if model is None else model, *(others or checked.others)]
+    models = [as_language_model(each, tokenizer, **checked.loading) for each in given]
+    place = None if cache is None else Path(cache)
+    # The smallest first: what a candidate loses there says whether the others are asked.
+    models.sort(key=lambda language_model: size_of(language_model.model)[0])
+    judged = [JudgedModel.of(each, checked, texts, judged_on, place) for each in models]
+    panel = None
+    if len(models) > 1:
+        panel = Panel.named([each.name for each in models], checked.fitness == "worst")
     with locked(folder):
-        identity = {
-            **checked.identity(),
-            "judge_dtype": str(judging_dtype(language_model.model, checked)),
-            **{f"{use}_tokens": of_use.sha256 for use, of_use in uses.items()},
-            "model_weights": common["fingerprint"],
-        }
+        identity = checked.identity() | joined([each.identity(checked) for each in judged], panel)
         archive = Archive(folder, identity)
         description = {
             "settings": checked.model_dump(mode="json"),
-            **{use: of_use.describe() for use, of_use in uses.items()},
-            "provenance": {**provenance(), "device": str(language_model.device)},
+            **joined([each.describe() for each in judged], panel),
+            "provenance": {**provenance(), "device": str(models[0].device)},
         }
+        if panel is not None:
+            description["models"] = list(panel.models)
         write_json(folder / RUN, description)
-        evaluator = build_evaluator(language_model, checked, windows, judged, fresh=fresh, **common)
+        evaluators = [each.evaluator(checked) for each in judged]
         # Only tensors in main memory can be shared between processes.
-        shareable = evaluator.masked.device == CPU
-        executor = make_executor(checked.executor, evaluator, workers, shareable=shareable)
+        shareable = all(evaluator.masked.device == CPU for evaluator in evaluators)
+        judge: Judge = evaluators[0]
+        if panel is not None:
+            judge = several_models(panel, evaluators, "unit" if checked.structure else "row")
+        executor = make_executor(checked.executor, judge, workers, shareable=shareable)
         try:
-            stopped = run_batches(algorithm, archive, executor, checked, folder, observer)
+            stopped = run_batches(algorithm, archive, executor, checked, folder, observer, panel)
         except KeyboardInterrupt:
             stopped = INTERRUPTED
         finally:
@@ -184,11 +189,15 @@ def run_batches(
     settings: SearchSettings,
     folder: Path,
     observer: Observer,
+    panel: Panel | None = None,
 ) -> str:
-    """Ask, judge, tell, until a budget is spent, then the final race; return why it stopped."""
+    """Ask, judge, tell, until a budget is spent, then the final race; return why it stopped.
+
+    panel: the models where they are several.
+    """
     start = time.monotonic() - archive.elapsed
     # The published search judges every candidate on all windows.
-    racing = Racing(direct=settings.algorithm == "published")
+    racing = Racing(direct=settings.algorithm == "published", panel=panel)
     with_news = 0
     reason: str | None = None
     # The batches of an earlier process are replayed to the end.
@@ -198,12 +207,12 @@ def run_batches(
             reason = "the search space is exhausted"
             break
         archive.begin(batch)
-        records = judge(batch, archive, executor, racing)
+        records = judge_batch(batch, archive, executor, racing)
         algorithm.tell([(record.candidate, record.evaluation) for record in records])
         archive.commit(records, time.monotonic() - start, algorithm.avoided)
         # With the winner of an earlier final race.
-        race = FinalRace.of(archive.records, archive.outcomes, archive.journal.finalists)
-        hall = HallOfFame.of(archive.records, race.choice)
+        race = FinalRace.of(archive.records, archive.outcomes, archive.journal.finalists, panel)
+        hall = HallOfFame.of(archive.records, race.choice, panel)
         # The files of an earlier process know more than the batches replayed so far.
         if not archive.replaying:
             hall.write(folder)
@@ -219,10 +228,11 @@ def run_batches(
         most = FINALISTS
         if settings.minutes is not None:
             seconds = 60 * settings.minutes * FINAL_SHARE
-            most = affordable(archive.outcomes, archive.elapsed, settings.final_windows, seconds)
-        race = race_finalists(archive, executor, most)
+            windows = settings.final_windows * (len(panel.models) if panel else 1)
+            most = affordable(archive.outcomes, archive.elapsed, windows, seconds)
+        race = race_finalists(archive, executor, most, panel)
         finalists = [finalist.record.candidate.number for finalist in race.finalists]
-        hall = HallOfFame.of(archive.records, race.choice)
+        hall = HallOfFame.of(archive.records, race.choice, panel)
         hall.write(folder)
         observer(Status.of(archive, algorithm, settings, hall))
     archive.end(finalists)

@@ -18,6 +18,7 @@ from pruner_zero.evolution.hall_of_fame import (
     metric_of,
     on_the_highest_rung,
 )
+from pruner_zero.evolution.panel import Panel
 from pruner_zero.metric.grammar import ParseError
 from pruner_zero.metric.metric import Metric
 from pruner_zero.settings.prune import PruneSettings
@@ -65,7 +66,8 @@ class Study(Tabular):
     judged, by the reason. windows: where the tokens come from, by their use (calibration,
     search, final). final_race: the best metrics on windows that no candidate had seen. ended:
     whether it ended, its final race included. provenance: versions and the machine. stopped: why
-    the search ended, empty where it was opened from its folder.
+    the search ended, empty where it was opened from its folder. panel: the models where they are
+    several.
     """
 
     shown = HallOfFame.shown
@@ -81,6 +83,7 @@ class Study(Tabular):
     ended: bool = True
     provenance: Mapping[str, Any] = field(default_factory=dict)
     stopped: str = ""
+    panel: Panel | None = None
 
     @classmethod
     def open(cls, folder: str | Path, stopped: str = "") -> "Study":
@@ -91,6 +94,10 @@ class Study(Tabular):
                 raise PrunerZeroError(f"{path} holds no search: give the folder that search wrote")
             run = read_json(path / RUN) if (path / RUN).is_file() else {}
             header = journal.settings.items()
+            panel = None
+            if "models" in run:
+                worst = run["settings"]["fitness"] == "worst"
+                panel = Panel(tuple(run["models"]), worst)
             asked = {name: value for name, value in header if name not in _NOT_ASKED}
             return cls(
                 path,
@@ -100,10 +107,11 @@ class Study(Tabular):
                 _seconds(journal.outcomes),
                 journal.avoided,
                 {name: dict(run[name]) for name in _USES if name in run},
-                FinalRace.of(journal.records, journal.outcomes, journal.finalists),
+                FinalRace.of(journal.records, journal.outcomes, journal.finalists, panel),
                 journal.ended,
                 dict(run.get("provenance", {})),
                 stopped,
+                panel,
             )
 
     @cached_property
@@ -114,7 +122,7 @@ class Study(Tabular):
     @cached_property
     def hall_of_fame(self) -> HallOfFame:
         """The best metric of every complexity."""
-        return HallOfFame.of(self.judged, self.final_race.choice)
+        return HallOfFame.of(self.judged, self.final_race.choice, self.panel)
 
     @property
     def candidates(self) -> Candidates:

@@ -86,7 +86,7 @@ def command(verb: str, kind: type[Settings], settings: Mapping[str, Any], output
         if settings.get(name) not in (None, [], {})
         and (name in _STATED or settings[name] != field.get_default(call_default_factory=True))
     }
-    words = ["pruner-zero", verb, str(given.pop("model", "MODEL"))]
+    words = ["pruner-zero", verb, str(given.pop("model", "MODEL")), *given.pop("others", ())]
     for name, option in options_of(kind).items():
         if name in given:
             words += option.words(given.pop(name))

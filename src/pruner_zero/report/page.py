@@ -71,6 +71,7 @@ def page(results: Sequence[Result], command: str) -> str:
     )
     environment.filters |= {
         "form": lambda value, spec: "" if value is None else format(value, spec),
+        "shares": lambda row, names: ["" if (v := row[n]) is None else f"{v:+.1%}" for n in names],
         "label": _label,
         "latex": to_latex,
         "mathml": to_mathml,

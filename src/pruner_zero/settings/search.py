@@ -32,6 +32,16 @@ class SearchSettings(ModelSettings, SparsitySettings, CalibrationSettings, SizeS
 
     panel: ClassVar[str] = "Search"
 
+    others: Annotated[tuple[str, ...], Cli(panel="Options", metavar="MODEL", argument=True)] = (
+        Field(
+            (),
+            description="More models. A metric is judged on all of them, on text that each "
+            "writes, by its divergence from the dense model relative to that of Wanda's mask.",
+        )
+    )
+    fitness: Literal["mean", "worst"] = Field(
+        "mean", description="Of several models, their mean counts, or the worst of them."
+    )
     calibration: Annotated[Texts, SHARES] = Field(SELF, description=CALIBRATION_HELP)
     search_text: Annotated[
         Texts | None,
@@ -157,6 +167,14 @@ class SearchSettings(ModelSettings, SparsitySettings, CalibrationSettings, SizeS
             raise ValueError("give either --sparsity, such as 0.5, or --pattern, such as 2:4")
         if self.sparsity == 0:
             raise ValueError("no weight becomes zero: choose a --sparsity above 0, such as 0.5")
+        return self
+
+    @model_validator(mode="after")
+    def _check_models(self) -> Self:
+        if not self.others:
+            self.refuse(("fitness",), "a second model")
+        if len({self.model, *self.others}) <= len(self.others):
+            raise ValueError("a model is named twice: name each once")
         return self
 
     @property

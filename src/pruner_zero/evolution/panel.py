@@ -1,0 +1,184 @@
+"""Judging candidates on several models at once: what they lose of what Wanda's mask loses."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pruner_zero.choices import Group
+from pruner_zero.evolution.evaluator import Evaluator, Judge, Task
+from pruner_zero.execution.executor import TimeLimit
+from pruner_zero.metric.expression import Expression
+from pruner_zero.metric.grammar import parse
+from pruner_zero.models.loss import next_token_losses
+
+# The metric whose mask every model's divergence is relative to.
+REFERENCE = "W * X"
+# The least divergence that others are a share of, in nats.
+_LEAST = 1e-3
+# A candidate leaves a model behind where it is behind the best by this many standard deviations of
+# what other candidates gained on the models after it; as many of these as `_ENOUGH` are needed.
+_BEHIND, _ENOUGH = 2.0, 4
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The models that candidates are judged on, by name, and how their parts become a fitness.
+
+    worst: the fitness is the highest part; else their mean.
+    """
+
+    models: tuple[str, ...]
+    worst: bool = False
+
+    @classmethod
+    def named(cls, names: Sequence[str], worst: bool) -> "Panel":
+        """Of models by the last parts of their names, numbered where two are equal."""
+        short = [Path(name).name or name for name in names]
+        unique = [
+            name if short.count(name) == 1 else f"{name} ({number})"
+            for number, name in enumerate(short, 1)
+        ]
+        return cls(tuple(unique), worst)
+
+    def fitness(self, parts: Sequence[float]) -> float:
+        """The fitness of the parts of the first models, in their order."""
+        return max(parts) if self.worst else statistics.mean(parts)
+
+    def parts(self, losses: Sequence[float]) -> dict[str, float]:
+        """The mean of each model's losses, of which every model has as many, by its name."""
+        each = len(losses) // len(self.models)
+        chunks = [losses[each * i : each * (i + 1)] for i in range(len(self.models))]
+        return dict(zip(self.models, map(statistics.mean, chunks), strict=True))
+
+    def error(self, values: Sequence[float]) -> float:
+        """The standard error of the mean over models of a value a window; 0 where it is unknown."""
+        each = len(values) // len(self.models)
+        if each < 2:
+            return 0.0
+        chunks = [values[each * i : each * (i + 1)] for i in range(len(self.models))]
+        return math.sqrt(sum(statistics.variance(c) / each for c in chunks)) / len(chunks)
+
+    def slack(self, judged: Sequence[Sequence[float]]) -> tuple[float, ...]:
+        """By how much a candidate may be behind the best after 1, 2, … models and still win.
+
+        judged: the losses of candidates on all windows of all models. Infinite for too few.
+        """
+        if len(judged) < _ENOUGH:
+            return (math.inf,) * (len(self.models) - 1)
+        parts = [list(self.parts(losses).values()) for losses in judged]
+        return tuple(
+            _BEHIND * statistics.stdev(self.fitness(of) - self.fitness(of[:count]) for of in parts)
+            for count in range(1, len(self.models))
+        )
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Of one model: the losses of the reference's mask and the divergence that it costs.
+
+    error: its closed-form error. losses, fresh: by window of the search text, nats.
+    divergence: the mean loss more than that of the dense model, for either.
+    """
+
+    error: float
+    losses: tuple[float, ...]
+    fresh: tuple[float, ...]
+    divergence: tuple[float, float]
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, evaluator: Evaluator, scope: Group) -> "Reference":
+        """Measure it with the windows of `evaluator`."""
+        expression, measured, apart = parse(REFERENCE), [], []
+        for windows in (evaluator.windows, evaluator.fresh):
+            losses = evaluator.masked.losses(expression, scope, windows)
+            dense = [float(next_token_losses(evaluator.masked.model, w[None])) for w in windows]
+            measured.append(tuple(losses))
+            more = statistics.mean(losses) - statistics.mean(dense) if losses else 1.0
+            apart.append(max(more, _LEAST))
+        error = evaluator.reconstruction(expression, scope)
+        return cls(error, measured[0], measured[1], (apart[0], apart[1]))
+
+    def relative(self, losses: Sequence[float], first: int, fresh: bool) -> list[float]:
+        """The `losses` on the windows from `first` on, as shares of the reference's divergence.
+
+        0 is as much as the reference loses, −0.1 a tenth less of its divergence.
+        """
+        compared, divergence = self.fresh if fresh else self.losses, self.divergence[fresh]
+        pairs = zip(losses, compared[first:], strict=False)
+        return [(loss - other) / divergence for loss, other in pairs]
+
+
+@dataclass(frozen=True)
+class SeveralModels(Judge):
+    """The work of a search's workers for several models, of which all are in memory.
+
+    evaluators, references: of the models of `panel`, in their order, the smallest first. The rung
+    "few" is that of the first model alone; on "all" and "final" a candidate's losses are those of
+    the first model, then those of the second, all of them relative.
+    """
+
+    panel: Panel
+    evaluators: Sequence[Evaluator]
+    references: Sequence[Reference]
+
+    def set_up(self) -> None:
+        """Give a worker its own copy of the parameters that it masks; the rest is shared."""
+        for evaluator in self.evaluators:
+            evaluator.set_up()
+
+    def judge(self, task: Task, expression: Expression, limit: TimeLimit) -> dict[str, Any]:
+        """The fields of the outcome; `parts` has the value of each model."""
+        pairs = list(zip(self.evaluators, self.references, strict=True))
+        if task.rung == "reconstruction":
+            errors = [
+                each.reconstruction(expression, task.scope, limit) - reference.error
+                for each, reference in pairs
+            ]
+            return {"value": self.panel.fitness(errors)}
+        losses, each = list(task.known), 0
+        for count, (evaluator, reference) in enumerate(pairs, 1):
+            windows = _windows(evaluator, task)
+            each, first = len(windows), len(losses) - each * (count - 1)
+            if first < each:
+                found = evaluator.masked.losses(expression, task.scope, windows[first:], limit)
+                losses += reference.relative(found, first, task.rung == "final")
+            if not all(map(math.isfinite, losses)):
+                return {"reason": "the loss of the pruned model is not finite"}
+            if task.rung == "few":
+                return {"value": statistics.mean(losses), "losses": tuple(losses)}
+            if count < len(pairs) and self._is_lost(losses, count, task):
+                return {"losses": tuple(losses)}
+        parts = self.panel.parts(losses)
+        value = self.panel.fitness([*parts.values()])
+        return {"value": value, "losses": tuple(losses), "parts": parts}
+
+    def _is_lost(self, losses: Sequence[float], count: int, task: Task) -> bool:
+        """Whether a candidate that was judged on `count` models can hardly become the best."""
+        if not task.best or not task.slack:
+            return False
+        each = len(losses) // count
+        ends = [each * number for number in range(1, count + 1)]
+        so_far, best = (
+            self.panel.fitness([statistics.mean(of[end - each : end]) for end in ends])
+            for of in (losses, task.best)
+        )
+        return so_far - best > task.slack[count - 1]
+
+
+def _windows(evaluator: Evaluator, task: Task) -> Tensor:
+    if task.rung == "few":
+        return evaluator.windows[: evaluator.few]
+    return evaluator.fresh if task.rung == "final" else evaluator.windows
+
+
+def several_models(panel: Panel, evaluators: Sequence[Evaluator], scope: Group) -> SeveralModels:
+    """The judge of all `evaluators`; scope: the comparison group of the reference."""
+    references = [Reference.of(evaluator, scope) for evaluator in evaluators]
+    return SeveralModels(panel, evaluators, references)
