@@ -1,6 +1,7 @@
 """Without a metric `prune` takes the best measured method; without a text the model writes one."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.structure import find_matrices
 from pruner_zero.progress import reported_to
+from pruner_zero.pruning.model import for_training
 from pruner_zero.pruning.prune import prune
 from pruner_zero.settings.prune import DEFAULT, PruneSettings
 from pruner_zero.settings.read import read_settings
+from pruner_zero.text.windows import Windows
 from tests.text.refusals import refusal
 from tests.tiny import Notes, tiny_tokenizer
 from tests.tiny_models import tiny_model
@@ -38,14 +41,17 @@ def test_without_a_metric_all_of_the_default_is_taken() -> None:
 @pytest.mark.parametrize(
     ("options", "windows", "seqlen"),
     [
-        ({}, 96, 256),
-        ({"calibration": "self"}, 96, 256),
-        ({"calibration": {"self": 2.0}}, 96, 256),
+        ({}, 192, 256),
+        ({"calibration": "self"}, 192, 256),
+        ({"calibration": {"self": 2.0}}, 192, 256),
         ({"calibration": "self", "metric": "wanda"}, 96, 256),
         ({"windows": 8}, 8, 256),
-        ({"seqlen": 1024}, 24, 1024),
-        ({"calibration": "builtin:pydoc"}, 24, 1024),
-        ({"calibration": {"builtin:pydoc": 1.0, "self": 1.0}}, 24, 1024),
+        ({"seqlen": 1024}, 48, 1024),
+        ({"mode": "one-shot"}, 96, 256),
+        ({"structure": "channels"}, 96, 256),
+        ({"calibration": "builtin:pydoc"}, 48, 1024),
+        ({"calibration": "builtin:pydoc", "metric": "wanda"}, 24, 1024),
+        ({"calibration": {"builtin:pydoc": 1.0, "self": 1.0}}, 48, 1024),
     ],
     ids=str,
 )
@@ -57,9 +63,9 @@ def test_windows_that_the_model_writes_alone_are_shorter_and_more(
 
 
 def test_settings_that_are_given_stay() -> None:
-    chosen = settings(distill=7, refine=False)
-    assert (chosen.metric, chosen.distill, chosen.refine) == (DEFAULT["metric"], 7, False)
-    assert not chosen.is_default
+    chosen = settings(distill=7, reconstruct=3)
+    assert (chosen.metric, chosen.distill, chosen.reconstruct) == (DEFAULT["metric"], 7, 3)
+    assert chosen.is_default
 
 
 @pytest.mark.parametrize(
@@ -71,7 +77,7 @@ def test_where_not_all_weights_compete_wanda_takes_the_place_of_the_metric(
     options: dict[str, Any],
 ) -> None:
     chosen = settings(**options)
-    assert (chosen.metric, chosen.update, chosen.distill) == ("wanda", "exact", 40)
+    assert (chosen.metric, chosen.reconstruct, chosen.distill) == ("wanda", 2, 40)
     assert chosen.scope == options.get("scope")
     assert chosen.is_default
     assert settings(structure="channels").metric == "wanda"
@@ -99,19 +105,18 @@ def test_a_note_describes_the_default_method(
 
 
 @pytest.mark.parametrize("options", [{}, {"pattern": "2:4", "sparsity": None}])
-def test_wide_matrices_are_trained_block_by_block_in_place_of_swaps(
+def test_wide_matrices_get_the_mask_of_wanda_and_no_distillation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
     monkeypatch.setattr("pruner_zero.pruning.method.MANY_INPUTS", 32)
     progress = Notes()
     with reported_to(progress):
-        result = prune(language_model(), cache=tmp_path, **{**SMALL, "distill": 40, **options})
-    assert (result.method.steps, result.method.reconstruct, result.method.distill) == ((), 4, 0)
-    assert not result.method.asymmetric
+        result = prune(language_model(), cache=tmp_path, **{**SMALL, "distill": None, **options})
+    assert (result.method.steps, result.method.reconstruct, result.method.distill) == ((), 2, 0)
     assert str(result.method.metric.expression) == "W * X"
     assert not result.raced
     (note,) = [note for note in progress.lines if "No --metric" in note]
-    assert "each block trained towards the dense block in 4 passes" in note
+    assert "each block trained towards the dense block in 2 passes" in note
 
 
 @pytest.mark.parametrize("options", [{}, {"distill": 2}, {"scope": "row"}, {"pattern": "2:4"}])
@@ -119,34 +124,35 @@ def test_the_recorded_settings_give_the_default_again(
     tmp_path: Path, options: dict[str, Any]
 ) -> None:
     """They name no metric, which would leave out the race and what wide matrices get."""
-    given = {"distill": 40, "windows": 4, "seqlen": 16, "sparsity": 0.5, **options}
+    given = {"windows": 4, "seqlen": 16, "sparsity": 0.5, **options}
     if "pattern" in options:
         del given["sparsity"]
     result = prune(language_model(), cache=tmp_path, **given)
     recorded = {k: v for k, v in result.to_json()["settings"].items() if k != "model"}
-    assert not {"metric", "refine", "update"} & recorded.keys()
+    assert not {"metric", "reconstruct"} & recorded.keys()
     assert ("distill" in recorded) == ("distill" in options)
     again = prune(language_model(), cache=tmp_path, **recorded)
     assert again.raced == result.raced
     assert again.records == result.records
 
 
-def test_passes_that_are_asked_for_stay_where_matrices_are_wide(
+def test_amounts_that_are_asked_for_stay_where_matrices_are_wide(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pruner_zero.pruning.method.MANY_INPUTS", 32)
-    result = prune(language_model(), cache=tmp_path, **{**SMALL, "distill": 40}, reconstruct=3)
-    assert (result.method.steps, result.method.reconstruct, result.method.distill) == ((), 3, 0)
+    result = prune(language_model(), cache=tmp_path, **SMALL, reconstruct=3)
+    assert (result.method.reconstruct, result.method.distill) == (3, 3)
+    assert str(result.method.metric.expression) == "W * X"
 
 
 def test_with_a_metric_nothing_is_added() -> None:
     plain = settings(metric="wanda")
-    assert (plain.refine, plain.asymmetric, plain.update, plain.distill) == (False, False, None, 0)
+    assert (plain.reconstruct, plain.update, plain.distill) == (0, None, 0)
 
 
 def test_the_parts_that_cannot_be_done_are_left_out() -> None:
-    assert settings(offload=True).distill == 40
-    assert not settings(mode="one-shot").asymmetric
+    one_shot = settings(mode="one-shot")
+    assert (one_shot.reconstruct, one_shot.update, one_shot.distill) == (0, "exact", 40)
 
 
 def test_the_model_writes_the_text_and_the_card_describes_the_run(tmp_path: Path) -> None:
@@ -243,7 +249,7 @@ def test_a_run_that_is_cut_while_it_distills_ends_with_the_same_bytes(
 def test_a_run_that_is_cut_while_it_distills_can_go_on_without_distilling(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options: dict[str, Any] = {"cache": tmp_path / "cache", **SMALL}
+    options: dict[str, Any] = {"cache": tmp_path / "cache", "metric": "wanda", **SMALL}
 
     def full(*_: object, **__: object) -> None:
         raise PrunerZeroError("no memory is left")
@@ -258,6 +264,32 @@ def test_a_run_that_is_cut_while_it_distills_can_go_on_without_distilling(
     with reported_to(notes):
         assert not prune(language_model(), output=tmp_path / "o", **without).distillation
     assert any(note.startswith("going on after block 2") for note in notes.lines)
+
+
+def test_passes_have_other_windows_without_distillation_so_that_a_cut_run_needs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"cache": tmp_path / "cache", **SMALL}
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pruner_zero.recovery.train.Training.run", stop)
+        with pytest.raises(KeyboardInterrupt):
+            prune(language_model(), output=tmp_path / "o", **options)
+    without = {**options, "distill": 0}
+    line = refusal(lambda: prune(language_model(), output=tmp_path / "o", **without))
+    assert "(--distill changed)" in line
+
+
+def test_blocks_and_distillation_are_trained_on_halves_of_the_windows(tmp_path: Path) -> None:
+    windows = Windows(torch.arange(20).view(5, 4), "text", None, "", None, "sampled")
+    blocks, distilled = for_training(windows)
+    assert torch.equal(torch.cat([blocks.tokens, distilled.tokens]), windows.tokens)
+    assert len(distilled) == 2
+    few = replace(windows, tokens=windows.tokens[:3])
+    assert for_training(few) == (few, few)
 
 
 def test_distillation_after_a_metric_without_text_has_the_model_write_one(tmp_path: Path) -> None:
@@ -282,7 +314,7 @@ def test_on_disk_the_default_leaves_out_a_distillation_beyond_the_memory(
 ) -> None:
     monkeypatch.setattr("pruner_zero.recovery.distillation.available_bytes", lambda _: 1000)
     options: dict[str, Any] = {"calibration": text_file, "offload": True, "cache": tmp_path}
-    options |= {"output": tmp_path / "out", **SMALL, "distill": 40}
+    options |= {"output": tmp_path / "out", **SMALL, "distill": None}
     notes = Notes()
     with reported_to(notes):
         result = prune(llama_folder, **options)

@@ -84,7 +84,7 @@ def test_masks_are_judged_on_windows_that_their_statistics_have_not_seen(
     count: int, seen: int, judged: int
 ) -> None:
     windows = replace(no_windows(), tokens=torch.arange(3 * count).view(count, 3))
-    first, last = judged_apart(windows)
+    first, last = judged_apart(windows, windows)
     assert torch.equal(first.tokens, windows.tokens[:seen])
     assert torch.equal(last, windows.tokens[-judged:])
 

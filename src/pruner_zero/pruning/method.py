@@ -13,7 +13,7 @@ from pruner_zero.metric.expression import collected_for
 from pruner_zero.metric.metric import Metric
 from pruner_zero.models.structure import Matrix
 from pruner_zero.plugins import Registry
-from pruner_zero.settings.prune import MANY_INPUTS, WIDE
+from pruner_zero.settings.prune import MANY_INPUTS
 from pruner_zero.sparsity.pattern import Pattern
 from pruner_zero.sparsity.steps.step import STEPS, plan
 
@@ -202,19 +202,21 @@ class Method:
         return "one-shot"
 
 
-def for_width(method: Method, matrices: Sequence[Matrix], mode: Mode) -> Method:
-    """The default method for the `matrices` of one model: another mask and steps for wide ones.
+def for_width(
+    method: Method, matrices: Sequence[Matrix], mode: Mode, *, asked: bool = False
+) -> Method:
+    """The default method for the `matrices` of one model.
 
-    Passes of the reconstruction that are asked for stay. The mask is that of the first rival, where
-    there is one.
+    For wide ones the mask is that of the first rival, where there is one, and no distillation
+    follows unless it is asked for.
     """
     widest = max((matrix.weight.shape[1] for matrix in matrices), default=0)
     if widest < MANY_INPUTS or method.pattern.unit or mode == "one-shot":
         return method
-    changes = {**WIDE, "reconstruct": method.reconstruct or WIDE["reconstruct"], "rivals": ()}
     if method.rivals:
-        changes |= {"metric": method.rivals[0].metric, "pattern": method.rivals[0].pattern}
-    return replace(method, **changes)
+        first = method.rivals[0]
+        method = replace(method, metric=first.metric, pattern=first.pattern, rivals=())
+    return method if asked else replace(method, distill=0)
 
 
 def describe_steps(steps: Sequence[str], asymmetric: bool = False, reconstruct: int = 0) -> str:

@@ -93,16 +93,19 @@ def prune_model(
         raise ValueError("an offloaded model needs a journal to be pruned into")
     if matrices is None:
         matrices = check_plan(language_model, method)
-    train = None
+    everything, train = windows, None
     if method.distill:
+        windows, distilled = for_training(windows) if method.reconstruct else (windows, windows)
         # First, because it needs the dense model's predictions.
         folder = training_folder(journal, method.distill) if journal else None
         train = MODEL_STEPS["distill"].prepare(
-            language_model, windows, method.distill, seed=seed, folder=folder
+            language_model, distilled, method.distill, seed=seed, folder=folder
         )
     order = method.mode(mode)
-    seen, judged = judged_apart(windows) if method.rivals else (windows, None)
-    if judged is not None:
+    seen, judged = windows, None
+    if method.rivals:
+        seen, judged = judged_apart(windows, everything)
+    if seen is not everything:
         cache, fingerprint = store.folder.parent, store.settings["model"]
         store = open_store(language_model, seen, folder=cache, fingerprint=fingerprint)
     calibrate(language_model, seen, method.dense_kinds(order), store)
@@ -134,6 +137,19 @@ def prune_model(
     with whole_model(language_model, journal, method.distill) as whole:
         trained = [m for m in find_matrices(whole) if chosen is None or m.name in chosen]
         return Pruned(method, records, size, train(whole, trained), raced)
+
+
+def for_training(windows: Windows) -> tuple[Windows, Windows]:
+    """The windows that blocks are trained on, and those of the distillation after it.
+
+    The distillation gains little on windows that the blocks were trained on (benchmarks/why.md):
+    each has a half, but where there are too few.
+    """
+    half = len(windows) // 2
+    if half < 2:
+        return windows, windows
+    parts = (windows.tokens[: len(windows) - half], windows.tokens[-half:])
+    return replace(windows, tokens=parts[0]), replace(windows, tokens=parts[1])
 
 
 def check_plan(

@@ -107,10 +107,11 @@ def prune(
         if not isclose(fitted.sparsity, method.pattern.sparsity, abs_tol=1e-6):
             note(f"removing {fitted}: {fitted.kept} stay")
         method, include = replace(method, pattern=fitted), fitted.include or include
+    asked = "distill" in checked.model_fields_set
     if checked.is_default:
         matrices = find_matrices(language_model.model, include, checked.exclude)
-        method = for_width(method, matrices, checked.mode)
-    if checked.offload and checked.is_default:
+        method = for_width(method, matrices, checked.mode, asked=asked)
+    if checked.offload and checked.is_default and not asked:
         method = _within_memory(language_model, method, include, checked.exclude)
     matrices = check_plan(language_model, method, include, checked.exclude)
     if select(GradientStatistic, method.kinds):
@@ -145,12 +146,14 @@ def _read(
         checked = checked.model_copy(update={"scope": metric.scope})
     zeros = pattern if isinstance(pattern, Pattern) else checked.pattern
     options = {name: getattr(checked, name) for name in _OPTIONS}
-    # 0 is the default beside a metric, whose text may name amounts.
-    named = checked.model_fields_set & {"reconstruct", "distill"}
+    named = {"reconstruct", "distill"}
+    if not checked.is_default:
+        # 0 is the default beside a metric, whose text may name amounts.
+        named &= checked.model_fields_set
     amounts = {name: getattr(checked, name) for name in named}
     method = parse_method(checked.metric, pattern=zeros, **amounts, **options)
     method = replace(method, damping=checked.damping)
-    if "metric" not in checked.model_fields_set:
+    if checked.is_default:
         given = checked.model_dump()
         if "scope" not in checked.model_fields_set:
             del given["scope"]
@@ -275,9 +278,12 @@ def _describe_default(method: Method) -> str:
 def _identity(settings: PruneSettings, method: Method, store: StatisticsStore) -> dict[str, Any]:
     """The values that an unfinished run must share with this run to be resumed by it."""
     statistics = store.settings
+    # After passes the distillation takes windows from the blocks.
+    shared = {"--distill": method.distill > 0} if method.reconstruct else {}
     # The settings left out change only the rounding of sums or which files are written.
     return {
         **settings.by_option(_PLACE),
+        **shared,
         "the metric": method.metric.to_json(),
         "the model's weights": statistics["model"],
         "the calibration tokens": statistics["windows"],

@@ -41,14 +41,17 @@ class Entry:
         }
 
 
-def judged_apart(windows: Windows) -> tuple[Windows, Tensor]:
+def judged_apart(windows: Windows, everything: Windows) -> tuple[Windows, Tensor]:
     """The windows of the statistics behind the masks, and the tokens that masks are judged on.
 
-    The last sixteenth, which the distillation keeps apart too; a single window is both.
+    windows: those of the blocks, the first of `everything`. Masks are judged on the last sixteenth
+    of everything, which the distillation keeps apart too; a single window is both.
     """
-    judged = max(1, round(len(windows) * HELD_OUT))
-    seen = max(1, len(windows) - judged)
-    return replace(windows, tokens=windows.tokens[:seen]), windows.tokens[-judged:]
+    judged = max(1, round(len(everything) * HELD_OUT))
+    seen = max(1, min(len(windows), len(everything) - judged))
+    if seen < len(windows):
+        windows = replace(windows, tokens=windows.tokens[:seen])
+    return windows, everything.tokens[-judged:]
 
 
 @torch.no_grad()

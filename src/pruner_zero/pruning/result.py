@@ -102,10 +102,8 @@ class PruneResult(PrunedMatrices):
         given = self.settings
         settings = {**given.model_dump(mode="json"), "mode": self.mode, "scope": self.method.scope}
         if "metric" not in given.model_fields_set and not self.method.pattern.chosen_by:
-            for name, value in default_beside(given.model_dump()).items():
-                asked = name == "scope" and name in given.model_fields_set
-                if getattr(given, name) == value and not asked:
-                    del settings[name]
+            for name in default_beside(given.model_dump()).keys() - given.model_fields_set:
+                del settings[name]
         return settings
 
     def save(self, output: str | Path, overwrite: bool = False) -> Path:

@@ -132,7 +132,12 @@ class CalibrationSettings(WritingSettings):
         "none.",
     )
     windows: Annotated[
-        int, Cli(panel="Options", default=f"24, or {WRITTEN['windows']} {_WRITTEN}")
+        int,
+        Cli(
+            panel="Options",
+            default=f"24, or {WRITTEN['windows']} {_WRITTEN}; twice as many in prune without a "
+            "metric",
+        ),
     ] = Field(24, ge=1, description="Calibration windows: pieces of the text of --seqlen tokens.")
     seqlen: Annotated[int, Cli(default=f"1024, or {WRITTEN['seqlen']} {_WRITTEN}")] = Field(
         1024, ge=2, description="Tokens in a window."

@@ -25,21 +25,17 @@ DEFAULT: Mapping[str, Any] = MappingProxyType(
     {
         "metric": "W * (O * X)^0.73 * row_normalize(W * X^0.73)^0.33",
         "scope": "global",
-        "refine": True,
-        "asymmetric": True,
-        "update": "exact",
+        "reconstruct": 2,
         "distill": 40,
     }
 )
-# Where a matrix has `MANY_INPUTS` inputs or more, the method is Wanda's mask with these steps: the
-# time of swaps grows with the square of the inputs, and on Qwen2.5-Coder-1.5B four passes are ahead
-# of them on all three texts (benchmarks/proof.md). The default's own mask is no better there on
-# texts unlike its calibration (benchmarks/why.md), and its O takes a backward pass. What
-# distillation gains is not measured.
+# Where a matrix has `MANY_INPUTS` inputs or more, the mask is Wanda's and no distillation follows:
+# on Qwen2.5-Coder-1.5B the default's own mask is no better on texts unlike its calibration, and its
+# O takes a backward pass (benchmarks/why.md). What distillation gains there is not measured.
 MANY_INPUTS = 4096
-WIDE: Mapping[str, Any] = MappingProxyType(
-    {"steps": (), "asymmetric": False, "reconstruct": 4, "distill": 0}
-)
+# The windows of the default method, as a multiple of those of others: more text is worth more than
+# more passes over it, and the distillation has windows of its own (benchmarks/why.md).
+MORE_WINDOWS = 2
 # The default metric where the weights are not compared over the whole model, and that of heads,
 # which a search found (benchmarks/units.md).
 WITHIN, HEAD_METRIC = "wanda", "X * row_normalize(W * X)"
@@ -60,11 +56,12 @@ def default_beside(given: Mapping[str, Any]) -> dict[str, Any]:
         chosen["metric"] = HEAD_METRIC if given.get("structure") == "heads" else WITHIN
         del chosen["scope"]
     if given.get("structure"):
-        # Whole units are pruned or kept, so that single weights cannot be swapped.
-        del chosen["refine"], chosen["asymmetric"]
-    if given.get("mode") == "one-shot":
-        # In a one-shot run all inputs are the dense model's, so there is no other target.
-        chosen.pop("asymmetric", None)
+        # Least squares follow there (benchmarks/units.md).
+        del chosen["reconstruct"]
+    elif given.get("mode") == "one-shot":
+        # Passes need the inputs that pruned blocks give.
+        del chosen["reconstruct"]
+        chosen["update"] = "exact"
     return chosen
 
 
@@ -73,6 +70,13 @@ def rivals_beside(given: Mapping[str, Any]) -> list[tuple[str, Scope]]:
     if any(given.get(name) for name in ("structure", "pattern", "scope")):
         return []
     return [(metric, "row") for metric in (WITHIN, DEFAULT["metric"])]
+
+
+def _of_written_text(asked: Mapping[str, Any]) -> Mapping[str, int]:
+    """Where the model writes all text, the windows are shorter unless their length is given."""
+    text = asked.get("calibration")
+    other = text is not None and not are_written(text)
+    return {} if other or "seqlen" in asked else WRITTEN
 
 
 class PruneSettings(ModelSettings, MethodSettings, SizeSettings):
@@ -85,9 +89,9 @@ class PruneSettings(ModelSettings, MethodSettings, SizeSettings):
         Cli(
             panel="Options",
             first=True,
-            default=f"{DEFAULT['metric']} --scope global --refine --asymmetric --update exact "
+            default=f"{DEFAULT['metric']} --scope global --reconstruct {DEFAULT['reconstruct']} "
             f"--distill {DEFAULT['distill']}, or {WITHIN}'s mask or that of scope row where it is "
-            f"better; {WITHIN} --reconstruct {WIDE['reconstruct']} from {MANY_INPUTS} inputs on",
+            f"better; {WITHIN} without --distill from {MANY_INPUTS} inputs on",
         ),
     ] = Field(
         description=f"A name, an expression or a .json tree file, as {METHOD}; `pruner-zero metric "
@@ -115,13 +119,15 @@ class PruneSettings(ModelSettings, MethodSettings, SizeSettings):
         0,
         ge=0,
         description="Then train the kept weights of each block towards the dense block's outputs, "
-        "in this many passes over the calibration windows, before the next block is pruned.",
+        "in this many passes over the calibration windows, before the next block is pruned; with "
+        "--distill over the first half of them.",
     )
     distill: Annotated[int, Cli(panel="Options", default="0 with a metric")] = Field(
         0,
         ge=0,
         description="Then train the kept weights for this many optimizer steps of about 1024 "
-        "tokens towards the dense model's predictions on the calibration windows.",
+        "tokens towards the dense model's predictions on the calibration windows, of which it has "
+        "the second half after --reconstruct.",
     )
     structure: Annotated[Structure | None, Cli(panel="Options")] = Field(
         None,
@@ -140,26 +146,27 @@ class PruneSettings(ModelSettings, MethodSettings, SizeSettings):
     def _choose(cls, given: Any, read: Callable[[Any], Self]) -> Self:
         """Without a metric, use the default method, except for the settings that are given.
 
-        `model_fields_set` has no "metric" then, and no "scope" that is not given.
+        `model_fields_set` has only those of its parts that are given.
         """
         if not isinstance(given, dict) or given.get("metric") is not None:
             return read(given)
         chosen = default_beside(given)
         asked = {name: value for name, value in given.items() if value is not None}
-        settings = read({**chosen, **asked})
-        settings.model_fields_set.difference_update({"metric", "scope"} - asked.keys())
+        shape = dict(_of_written_text(asked))
+        if "reconstruct" in chosen:
+            usual = shape.get("windows", cls.model_fields["windows"].default)
+            shape["windows"] = MORE_WINDOWS * usual
+        settings = read({**shape, **chosen, **asked})
+        settings.model_fields_set.difference_update(chosen.keys() - asked.keys())
         return settings
 
     @model_validator(mode="before")
     @classmethod
     def _shape_written_text(cls, given: Any) -> Any:
-        """Where the model writes all text, the windows are shorter unless their length is given."""
-        if not isinstance(given, dict) or given.get("seqlen") is not None:
+        if not isinstance(given, dict):
             return given
-        text = given.get("calibration")
-        if text is not None and not are_written(text):
-            return given
-        return {**WRITTEN, **{name: value for name, value in given.items() if value is not None}}
+        asked = {name: value for name, value in given.items() if value is not None}
+        return {**_of_written_text(asked), **asked}
 
     @model_validator(mode="after")
     def _check_structure(self) -> "PruneSettings":
@@ -179,11 +186,5 @@ class PruneSettings(ModelSettings, MethodSettings, SizeSettings):
 
     @property
     def is_default(self) -> bool:
-        """Whether no metric is named, and nothing of the default method is changed.
-
-        Passes of the reconstruction are no part of it on all models, and may be given.
-        """
-        chosen = default_beside(self.model_dump())
-        return "metric" not in self.model_fields_set and all(
-            getattr(self, name) == value for name, value in chosen.items()
-        )
+        """Whether no metric is named, so that the default method is taken."""
+        return "metric" not in self.model_fields_set
