@@ -283,7 +283,7 @@ def test_help_keeps_text_in_brackets(cli: Cli) -> None:
     assert outcome.code == 0
     text = " ".join(outcome.out.replace("│", " ").split())
     assert "METRIC[@SCOPE][+STEPS]" in text
-    assert "[default: 24, or 96 for text that the model writes in prune]" in text
+    assert "[default: 24, or 96 for text that the model writes in prune; twice as many " in text
     steps = "--refine --asymmetric --update exact --distill 40"
     metric = "W * (O * X)^0.73 * row_normalize(W * X^0.73)^0.33"
     assert f"[default: {metric} --scope global {steps}, or" in text
