@@ -284,7 +284,7 @@ def test_help_keeps_text_in_brackets(cli: Cli) -> None:
     text = " ".join(outcome.out.replace("│", " ").split())
     assert "METRIC[@SCOPE][+STEPS]" in text
     assert "[default: 24, or 96 for text that the model writes in prune; twice as many " in text
-    steps = "--refine --asymmetric --update exact --distill 40"
+    steps = "--reconstruct 2 --distill 40"
     metric = "W * (O * X)^0.73 * row_normalize(W * X^0.73)^0.33"
     assert f"[default: {metric} --scope global {steps}, or" in text
     for verb in ("prune", "evaluate", "compare", "metric"):
