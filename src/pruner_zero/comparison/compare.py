@@ -205,10 +205,10 @@ class _Table:
         return table
 
     def calibrate(self, methods: Iterable[Method | None]) -> None:
-        """Collect all dense statistics that any method needs, once, but those of races."""
+        """Collect all dense statistics that any method needs, once, but those of parts of the windows."""
         needed: set[Kind] = set()
         for method in methods:
-            if method and not method.rivals:
+            if method and not method.of_part:
                 needed |= method.dense_kinds(self.mode(method))
         for kinds in (select(ForwardStatistic, needed), select(GradientStatistic, needed)):
             # An error here occurs again in the rows that need these statistics, and only there.

@@ -14,16 +14,22 @@ from pruner_zero.choices import Group
 from pruner_zero.evolution.evaluator import Evaluator, Judge, Task
 from pruner_zero.execution.executor import TimeLimit
 from pruner_zero.metric.expression import Expression
-from pruner_zero.metric.grammar import parse
+from pruner_zero.metric.metric import Metric
 from pruner_zero.models.loss import next_token_losses
 
 # The metric whose mask every model's divergence is relative to.
-REFERENCE = "W * X"
+REFERENCE = "wanda"
 # The least divergence that others are a share of, in nats.
 _LEAST = 1e-3
 # A candidate leaves a model behind where it is behind the best by this many standard deviations of
 # what other candidates gained on the models after it; as many of these as `_ENOUGH` are needed.
 _BEHIND, _ENOUGH = 2.0, 4
+
+
+def chunks(values: Sequence[float], count: int) -> list[Sequence[float]]:
+    """The values in `count` equal parts, in their order: those of each model."""
+    each = len(values) // count
+    return [values[each * number : each * (number + 1)] for number in range(count)]
 
 
 @dataclass(frozen=True)
@@ -52,17 +58,16 @@ class Panel:
 
     def parts(self, losses: Sequence[float]) -> dict[str, float]:
         """The mean of each model's losses, of which every model has as many, by its name."""
-        each = len(losses) // len(self.models)
-        chunks = [losses[each * i : each * (i + 1)] for i in range(len(self.models))]
-        return dict(zip(self.models, map(statistics.mean, chunks), strict=True))
+        means = map(statistics.mean, chunks(losses, len(self.models)))
+        return dict(zip(self.models, means, strict=True))
 
     def error(self, values: Sequence[float]) -> float:
         """The standard error of the mean over models of a value a window; 0 where it is unknown."""
-        each = len(values) // len(self.models)
-        if each < 2:
+        of_models = chunks(values, len(self.models))
+        if len(of_models[0]) < 2:
             return 0.0
-        chunks = [values[each * i : each * (i + 1)] for i in range(len(self.models))]
-        return math.sqrt(sum(statistics.variance(c) / each for c in chunks)) / len(chunks)
+        squares = [statistics.variance(each) / len(each) for each in of_models]
+        return math.sqrt(sum(squares)) / len(squares)
 
     def slack(self, judged: Sequence[Sequence[float]]) -> tuple[float, ...]:
         """By how much a candidate may be behind the best after 1, 2, … models and still win.
@@ -95,7 +100,7 @@ class Reference:
     @torch.no_grad()
     def of(cls, evaluator: Evaluator, scope: Group) -> "Reference":
         """Measure it with the windows of `evaluator`."""
-        expression, measured, apart = parse(REFERENCE), [], []
+        expression, measured, apart = Metric.of(REFERENCE).expression, [], []
         for windows in (evaluator.windows, evaluator.fresh):
             losses = evaluator.masked.losses(expression, scope, windows)
             dense = [float(next_token_losses(evaluator.masked.model, w[None])) for w in windows]
@@ -163,11 +168,9 @@ class SeveralModels(Judge):
         """Whether a candidate that was judged on `count` models can hardly become the best."""
         if not task.best or not task.slack:
             return False
-        each = len(losses) // count
-        ends = [each * number for number in range(1, count + 1)]
         so_far, best = (
-            self.panel.fitness([statistics.mean(of[end - each : end]) for end in ends])
-            for of in (losses, task.best)
+            self.panel.fitness([statistics.mean(each) for each in chunks(of, count)])
+            for of in (losses, task.best[: len(losses)])
         )
         return so_far - best > task.slack[count - 1]
 

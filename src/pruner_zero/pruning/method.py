@@ -141,6 +141,11 @@ class Method:
         return bool(self.kinds or self.reconstruct or self.distill)
 
     @property
+    def of_part(self) -> bool:
+        """Whether its statistics are of a part of the windows alone, as `prune_model` says."""
+        return bool(self.rivals or (self.reconstruct and self.distill))
+
+    @property
     def scoring_kinds(self) -> frozenset[Kind]:
         """The statistics that the metric needs."""
         needed = collected_for(self.metric.needs)
