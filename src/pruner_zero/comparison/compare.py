@@ -205,7 +205,7 @@ class _Table:
         return table
 
     def calibrate(self, methods: Iterable[Method | None]) -> None:
-        """Collect all dense statistics that any method needs, once, but those of parts of the windows."""
+        """Collect the dense statistics of all methods that take all windows, once."""
         needed: set[Kind] = set()
         for method in methods:
             if method and not method.of_part:
