@@ -105,14 +105,14 @@ def test_a_note_describes_the_default_method(
 
 
 @pytest.mark.parametrize("options", [{}, {"pattern": "2:4", "sparsity": None}])
-def test_wide_matrices_get_the_mask_of_wanda_and_no_distillation(
+def test_wide_matrices_get_the_mask_of_wanda(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
     monkeypatch.setattr("pruner_zero.pruning.method.MANY_INPUTS", 32)
     progress = Notes()
     with reported_to(progress):
-        result = prune(language_model(), cache=tmp_path, **{**SMALL, "distill": None, **options})
-    assert (result.method.steps, result.method.reconstruct, result.method.distill) == ((), 2, 0)
+        result = prune(language_model(), cache=tmp_path, **{**SMALL, **options})
+    assert (result.method.steps, result.method.reconstruct, result.method.distill) == ((), 2, 3)
     assert str(result.method.metric.expression) == "W * X"
     assert not result.raced
     (note,) = [note for note in progress.lines if "No --metric" in note]

@@ -23,7 +23,7 @@ def trained(weight: Tensor, given: list[Tensor]) -> Tensor:
     weight = weight.clone()
     kept = FactoredMatrix("w", weight)
     for gradient in given:
-        kept.step(gradient, 0.1)
+        kept.step(gradient.clone(), 0.1)
     return weight
 
 
@@ -81,7 +81,7 @@ def test_a_transposed_view_is_trained_like_a_matrix_of_its_own() -> None:
     stored = weight.T.contiguous()
     kept = FactoredMatrix("w", stored.T)
     for gradient in given:
-        kept.step(gradient.T.contiguous().T, 0.1)
+        kept.step(gradient.T.clone().T, 0.1)
     torch.testing.assert_close(stored.T, trained(weight, given))
 
 

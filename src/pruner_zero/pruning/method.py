@@ -207,21 +207,13 @@ class Method:
         return "one-shot"
 
 
-def for_width(
-    method: Method, matrices: Sequence[Matrix], mode: Mode, *, asked: bool = False
-) -> Method:
-    """The default method for the `matrices` of one model.
-
-    For wide ones the mask is that of the first rival, where there is one, and no distillation
-    follows unless it is asked for.
-    """
+def for_width(method: Method, matrices: Sequence[Matrix], mode: Mode) -> Method:
+    """The default method for the `matrices` of a model: the first rival's mask for wide ones."""
     widest = max((matrix.weight.shape[1] for matrix in matrices), default=0)
-    if widest < MANY_INPUTS or method.pattern.unit or mode == "one-shot":
+    if widest < MANY_INPUTS or not method.rivals or mode == "one-shot":
         return method
-    if method.rivals:
-        first = method.rivals[0]
-        method = replace(method, metric=first.metric, pattern=first.pattern, rivals=())
-    return method if asked else replace(method, distill=0)
+    first = method.rivals[0]
+    return replace(method, metric=first.metric, pattern=first.pattern, rivals=())
 
 
 def describe_steps(steps: Sequence[str], asymmetric: bool = False, reconstruct: int = 0) -> str:

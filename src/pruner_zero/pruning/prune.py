@@ -107,12 +107,11 @@ def prune(
         if not isclose(fitted.sparsity, method.pattern.sparsity, abs_tol=1e-6):
             note(f"removing {fitted}: {fitted.kept} stay")
         method, include = replace(method, pattern=fitted), fitted.include or include
-    asked = "distill" in checked.model_fields_set
     if checked.is_default:
         matrices = find_matrices(language_model.model, include, checked.exclude)
-        method = for_width(method, matrices, checked.mode, asked=asked)
-    if checked.offload and checked.is_default and not asked:
-        method = _within_memory(language_model, method, include, checked.exclude)
+        method = for_width(method, matrices, checked.mode)
+        if checked.offload and "distill" not in checked.model_fields_set:
+            method = _within_memory(language_model, method, include, checked.exclude)
     matrices = check_plan(language_model, method, include, checked.exclude)
     if select(GradientStatistic, method.kinds):
         # Before the model writes a text for nothing.

@@ -38,14 +38,16 @@ class FactoredMatrix:
         self.rows, self.columns = torch.zeros_like(weight[:, 0]), torch.zeros_like(weight[0])
 
     def step(self, gradient: Tensor, rate: float) -> None:
-        """Move the kept weights against `gradient` by a share of their size.
+        """Move the kept weights against `gradient`, which is overwritten, by a share of their size.
 
-        rate: that share; without it a step's root mean square is 1 over the kept weights.
+        gradient: float32. rate: that share; without it a step's root mean square is 1 over the kept
+        weights.
         """
         outputs, inputs = self.weight.shape
         of_rows, of_columns = torch.zeros_like(self.rows), torch.zeros_like(self.columns)
-        for part, _, values in self._parts(gradient):
-            squares = values.square_()
+        for part, weight, values in self._parts(gradient):
+            # A mask in float32, since a product with one of booleans takes four times as long.
+            squares = values.mul_(torch.ne(weight, 0, out=torch.empty_like(weight))).square()
             of_rows[part] = squares.sum(1)
             of_columns += squares.sum(0)
         self.steps += 1
@@ -57,19 +59,18 @@ class FactoredMatrix:
         rows = rows.rsqrt_().mul_(self.density.sqrt())
         columns = self.columns.clamp_min(_TINY).rsqrt_()
         for part, _, values in self._parts(gradient):
-            of_rows[part] = values.mul_(columns).square_().sum(1)
+            of_rows[part] = values.mul_(columns).square().sum(1)
         size = (of_rows.mul_(rows).mul_(rows).sum() / self.count).sqrt_()
         rows *= self.scale * rate / (size / _CLIP).clamp_min_(1)
         for part, weight, values in self._parts(gradient):
-            weight.addcmul_(values.mul_(columns), rows[part, None], value=-1)
+            weight.addcmul_(values, rows[part, None], value=-1)
 
     def _parts(self, gradient: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Some rows at a time: which, their weights, and a copy of their gradient at kept ones."""
+        """Some rows at a time: which, their weights, and their gradient."""
         size = max(1, _CHUNK // gradient.shape[1])
         for first in range(0, len(gradient), size):
             part = slice(first, first + size)
-            weight = self.weight[part]
-            yield part, weight, (weight != 0) * gradient[part].float()
+            yield part, self.weight[part], gradient[part]
 
     def state(self) -> dict[str, Tensor]:
         """All that a later step depends on, by name."""

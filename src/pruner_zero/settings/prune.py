@@ -29,10 +29,9 @@ DEFAULT: Mapping[str, Any] = MappingProxyType(
         "distill": 40,
     }
 )
-# Where a matrix has `MANY_INPUTS` inputs or more, the mask is Wanda's and no distillation follows:
-# on Qwen2.5-Coder-1.5B the default's own mask is no better on texts unlike its calibration, and its
-# O takes a backward pass (benchmarks/why.md). Distillation gains a tenth there, in half an hour for
-# 20 steps; it was not run as a part of the whole default.
+# Where a matrix has `MANY_INPUTS` inputs or more, the mask is Wanda's: on Qwen2.5-Coder-1.5B the
+# default's own mask is no better on texts unlike its calibration, and its O takes a backward pass
+# (benchmarks/why.md).
 MANY_INPUTS = 4096
 # The windows of the default method, as a multiple of those of others: more text is worth more than
 # more passes over it, and the distillation has windows of its own (benchmarks/why.md).
@@ -92,7 +91,7 @@ class PruneSettings(ModelSettings, MethodSettings, SizeSettings):
             first=True,
             default=f"{DEFAULT['metric']} --scope global --reconstruct {DEFAULT['reconstruct']} "
             f"--distill {DEFAULT['distill']}, or {WITHIN}'s mask or that of scope row where it is "
-            f"better; {WITHIN} without --distill from {MANY_INPUTS} inputs on",
+            f"better; {WITHIN}'s from {MANY_INPUTS} inputs on",
         ),
     ] = Field(
         description=f"A name, an expression or a .json tree file, as {METHOD}; `pruner-zero metric "
