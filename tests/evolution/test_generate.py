@@ -100,7 +100,14 @@ def test_a_product_names_each_leaf_once_and_every_normalisation_occurs() -> None
     generator, space = np.random.default_rng(0), SearchSpace()
     drawn = [random_product(generator, space) for _ in range(500)]
     used = sum((expression.operator_counts() for expression in drawn), Counter[str]())
-    normalisations = {"row_share", "column_share", "row_normalize", "column_normalize", "mms"}
+    normalisations = {
+        "row_share",
+        "column_share",
+        "row_normalize",
+        "column_normalize",
+        "matrix_normalize",
+        "mms",
+    }
     assert set(used) == {"mul", "power", *normalisations}
     for expression in drawn:
         assert expression.operator_counts()["mul"] == len(expression.terminals) - 1 >= 1

@@ -49,7 +49,7 @@ def test_the_default_space_admits(text: str) -> None:
 )
 def test_the_default_space_refuses_what_breaks_a_rule(text: str, near: str) -> None:
     """`near` is like it and breaks none."""
-    space = SearchSpace(max_size=15)
+    space = SearchSpace(max_size=15, max_depth=6)
     assert not space.allows(parse(text))
     assert space.allows(parse(near))
 

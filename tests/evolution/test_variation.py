@@ -114,7 +114,7 @@ def test_operator_keeps_arity_and_operands() -> None:
         assert [type(node) for _, node in positions(child)] == [
             type(node) for _, node in positions(parse("sqrt(W) * X"))
         ]
-    assert {"W^0.333 * X", "sqrt(W) + X", "mms(W) * X"} <= children("operator", "sqrt(W) * X")
+    assert {"sqrt(W) + X", "mms(W) * X"} <= children("operator", "sqrt(W) * X")
 
 
 def test_exponents_move_on_the_grid_and_stay_in_range() -> None:
@@ -149,6 +149,19 @@ def test_an_exchanged_factor_adds_its_exponent_to_that_of_the_factor_it_becomes(
     forms = [str(form) for form in neighbours(parse("W * sqrt(G) * (O * X)^0.25"), space)]
     assert "W * (O * X)^0.75" in forms
     assert "W * G^0.75 * X^0.25" in forms
+
+
+def test_a_product_is_one_step_from_its_relative_forms() -> None:
+    """What does not vary along the norm is left out of it; no relative factor is doubled."""
+    forms = list(map(str, neighbours(parse("W * (O * X)^0.75"), SearchSpace())))
+    assert forms[:3] == [
+        "W * (O * X)^0.75 * row_normalize(W * X^0.75)^0.35",
+        "W * (O * X)^0.75 * column_normalize(W * O^0.75)^0.35",
+        "W * (O * X)^0.75 * matrix_normalize(W * (O * X)^0.75)^0.35",
+    ]
+    further = list(map(str, neighbours(parse(forms[0]), SearchSpace())))
+    assert sum(text.count("row_normalize") == 2 for text in further) == 0
+    assert any("column_normalize(W * O^0.75)" in text for text in further)
 
 
 def test_neighbours_of_any_metric_are_allowed() -> None:

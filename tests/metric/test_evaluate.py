@@ -59,6 +59,7 @@ PLAIN: dict[str, Callable[..., Tensor]] = {
     "column_share": lambda x: share(x, x.abs().sum(0, keepdim=True)),
     "row_normalize": lambda x: share(x, torch.linalg.vector_norm(x, dim=1, keepdim=True)),
     "column_normalize": lambda x: share(x, torch.linalg.vector_norm(x, dim=0, keepdim=True)),
+    "matrix_normalize": lambda x: share(x, torch.linalg.vector_norm(x)[None, None]),
     "small": lambda x: (x.abs() < 0.1 * x.abs().mean()).float().mean().reshape(1, 1),
 }
 

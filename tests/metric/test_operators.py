@@ -85,6 +85,7 @@ def test_shares_and_norms_go_along_rows_or_columns_and_give_zero_for_zeros() -> 
         "column_share": [[1.0, -1.0], [0.0, 0.0]],
         "row_normalize": [[0.6, -0.8], [0.0, 0.0]],
         "column_normalize": [[1.0, -1.0], [0.0, 0.0]],
+        "matrix_normalize": [[0.6, -0.8], [0.0, 0.0]],
     }.items():
         torch.testing.assert_close(OPERATORS[name].apply(x), torch.tensor(expected))
     assert OPERATORS["column_share"].apply(torch.zeros(2, 2)).eq(0).all()
@@ -123,6 +124,7 @@ def test_no_degree_is_claimed_where_none_exists(name: str) -> None:
         ("mms", "matrix rescaling"),
         ("row_share", "row or column rescaling"),
         ("column_normalize", "row or column rescaling"),
+        ("matrix_normalize", "matrix rescaling"),
         ("div", "other"),
         ("log", "transcendental"),
         ("tanh", "transcendental"),

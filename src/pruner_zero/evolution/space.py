@@ -47,11 +47,11 @@ class SearchSpace(Settings):
     operators: tuple[str, ...] = (
         *("mul", "add", "sub", "quotient", "div", "min", "max"),
         *("power", "sqr", "sqrt", "log", "exp", "abs", "mms", "zsn"),
-        *("row_share", "column_share", "row_normalize", "column_normalize"),
+        *("row_share", "column_share", "row_normalize", "column_normalize", "matrix_normalize"),
     )
     scopes: tuple[Group, ...] = Field(("row", "block", "matrix", "global"), min_length=1)
-    max_size: int = Field(15, ge=1, strict=True)
-    max_depth: int = Field(6, ge=1, strict=True)
+    max_size: int = Field(23, ge=1, strict=True)
+    max_depth: int = Field(8, ge=1, strict=True)
     idle: bool = False
 
     @field_validator("terminals", "operators", "scopes")
@@ -138,7 +138,7 @@ class SearchSpace(Settings):
             operator = OPERATORS[name]
             powers = operator.exponent == "operand"
             for operands in product(shapes, repeat=operator.expressions):
-                if not _constant(operator, operands):
+                if not is_constant(operator, operands):
                     whole = (*operands, Shape.SCALAR) if powers else operands
                     yield operator.shape(*whole), Form(operator, operands)
 
@@ -180,7 +180,7 @@ def positions(expression: Expression) -> Iterator[tuple[int, Expression]]:
         yield index, node
 
 
-def _constant(operator: Operator, operands: tuple[Shape, ...]) -> bool:
+def is_constant(operator: Operator, operands: tuple[Shape, ...]) -> bool:
     """Whether every entry of the result is the same for operands of these shapes."""
     if operator.reach == "element":
         return False
@@ -192,7 +192,7 @@ def _idle(node: Call) -> bool:
     """Whether the node changes nothing, or is a power of a power."""
     operator, operands = node.operator, node.operands
     return (
-        _constant(operator, tuple(operand.shape for operand in operands))
+        is_constant(operator, tuple(operand.shape for operand in operands))
         or operator.factor == 1
         or (operator.exponent == 1 and operands[0].nonnegative)
         or (operator.twins and operands[0] == operands[-1])

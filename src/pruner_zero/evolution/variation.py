@@ -14,6 +14,7 @@ from pruner_zero.evolution.space import (
     HIGHEST,
     LOWEST,
     SearchSpace,
+    is_constant,
     on_grid,
     positions,
 )
@@ -35,6 +36,8 @@ _PRODUCTS, _START_DEPTH = 0.5, (2, 4)
 # The chances that a path of a grown tree ends before the limit of levels, and that a factor of a
 # product is normalised.
 _LEAF, _NORMALISED = 0.3, 0.3
+# The exponent of a new relative factor.
+_RELATIVE = 0.35
 
 
 def random_expression(
@@ -260,17 +263,21 @@ MUTATIONS: Mapping[str, Mutation] = MappingProxyType(
 def neighbours(expression: Expression, space: SearchSpace) -> list[Expression]:
     """The products one step from `expression`: a factor less, one more, or one exchanged.
 
-    A new factor is a terminal, or the product of a column and a row of statistics, such as O * X,
-    which has a value for each weight as a matrix has. A new factor takes the exponent of the factor
-    that it replaces, added to its own exponent where the product has it already; an additional
-    factor takes the exponent 0.5. An order depends mostly on how much each terminal counts, so
-    these are the smallest steps.
+    First the `relative_factors` are added. Any other new factor is a terminal, or the product of a
+    column and a row of statistics, such as O * X, which has a value for each weight as a matrix
+    has. A new factor takes the exponent of the factor that it replaces, added to its own exponent
+    where the product has it already; an additional factor takes the exponent 0.5. An order depends
+    mostly on how much each terminal counts, so these are the smallest steps.
     """
     coefficient, bases = factors(expression)
     leaves = space.leaves
     outer = pairs(leaves[Shape.COLUMN], leaves[Shape.ROW])
     alternatives = [*((name,) for name in space.terminals), *outer]
-    made: dict[Expression, None] = {}
+    made = {
+        product(coefficient, {**bases, factor: _RELATIVE}): None
+        for factor in relative_factors(expression, space)
+        if factor not in bases
+    }
     for base, exponent in [*bases.items(), (None, 0.5)]:
         rest = {other: power for other, power in bases.items() if other != base}
         for names in ((), *alternatives):
@@ -281,6 +288,29 @@ def neighbours(expression: Expression, space: SearchSpace) -> list[Expression]:
             if rest or new:
                 made[product(coefficient, {**rest, **powers})] = None
     return [form for form in made if form != expression and space.allows(form)]
+
+
+def relative_factors(expression: Expression, space: SearchSpace) -> list[Expression]:
+    """`expression` relative to its L2 norm over rows, columns and the matrix.
+
+    A score of the whole model times a power of one of these lies between a comparison within the
+    whole model and within rows. What is the same along the norm is left out of it.
+    """
+    _, bases = factors(expression)
+    made: list[Expression] = []
+    for name in ("row_normalize", "column_normalize", "matrix_normalize"):
+        if name not in space.operators:
+            continue
+        operator = OPERATORS[name]
+        varying = {
+            base: exponent
+            for base, exponent in bases.items()
+            if not is_constant(operator, (base.shape,))
+            and not (isinstance(base, Call) and base.operator.rescaling)
+        }
+        if varying:
+            made.append(Call(operator, (product(1.0, varying),)))
+    return made
 
 
 def pick(generator: Generator, choices: Sequence[T]) -> T:

@@ -187,7 +187,7 @@ def _share(dim: int) -> Callable[[Tensor], Tensor]:
     return lambda x: _over(x, x.abs().sum(dim=dim, keepdim=True))
 
 
-def _normalize(dim: int) -> Callable[[Tensor], Tensor]:
+def _normalize(dim: int | None) -> Callable[[Tensor], Tensor]:
     return lambda x: _over(x, vector_norm(x, dim=dim, keepdim=True))
 
 
@@ -240,6 +240,8 @@ _EXTENDED = (
     Operator("row_normalize", 1, _normalize(1), "x / L2 norm of the row", reach="row",
              rescaling="scale"),
     Operator("column_normalize", 1, _normalize(0), "x / L2 norm of the column", reach="column",
+             rescaling="scale"),
+    Operator("matrix_normalize", 1, _normalize(None), "x / L2 norm of the matrix", reach="matrix",
              rescaling="scale"),
     Operator("small", 1, _small, "share of elements with |x| below a tenth of the mean |x|",
              reach="matrix", shape_rule="scalar", sign="nonnegative", degree=0, parity="even"),
