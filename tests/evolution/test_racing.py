@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pruner_zero.evolution.archive import Archive
-from pruner_zero.evolution.candidate import Candidate
+from pruner_zero.evolution.candidate import STEP, Candidate
 from pruner_zero.evolution.evaluator import Outcome, Task
 from pruner_zero.evolution.racing import Racing, judge
 from pruner_zero.metric.grammar import parse
@@ -65,6 +65,21 @@ def test_a_large_batch_runs_no_more_candidates_on_windows_than_the_bound(archive
     fake = Fake(values())
     judge(batch(TEXTS), archive, fake, Racing(near=10, few_share=1, few_most=3, margin=0))
     assert fake.on("few") == list(TEXTS[:3])
+
+
+def test_two_new_neighbours_of_the_best_run_whatever_their_closed_form_says(
+    archive: Archive,
+) -> None:
+    """Of each template one, and none whose template ran before."""
+    fake = Fake(values())
+    archive.commit(judge(batch(TEXTS[:1]), archive, fake, Racing(few_share=1)), 1.0)
+    steps = [
+        replace(candidate, operation=STEP)
+        for candidate in batch(["W * X^0.5", "G * X", "G", "W * G^0.5", "W * G"], first=1)
+    ]
+    fake = Fake(values())
+    judge(steps, archive, fake, Racing(near=0.5, few_share=1))
+    assert fake.on("few") == ["G * X", "G"]
 
 
 def test_variants_of_one_metric_do_not_take_all_the_places(archive: Archive) -> None:

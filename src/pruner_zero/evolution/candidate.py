@@ -16,6 +16,8 @@ Template = tuple[Expression, Group]
 
 # The operation of a candidate whose exponents were fitted to losses of its template.
 TUNE = "tune"
+# The operation of a candidate that is a neighbour of one of the best.
+STEP = "step"
 
 
 def excess(results: Iterable[Mapping[str, float]]) -> list[float]:

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from pruner_zero.choices import Group
 from pruner_zero.evolution.ask_tell import BatchAlgorithm, Proposal, Result, best_first
-from pruner_zero.evolution.candidate import Candidate, Evaluation, Template
+from pruner_zero.evolution.candidate import STEP, Candidate, Evaluation, Template
 from pruner_zero.evolution.space import SearchSpace
 from pruner_zero.evolution.tuning import Tuner
 from pruner_zero.evolution.variation import MUTATIONS, crossover, neighbours, random_start
@@ -129,7 +129,7 @@ class Evolution(BatchAlgorithm):
         """The neighbours of the best members, starting with the best."""
         for candidate, _ in self.population[:_SPREAD]:
             for form in neighbours(candidate.expression, self.space):
-                yield Proposal(form, candidate.scope, (candidate.number,), "step")
+                yield Proposal(form, candidate.scope, (candidate.number,), STEP)
 
     def _random(self, scope: Group, operation: str) -> Proposal:
         return Proposal(random_start(self.generator, self.space), scope, operation=operation)

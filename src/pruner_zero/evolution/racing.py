@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from pruner_zero.evolution.archive import Archive, Record
-from pruner_zero.evolution.candidate import TUNE, Candidate, Evaluation, Template, excess
+from pruner_zero.evolution.candidate import STEP, TUNE, Candidate, Evaluation, Template, excess
 from pruner_zero.evolution.evaluator import RUNGS, Outcome, Rung, Task
 from pruner_zero.evolution.panel import Panel
 from pruner_zero.execution.executor import Executor
@@ -99,6 +99,8 @@ def _line(points: NDArray[np.float64]) -> tuple[float, float] | None:
 
 # The fewest templates among the candidates of a batch that run on few windows.
 _TEMPLATES = 4
+# How many neighbours of the best run on few windows in a batch, whatever their closed-form error.
+_EXPLORED = 2
 # The assumed standard deviation, over candidates, of the difference between the losses on all and
 # on few windows, in nats, until `_ENOUGH` candidates were judged on all windows.
 _SPREAD, _ENOUGH = 0.03, 3
@@ -258,6 +260,8 @@ def _promising(entries: Sequence[_Entry], archive: Archive, racing: Racing) -> l
     """The entries to run on few windows.
 
     - Tuned exponents within reach by their expected error, up to half of the number.
+    - The first `_EXPLORED` neighbours of the best whose template never ran, whatever their error:
+      the closed form is wrong about scores relative to a norm by more than `near`.
     - Then the best by expected error, up to two thirds.
     - Then the best by closed-form error, so that losses of relatives do not decide alone.
 
@@ -288,6 +292,15 @@ def _promising(entries: Sequence[_Entry], archive: Archive, racing: Racing) -> l
     # In the order of `Tuner`, the most promising first.
     tuned.sort(key=lambda entry: entry.candidate.number)
     chosen = {entry.candidate.number: entry for entry in tuned[: most // 2]}
+    seen = {r.candidate.template for r in archive.records if r.evaluation.rung > 1}
+    explored = 0
+    for entry in alive:
+        candidate = entry.candidate
+        free = explored < _EXPLORED and len(chosen) < most
+        if free and candidate.operation == STEP and candidate.template not in seen:
+            explored += 1
+            chosen[candidate.number] = entry
+            seen.add(candidate.template)
     templates: Counter[Template] = Counter()
     for count, best in ((most - most // 3, expected), (most, within_reach("reconstruction"))):
         for entry in best:
