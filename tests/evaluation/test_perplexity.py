@@ -130,6 +130,18 @@ def test_a_hopeless_model_is_still_json() -> None:
     assert hopeless.to_rows() == [{"perplexity": math.inf, "loss": 850.0}]
 
 
+def test_bits_per_byte_count_the_text_of_the_predicted_tokens(prose: str) -> None:
+    """The first token of each window is not predicted, and its bytes do not count."""
+    text, tokenizer = "Grüße an 日本. " + prose, tiny_tokenizer()
+    result = evaluate(tiny_model("llama"), [text], seqlen=16, windows=3, tokenizer=tokenizer)
+    tokens = tokenizer(text, add_special_tokens=False)["input_ids"][:48]
+    spelled = [tokenizer.decode(tokens[at + 1 : at + 16]) for at in (0, 16, 32)]
+    assert result.text["text_bytes"] == sum(len(part.encode()) for part in spelled)
+    assert result.bits_per_byte is not None
+    bits = result.loss * 3 * 15 / math.log(2)
+    assert result.bits_per_byte == pytest.approx(bits / result.text["text_bytes"])
+
+
 def test_a_model_beside_gives_divergence_and_agreement(
     llama_folder: Path, text_file: Path, prose: str
 ) -> None:

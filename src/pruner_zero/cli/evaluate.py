@@ -89,11 +89,12 @@ def _count(value: object) -> str:
 
 
 def _print_perplexity(result: "Perplexity") -> None:
-    described = result.text
+    described, bits = result.text, result.bits_per_byte
     print(
         f"perplexity {result.perplexity:.2f} per token on {described['windows']} windows of "
         f"{described['seqlen']} tokens of {described['text']} "
         f"({described['joined']}, sha256 {described['text_sha256'][:12]})"
+        + ("" if bits is None else f", {bits:.4f} bits per byte")
     )
     if (compared := result.compared) is not None:
         print(

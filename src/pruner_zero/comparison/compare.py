@@ -273,7 +273,8 @@ class _Table:
             row["error"] = str(error)
         else:
             row["perplexity"] = loss.perplexity if math.isfinite(loss.perplexity) else None
-            row |= {"loss": loss.loss, "losses": list(loss.losses)}
+            row |= {"loss": loss.loss, "bits_per_byte": loss.bits_per_byte}
+            row["losses"] = list(loss.losses)
             if notes := [f"{record.name}: {record.note}" for record in records if record.note]:
                 row["notes"] = notes
         return {**row, **cost.to_json()}

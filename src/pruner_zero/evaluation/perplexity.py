@@ -19,12 +19,17 @@ from pruner_zero.text.windows import Windows
 class Perplexity(Tabular):
     """A model's perplexity on a text: per token, over non-overlapping windows, fp32 logits.
 
+    Perplexities of models with different vocabularies cannot be compared, bits per byte can.
+
     losses: the mean next-token loss of each window in nats. text: the description of the
     windows, from `Windows.describe`. beside: where it is compared with another model, the name of
     that model, and compared: the divergence from it on the same windows.
     """
 
-    shown = ("text", "windows", "seqlen", "perplexity", "loss", "divergence", "agreement")
+    shown = (
+        *("text", "windows", "seqlen", "perplexity", "loss", "bits_per_byte"),
+        *("divergence", "agreement"),
+    )
 
     losses: tuple[float, ...]
     text: dict[str, Any]
@@ -41,21 +46,34 @@ class Perplexity(Tabular):
         """`exp(loss)`, infinite where that overflows."""
         return to_perplexity(self.loss)
 
+    @property
+    def bits_per_byte(self) -> float | None:
+        """The bits that the model needs for a byte of the text (UTF-8); None where it is unknown.
+
+        Of the tokens that it predicts: the first one of each window counts for neither.
+        """
+        if not (count := self.text.get("text_bytes")):
+            return None
+        predicted = len(self.losses) * int(self.text["seqlen"] - 1)
+        return self.loss * predicted / math.log(2) / int(count)
+
     def caption(self) -> str:
         """The perplexity with its windows and text."""
         measured = f"{len(self.losses)} windows of {self.text.get('text', 'a text')}"
         return f"perplexity {self.perplexity:.2f} per token on {measured}"
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """One row: the text with its windows, perplexity and loss, divergence and agreement."""
+        """One row: the text with its windows, perplexity, loss, bits, divergence, agreement."""
         row = {**self.text, "perplexity": self.perplexity, "loss": self.loss}
+        if self.bits_per_byte is not None:
+            row["bits_per_byte"] = self.bits_per_byte
         if self.compared is not None:
             row["divergence"] = self.compared.divergence
             row["agreement"] = self.compared.agreement
         return [row]
 
     def to_json(self) -> dict[str, Any]:
-        """Perplexity (None where it overflows), loss, losses and the text as JSON values.
+        """Perplexity (None where it overflows), loss, bits per byte, losses, text as JSON values.
 
         Where it is compared with another model, `beside` has its name, the divergence and the
         agreement, and their values of each window.
@@ -63,6 +81,7 @@ class Perplexity(Tabular):
         values = {
             "perplexity": self.perplexity if math.isfinite(self.perplexity) else None,
             "loss": self.loss,
+            "bits_per_byte": self.bits_per_byte,
             "losses": list(self.losses),
             "text": self.text,
         }

@@ -19,7 +19,12 @@ class Tokenizer(Protocol):
     """The part of a transformers tokenizer that is used here."""
 
     def __call__(
-        self, text: str, *, add_special_tokens: bool, verbose: bool
+        self,
+        text: str,
+        *,
+        add_special_tokens: bool,
+        verbose: bool,
+        return_offsets_mapping: bool = False,
     ) -> Mapping[str, Any]: ...
 
 
@@ -29,7 +34,9 @@ class Windows:
 
     `available` counts the tokens of the stream they were cut from; it and `text_sha256` are None
     for windows that a model wrote (sampled) or that are of several `sources` (mixed). `seed` is
-    None for consecutive windows. `written` says what text that a model wrote is like.
+    None for consecutive windows. `written` says what text that a model wrote is like. `text_bytes`
+    counts the bytes of text, in UTF-8, behind all but the first token of each consecutive window,
+    which are those that a model predicts; None where the tokenizer does not tell.
     """
 
     tokens: torch.Tensor
@@ -41,6 +48,7 @@ class Windows:
     seed: int | None = None
     sources: "tuple[Windows, ...]" = ()
     written: Mapping[str, Any] = field(default_factory=dict)
+    text_bytes: int | None = None
 
     @property
     def seqlen(self) -> int:
@@ -70,6 +78,8 @@ class Windows:
             "tokens_sha256": self.sha256,
             **self.written,
         }
+        if self.text_bytes is not None:
+            described["text_bytes"] = self.text_bytes
         if self.sources:
             described["sources"] = [source.describe() for source in self.sources]
         return described
@@ -99,7 +109,8 @@ def random_windows(
     _check(windows, seqlen)
     if not 0 <= seed < 2**63:
         raise PrunerZeroError(f"--seed is {seed}: choose one from 0 to 2**63 - 1")
-    stream = _encode(corpus, corpus.text[:RANDOM_CHARACTERS], tokenizer, seqlen)
+    coded = _encode(corpus, corpus.text[:RANDOM_CHARACTERS], tokenizer, seqlen)
+    stream = torch.tensor(coded["input_ids"], dtype=torch.int64)
     step = seqlen if apart else 1
     offsets = (len(stream) - seqlen) // step + 1
     if windows > offsets:
@@ -125,7 +136,9 @@ def consecutive_windows(
     messages. Raises PrunerZeroError where the corpus has too few tokens.
     """
     _check(windows, seqlen)
-    stream = _encode(corpus, corpus.text, tokenizer, seqlen, suffix)
+    fast = getattr(tokenizer, "is_fast", False)
+    coded = _encode(corpus, corpus.text, tokenizer, seqlen, suffix, return_offsets_mapping=fast)
+    stream = torch.tensor(coded["input_ids"], dtype=torch.int64)
     whole = len(stream) // seqlen
     if windows is None:
         windows = whole
@@ -133,7 +146,14 @@ def consecutive_windows(
         options = f"--windows{suffix} or --seqlen{suffix}"
         raise _too_few(corpus, len(stream), whole, windows, seqlen, options)
     tokens = stream[: windows * seqlen].reshape(windows, seqlen).clone()
-    return Windows(tokens, corpus.name, corpus.sha256, corpus.joined, len(stream), "consecutive")
+    count = None
+    if fast:
+        # Where tokens end: some tokenizers count the space before a word to neither word.
+        ends = [end for _, end in coded["offset_mapping"][: tokens.numel()]]
+        spans = zip(ends[::seqlen], ends[seqlen - 1 :: seqlen], strict=True)
+        count = sum(len(corpus.text[first:last].encode()) for first, last in spans)
+    origin = corpus.name, corpus.sha256, corpus.joined, len(stream)
+    return Windows(tokens, *origin, "consecutive", text_bytes=count)
 
 
 def mix_windows(sources: Sequence[Windows]) -> Windows:
@@ -168,17 +188,22 @@ def _check(windows: int | None, seqlen: int) -> None:
 
 
 def _encode(
-    corpus: Corpus, text: str, tokenizer: Tokenizer, seqlen: int, suffix: str = ""
-) -> torch.Tensor:
+    corpus: Corpus,
+    text: str,
+    tokenizer: Tokenizer,
+    seqlen: int,
+    suffix: str = "",
+    **asked: bool,
+) -> Mapping[str, Any]:
     # No BOS: in the literature windows are cut from the bare stream. verbose=False suppresses the
     # warning about a text longer than the model's context, which every corpus is.
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    if len(ids) < seqlen:
+    coded = tokenizer(text, add_special_tokens=False, verbose=False, **asked)
+    if (count := len(coded["input_ids"])) < seqlen:
         raise PrunerZeroError(
-            f"corpus {corpus.name} has {len(ids)} tokens, fewer than one window of {seqlen}: "
+            f"corpus {corpus.name} has {count} tokens, fewer than one window of {seqlen}: "
             f"choose a longer text or a smaller --seqlen{suffix}"
         )
-    return torch.tensor(ids, dtype=torch.int64)
+    return coded
 
 
 def _too_few(

@@ -1,0 +1,131 @@
+"""Universal: what metrics cost as masks alone, on models that a search saw and did not see.
+
+    python benchmarks/universal.py smollm2 builtin:smollm2-135m --texts wikitext=wiki.test.raw \\
+        pydoc=builtin:pydoc/test news=news.txt --windows-eval 8
+    python benchmarks/universal.py page
+
+Half of the weights of a model are zero, or two of four, by each metric of METRICS. Statistics are
+of 96 windows of 256 tokens that the model wrote. Losses are those of windows of 1024 tokens of each
+text. Rows that are there are kept; --only names the labels to fill.
+"""
+
+import json
+from collections.abc import Mapping
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from pruner_zero import prune
+from pruner_zero.files import write_atomic
+from pruner_zero.models.load import load_model
+from pruner_zero.models.loss import next_token_losses, to_perplexity
+from pruner_zero.models.predictions import blocks_in_bfloat16
+from pruner_zero.settings.prune import DEFAULT
+from pruner_zero.text.corpus import load_corpus
+from pruner_zero.text.windows import consecutive_windows
+from tables import markdown, results, rounded, script_parser, write_page
+
+ROWS = results("universal")
+DENSE, WANDA = "dense", "`wanda@row`"
+# What each label stands for, and by whom.
+METRICS: Mapping[str, str] = {
+    WANDA: "wanda@row",
+    "`ria@row`": "ria@row",
+    "`pruner-zero@row`": "pruner-zero@row",
+    "product": "W * (O * X)^0.73@global",
+    "default": f"{DEFAULT['metric']}@global",
+}
+PATTERNS: Mapping[str, Mapping[str, Any]] = {"50": {"sparsity": 0.5}, "2-4": {"pattern": "2:4"}}
+
+
+def main() -> None:
+    """Fill the rows that are missing, or write the page."""
+    parser = script_parser(__doc__)
+    parser.add_argument("name", help="a name for the rows of a model, or `page`")
+    parser.add_argument("model", nargs="?", help="what prune takes as MODEL")
+    parser.add_argument("--texts", nargs="*", default=[], help="each as NAME=TEXT")
+    parser.add_argument("--windows-eval", type=int, default=8)
+    parser.add_argument("--dtype", default="auto", help="of the weights, such as bfloat16")
+    parser.add_argument("--patterns", nargs="*", default=["50"], choices=[*PATTERNS])
+    parser.add_argument("--only", nargs="*", help="labels of rows, all where left out")
+    parser.add_argument("--cache", help="a folder for statistics and texts")
+    given = parser.parse_args()
+    if given.name != "page":
+        texts = dict(text.split("=", 1) for text in given.texts)
+        for pattern in given.patterns:
+            fill(given, pattern, texts)
+    write_page("universal", page())
+
+
+@torch.no_grad()
+def fill(given: Any, pattern: str, texts: Mapping[str, str]) -> None:
+    """Measure the rows of one model and pattern, each written as soon as it is known."""
+    file = ROWS / f"{given.name}-{pattern}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    rows = json.loads(file.read_text()) if file.exists() else {}
+    model = load_model(given.model, given.dtype)
+    windows = {
+        name: consecutive_windows(
+            load_corpus(text, role="test"), model.tokenizer, 1024, given.windows_eval
+        ).tokens
+        for name, text in texts.items()
+    }
+    dense = {name: value.clone() for name, value in model.model.state_dict().items()}
+    for label, metric in {DENSE: "", **METRICS}.items():
+        if label in rows or not (given.only is None or label in given.only):
+            continue
+        row: dict[str, Any] = {}
+        if metric:
+            name, _, scope = metric.rpartition("@")
+            row = {"metric": name, "scope": scope}
+            settings: dict[str, Any] = {**PATTERNS[pattern], "windows": 96, "seqlen": 256}
+            if pattern == "50":
+                settings["scope"] = scope
+            result = prune(
+                model, name, calibration="self", mode="one-shot", cache=given.cache, **settings
+            )
+            row["seconds"] = result.cost.to_json()
+        with blocks_in_bfloat16(model.model):
+            losses = {
+                text: [float(next_token_losses(model.model, each[None])) for each in tokens]
+                for text, tokens in windows.items()
+            }
+        rows[label] = {**row, "losses": {text: rounded(of) for text, of in losses.items()}}
+        model.model.load_state_dict(dense)
+        write_atomic(file, json.dumps(rows, indent=1) + "\n")
+        print(label, {text: round(to_perplexity(fmean(of)), 2) for text, of in losses.items()})
+
+
+def page() -> str:
+    """The page of all rows, with what they lose of what Wanda's mask loses."""
+    text = (
+        "# Metrics as masks alone, on several models\n\nMade by `python benchmarks/universal.py"
+        " smollm2 builtin:smollm2-135m --texts wikitext=wiki.test.raw pydoc=builtin:pydoc/test"
+        " news=news.txt`, and the same for each model.\n"
+    )
+    for file in sorted(ROWS.glob("*.json")):
+        rows = json.loads(file.read_text())
+        means = {
+            label: {text: fmean(of) for text, of in row["losses"].items()}
+            for label, row in rows.items()
+        }
+        cells = []
+        for label in (label for label in (DENSE, *METRICS) if label in rows):
+            cells.append([label, *(f"{to_perplexity(loss):.2f}" for loss in means[label].values())])
+            cells[-1].append("" if label == DENSE else f"{100 * beside_wanda(means, label):+.1f} %")
+        header = ["metric", *means[DENSE], "loss beside Wanda's"]
+        text += f"\n## {file.stem}\n\n" + markdown(header, cells)
+    return text
+
+
+def beside_wanda(means: Mapping[str, Mapping[str, float]], label: str) -> float:
+    """What a mask loses more than Wanda's, as a share of Wanda's, averaged over the texts."""
+    dense, wanda = means[DENSE], means[WANDA]
+    return fmean(
+        (loss - wanda[text]) / (wanda[text] - dense[text]) for text, loss in means[label].items()
+    )
+
+
+if __name__ == "__main__":
+    main()
