@@ -14,7 +14,7 @@ Scope = Literal["row", "block", "matrix", "global"]
 # Comparison groups of a search: the weights of a scope, or whole units (`unit`).
 Group = Literal["row", "block", "matrix", "global", "unit"]
 Mode = Literal["auto", "sequential", "one-shot"]
-Structure = Literal["channels", "heads", "blocks", "experts"]
+Structure = Literal["channels", "heads", "blocks", "experts", "vocabulary"]
 
 
 def check_sparsity(sparsity: float) -> None:

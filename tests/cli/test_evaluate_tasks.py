@@ -51,7 +51,8 @@ def test_a_text_and_tasks_in_one_run(
     assert result["tasks"][0]["documents"] == 3
     assert result["text"]["windows"] == 2
     alone = json.loads(cli(*arguments[:2], *text, "--json").out)
-    assert alone == {key: result[key] for key in ("model", "perplexity", "loss", "losses", "text")}
+    of_text = ("model", "perplexity", "loss", "bits_per_byte", "losses", "text")
+    assert alone == {key: result[key] for key in of_text}
     out = cli(*arguments, *text, "--limit", 3).out.splitlines()
     assert out[0].startswith("task ")
     assert out[-1].startswith(f"perplexity {result['perplexity']:.2f} per token on 2 windows")

@@ -76,6 +76,12 @@ def compare(
     units = {m.pattern.unit for m in chosen.values() if m} - {None}
     if not units:
         checked.refuse(("parameters",), "a method that removes units")
+    if "vocabulary" in units:
+        raise PrunerZeroError(
+            "compare measures all models on the same tokens, and without some of them text has "
+            "others: prune by --structure vocabulary and compare the bits per byte that evaluate "
+            "gives"
+        )
     if "channels" not in units:
         checked.refuse(("multiple_of",), "a method that removes channels")
     file = check_file(output) if output is not None else None

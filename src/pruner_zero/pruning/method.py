@@ -138,7 +138,7 @@ class Method:
     @property
     def needs_text(self) -> bool:
         """Whether a calibration text is needed."""
-        return bool(self.kinds or self.reconstruct or self.distill)
+        return bool(self.kinds or self.reconstruct or self.distill or not self.pattern.masks)
 
     @property
     def of_part(self) -> bool:

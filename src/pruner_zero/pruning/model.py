@@ -119,7 +119,7 @@ def prune_model(
     if method.pattern.decides:
         method = _decided(language_model, windows, method, statistics)
     run = _Run(language_model, windows, method, matrices, statistics, journal, propagated, seed)
-    records = run.blocks()
+    records = run.blocks() if method.pattern.masks else []
     method = replace(method, metric=metric)
     for record in records:
         if record.note:

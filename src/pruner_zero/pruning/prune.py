@@ -103,6 +103,7 @@ def prune(
         language_model = as_language_model(model, tokenizer, **checked.loading)
     include: Sequence[str] = checked.include
     if method.pattern.unit:
+        method.pattern.check_tokenizer(language_model.tokenizer)
         fitted = method.pattern.fit(language_model.model)
         if not isclose(fitted.sparsity, method.pattern.sparsity, abs_tol=1e-6):
             note(f"removing {fitted}: {fitted.kept} stay")

@@ -69,10 +69,15 @@ class PruneResult(PrunedMatrices):
         if not self.settings.structure:
             return super().share()
         before, after = self.parameters
-        return (
-            f"{self.sparsity:.2%} of the weights of {len(self.records)} matrices are removed, "
-            f"{after:,} of {before:,} parameters are left"
-        )
+        gone = f"{self.sparsity:.2%} of the weights of {len(self.records)} matrices"
+        if not self.records:
+            gone = str(self.method.pattern)
+        return f"{gone} are removed, {after:,} of {before:,} parameters are left"
+
+    @property
+    def sparsity(self) -> float:
+        """The share of zeros over all pruned matrices; that of the units where there are none."""
+        return super().sparsity if self.records else self.method.pattern.sparsity
 
     def to_json(self) -> dict[str, Any]:
         """All but the cost, as JSON values: the same for the same run, interrupted or not."""
@@ -154,7 +159,10 @@ def model_card(result: PruneResult) -> str:
     head = f"base_model: {settings.model}\n" if on_hub else ""
     head += license_of(result.language_model.model.name_or_path)
     remarks = "\n".join(["\n## Remarks\n", *notes, ""]) if notes else ""
-    table = "\n".join(rows)
+    table = ""
+    if rows:
+        kind = "removed" if settings.structure else "zeros"
+        table = "\n".join(["", f"| matrices | count | {kind} |", "|---|---|---|", *rows, ""])
     calibrated = "The metric looks at the weights alone: there was no calibration."
     if result.calibration:
         calibrated = f"Calibrated on {_windows(result.calibration)}, seed {settings.seed}."
@@ -174,7 +182,7 @@ def model_card(result: PruneResult) -> str:
             " Its mask left the least divergence from the dense model on the last windows of the "
             f"calibration, in nats per token: {shown}."
         )
-    removed, blocks = settings.structure is not None, method.pattern.unit == "blocks"
+    removed = settings.structure is not None
     words = method.pattern.chosen_by
     chooser = words or f"the metric `{method.metric.expression}`"
     metric = "" if words else ", the metric in `metric.json`"
@@ -187,7 +195,8 @@ def model_card(result: PruneResult) -> str:
     if removed:
         before, after = result.parameters
         title = f"{1 - after / before:.1%} of its parameters removed"
-        which, partly = "Whole blocks" if blocks else "The linear maps listed below", True
+        names = {"blocks": "Whole blocks", "vocabulary": "Tokens of the vocabulary"}
+        which, partly = names.get(method.pattern.unit or "", "The linear maps listed below"), True
         stored = (
             f"It has {after:,} of {before:,} parameters: a smaller model of the same kind, which "
             "loads with plain `AutoModelForCausalLM.from_pretrained`."
@@ -203,9 +212,6 @@ tags: [pruned, pruner-zero]
 {describe_steps(method.steps, method.asymmetric, method.reconstruct)}. {trained}
 
 {stored}
-
-| matrices | count | {"removed" if removed else "zeros"} |
-|---|---|---|
 {table}
 {remarks}
 ## Provenance

@@ -39,8 +39,9 @@ MORE_WINDOWS = 2
 # The default metric where the weights are not compared over the whole model, and that of heads,
 # which a search found (benchmarks/units.md).
 WITHIN, HEAD_METRIC = "wanda", "X * row_normalize(W * X)"
-# The rules that choose whole blocks and, whole experts without a metric; they are no metrics.
-BLOCK_INFLUENCE, REAP = "block-influence", "reap"
+# The rules that choose whole blocks, tokens and, without a metric, experts; they are no metrics.
+BLOCK_INFLUENCE, REAP, TOKEN_COUNT = "block-influence", "reap", "token-count"
+_RULES = {"blocks": BLOCK_INFLUENCE, "experts": REAP, "vocabulary": TOKEN_COUNT}
 
 # Settings that cannot be combined with --structure.
 _BESIDE_STRUCTURE: tuple[str, ...] = ("pattern", "scope", "include", "exclude", "refine")
@@ -48,8 +49,8 @@ _BESIDE_STRUCTURE: tuple[str, ...] = ("pattern", "scope", "include", "exclude", 
 
 def default_beside(given: Mapping[str, Any]) -> dict[str, Any]:
     """The default method where no metric is named, without parts that exclude `given` settings."""
-    if given.get("structure") in ("blocks", "experts"):
-        return {"metric": BLOCK_INFLUENCE if given["structure"] == "blocks" else REAP}
+    if given.get("structure") in _RULES:
+        return {"metric": _RULES[given["structure"]]}
     chosen = dict(DEFAULT)
     narrower = any(given.get(name) for name in ("pattern", "structure"))
     if narrower or given.get("scope") not in (None, DEFAULT["scope"]):
@@ -133,8 +134,9 @@ class PruneSettings(ModelSettings, MethodSettings, SizeSettings):
         None,
         description="Remove whole units in place of single weights, so that the model becomes "
         "smaller and faster: channels of the MLPs; heads (key-value heads with the query heads "
-        "that share them); blocks (those that change their input the least); or experts of a "
-        "mixture. Except for experts, kept weights are then corrected by least squares unless "
+        "that share them); blocks (those that change their input the least); experts of a "
+        "mixture; or the vocabulary, of which the tokens go that occur least in --calibration. "
+        "Except for experts and tokens, kept weights are then corrected by least squares unless "
         "--update says otherwise. --sparsity is the share of units, or give --parameters.",
     )
     offload: Annotated[bool, Cli(panel=ModelSettings.panel)] = Field(
@@ -179,7 +181,11 @@ class PruneSettings(ModelSettings, MethodSettings, SizeSettings):
                     f"--update {self.update} does not fit --structure blocks: exact fits the block "
                     "before to replace the dropped blocks; none does not"
                 )
-        if self.structure in ("blocks", "experts"):
+        if self.structure == "vocabulary":
+            if self.metric != TOKEN_COUNT:
+                raise PrunerZeroError("--structure vocabulary takes no metric: leave out --metric")
+            beside += ("update", "reconstruct", "distill")
+        if self.structure in _RULES:
             beside += ("asymmetric", "offload")
         check_structure(self, beside)
         return self

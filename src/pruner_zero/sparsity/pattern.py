@@ -165,6 +165,11 @@ class Pattern(ABC):
         return None
 
     @property
+    def masks(self) -> bool:
+        """Whether matrices get masks; False where nothing of a block goes."""
+        return True
+
+    @property
     def chosen_by(self) -> str | None:
         """The rule that chooses the units, in words; None where the metric chooses them."""
         return None
@@ -177,6 +182,10 @@ class Pattern(ABC):
     def decides(self) -> bool:
         """Whether `decide` has to choose the units before any mask; masks then need no scores."""
         return False
+
+    def check_tokenizer(self, tokenizer: Any) -> None:
+        """Raise PrunerZeroError where the pattern cannot do with the `tokenizer` of a model."""
+        del tokenizer
 
     def fit(self, model: nn.Module) -> Self:
         """The pattern for one dense model.

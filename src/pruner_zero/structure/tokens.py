@@ -1,0 +1,142 @@
+"""Tokenizers of byte-pair encoding with fewer tokens, from the JSON of the `tokenizers` package."""
+
+import json
+from collections.abc import Collection, Iterable, Sequence
+from itertools import pairwise
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from pruner_zero.errors import PrunerZeroError
+
+Pair = tuple[str, str]
+
+
+class TokenTable:
+    """The tokens of a byte-pair `tokenizer` of transformers, and how merges make them.
+
+    Raises PrunerZeroError for a tokenizer that cannot be cut.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        if not getattr(tokenizer, "is_fast", False):
+            raise PrunerZeroError(
+                "--structure vocabulary cuts tokenizers of the package tokenizers, and this "
+                f"{type(tokenizer).__name__} is written in Python: leave out --structure"
+            )
+        self.spec: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
+        model = self.spec["model"]
+        if model["type"] != "BPE":
+            raise PrunerZeroError(
+                f"--structure vocabulary cuts tokenizers of byte-pair encoding, and this one is "
+                f"{model['type']}: leave out --structure"
+            )
+        self.ids: dict[str, int] = model["vocab"]
+        self.names = {number: token for token, number in self.ids.items()}
+        self.added: set[int] = {each["id"] for each in self.spec["added_tokens"]}
+        self.merges: list[Pair] = [
+            (first, second)
+            for first, second in (
+                merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]
+            )
+        ]
+        self._ranks = {pair: rank for rank, pair in enumerate(self.merges)}
+
+    @property
+    def count(self) -> int:
+        """One more than the highest number of a token."""
+        numbers: list[int] = [*self.names, *self.added]
+        return max(numbers) + 1
+
+    def always(self) -> set[int]:
+        """Tokens that must stay: added ones, single bytes or their fallback, ASCII characters.
+
+        With them every text can still be encoded.
+        """
+        model = self.spec["model"]
+        fallback = bool(model.get("byte_fallback"))
+        stay = set(self.added)
+        if model.get("unk_token") in self.ids:
+            stay.add(self.ids[model["unk_token"]])
+        for token, number in self.ids.items():
+            single = len(token) == 1 and (not fallback or token.isascii() or token == "▁")
+            if single or (fallback and _is_byte(token)):
+                stay.add(number)
+        return stay
+
+    def path(self, number: int) -> set[int] | None:
+        """The tokens that merges pass through on the way to a token, itself among them.
+
+        None where no merges lead to it, so that it never occurs in an encoded text.
+        """
+        token = self.names[number]
+        symbols, passed = list(token), set(token)
+        while len(symbols) > 1:
+            best = min(pairwise(symbols), key=lambda pair: self._ranks.get(pair, len(self._ranks)))
+            if best not in self._ranks:
+                break
+            symbols = _merged(symbols, best)
+            passed.add("".join(best))
+        if symbols != [token] and not self.spec["model"].get("ignore_merges"):
+            return None
+        known = {self.ids.get(symbol) for symbol in passed | {token}}
+        return None if None in known else {each for each in known if each is not None}
+
+    def choose(self, order: Iterable[int], size: int, stay: Collection[int]) -> list[int]:
+        """Up to `size` tokens, sorted: those that must `stay`, then others in `order`.
+
+        A token comes with all tokens on its path, so that text of chosen tokens alone is encoded
+        as before. One whose path does not fit any more is left out.
+        """
+        chosen = set(stay)
+        for number in order:
+            if len(chosen) >= size:
+                break
+            if number in chosen or number not in self.names:
+                continue
+            path = self.path(number)
+            if path is not None and len(chosen | path) <= size:
+                chosen |= path
+        return sorted(chosen)
+
+    def cut(self, kept: Sequence[int]) -> Tokenizer:
+        """The tokenizer with the tokens `kept`, sorted, which are numbered anew in their order."""
+        numbers = {old: new for new, old in enumerate(kept)}
+        spec = json.loads(json.dumps(self.spec))
+        model = spec["model"]
+        model["vocab"] = {t: numbers[n] for t, n in self.ids.items() if n in numbers}
+        model["merges"] = [
+            pair for pair in self.merges if {*pair, "".join(pair)} <= model["vocab"].keys()
+        ]
+        for each in spec["added_tokens"]:
+            each["id"] = numbers[each["id"]]
+        spec["post_processor"] = _renumbered(spec["post_processor"], numbers)
+        return Tokenizer.from_str(json.dumps(spec))
+
+
+def _is_byte(token: str) -> bool:
+    return len(token) == 6 and token.startswith("<0x") and token.endswith(">")
+
+
+def _merged(symbols: Sequence[str], pair: Pair) -> list[str]:
+    """The symbols after the merge of every occurrence of `pair`, from the left."""
+    made, at = [], 0
+    while at < len(symbols):
+        found = tuple(symbols[at : at + 2]) == pair
+        made.append("".join(pair) if found else symbols[at])
+        at += 1 + found
+    return made
+
+
+def _renumbered(part: Any, numbers: dict[int, int]) -> Any:
+    """A post-processor with new numbers: in lists called ids, and in pairs of token and number."""
+    if isinstance(part, dict):
+        return {
+            key: [numbers[each] for each in value] if key == "ids" else _renumbered(value, numbers)
+            for key, value in part.items()
+        }
+    if isinstance(part, list):
+        if len(part) == 2 and isinstance(part[0], str) and isinstance(part[1], int):
+            return [part[0], numbers[part[1]]]
+        return [_renumbered(each, numbers) for each in part]
+    return part

@@ -1,0 +1,172 @@
+"""Removing tokens: rows of the embedding and of the head go, and the tokenizer is cut with them."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.models.structure import size_of
+from pruner_zero.structure.removal import Removal, most_parameters
+from pruner_zero.structure.tokens import TokenTable
+
+
+@dataclass(frozen=True)
+class Vocabulary(Removal):
+    """Tokens are removed, those that occur least in the calibration windows.
+
+    sparsity: the share of tokens to remove; parameters: as in `Structured`. tokenizer: of the
+    model, stay: its tokens that stay, by their numbers, both found by `prepare`. Of tokens that
+    occur equally often, those with lower numbers stay, which byte-pair encoding learned first.
+    Source: counts by Abdaoui et al. 2020 (2010.05609), there of whole words' pieces; the tokens on
+    the path of merges stay here.
+    """
+
+    sparsity: float
+    parameters: float | None = None
+    tokenizer: Any = field(default=None, repr=False)
+    stay: tuple[int, ...] = field(default=(), repr=False)
+
+    unit = "vocabulary"
+    masks = False
+    chosen_by = "token count, how often tokens occur in the calibration text"
+
+    @classmethod
+    def of(cls, sparsity: float, parameters: float | None, **options: Any) -> Self:
+        del options
+        return cls(sparsity, parameters)
+
+    @property
+    def decides(self) -> bool:
+        return not self.stay
+
+    def fit(self, model: PreTrainedModel) -> Self:
+        """The pattern itself. Raises PrunerZeroError for tokens that have rows elsewhere too."""
+        rows = model.get_input_embeddings().weight.shape[0]
+        own = {id(parameter) for parameter in _tables(model)}
+        for name, parameter in model.named_parameters():
+            if parameter.shape[0] == rows and id(parameter) not in own:
+                raise PrunerZeroError(
+                    f"--structure vocabulary does not know {name}, which has a row for each token "
+                    "too: leave out --structure"
+                )
+        return self
+
+    def check_tokenizer(self, tokenizer: Any) -> None:
+        TokenTable(tokenizer)
+
+    def prepare(self, language_model: Any, tokens: Tensor) -> Self:
+        """Choose the tokens by their counts in the windows `tokens`.
+
+        Raises PrunerZeroError where more tokens must stay than may.
+        """
+        model, tokenizer = language_model.model, language_model.tokenizer
+        table = TokenTable(tokenizer)
+        rows = model.get_input_embeddings().weight.shape[0]
+        counts = torch.bincount(tokens.flatten(), minlength=table.count)
+        if table.count > rows:
+            raise PrunerZeroError(
+                f"the tokenizer has {table.count} tokens and the model embeds {rows}: use the "
+                "tokenizer that belongs to the model"
+            )
+        always = table.always() | set(_special(model))
+        size = self._size(model, rows, len(always))
+        if size < len(always):
+            raise PrunerZeroError(
+                f"--sparsity {self.sparsity:g} of {rows} tokens leaves {size}, and {len(always)} "
+                "must stay, so that every text can be encoded: choose --sparsity "
+                f"{1 - len(always) / rows:.4g} or less"
+            )
+        order = counts.argsort(descending=True, stable=True).tolist()
+        stay = table.choose(order, size, always)
+        share = 1 - len(stay) / rows
+        return replace(self, sparsity=share, tokenizer=tokenizer, stay=tuple(stay))
+
+    def _size(self, model: PreTrainedModel, rows: int, fewest: int) -> int:
+        """The number of tokens that may stay."""
+        if not self.parameters:
+            return round(rows * (1 - self.sparsity))
+        each = sum(table[0].numel() for table in _tables(model))
+        whole = size_of(model)[0]
+        reachable = whole - each * (rows - fewest), whole - each
+        most = most_parameters(model, self.parameters, reachable, "tokens")
+        return rows - -(-(whole - most) // each)
+
+    def choose(self, scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        raise NotImplementedError("tokens are no weights of a matrix")
+
+    def size(self, model: PreTrainedModel) -> tuple[int, int]:
+        numbers, nbytes = size_of(model)
+        for table in _tables(model):
+            gone = (table.shape[0] - len(self.stay)) * table[0].numel()
+            numbers, nbytes = numbers - gone, nbytes - gone * table.itemsize
+        return numbers, nbytes
+
+    def shrink(self, model: PreTrainedModel) -> None:
+        rows = model.get_input_embeddings().weight.shape[0]
+        numbers = {old: new for new, old in enumerate(self.stay)}
+        with torch.no_grad():
+            for table in _tables(model):
+                table.data = table.data[torch.tensor(self.stay, device=table.device)]
+        for module in model.modules():
+            for name in ("num_embeddings", "vocab_size", "out_features"):
+                if vars(module).get(name) == rows and _has_rows(module, name, len(self.stay)):
+                    setattr(module, name, len(self.stay))
+            if isinstance(module, nn.Embedding) and module is model.get_input_embeddings():
+                padding = module.padding_idx
+                module.padding_idx = None if padding is None else numbers.get(padding)
+        for config in _configs(model):
+            for name, value in list(vars(config).items()):
+                if name == "vocab_size":
+                    config.vocab_size = len(self.stay)
+                elif name.endswith("token_id"):
+                    setattr(config, name, _renumbered(value, numbers))
+        self.tokenizer._tokenizer = TokenTable(self.tokenizer).cut(self.stay)
+        left = TokenTable(self.tokenizer)
+        # Tokenizers of one family keep what they were made of.
+        for name, value in {"_vocab": left.ids, "_merges": left.merges}.items():
+            if hasattr(self.tokenizer, name):
+                setattr(self.tokenizer, name, value)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"tokens": len(self.stay)}
+
+    def __str__(self) -> str:
+        return f"{100 * self.sparsity:.4g}% of the tokens"
+
+
+def _tables(model: PreTrainedModel) -> list[nn.Parameter]:
+    """The parameters with a row for each token: embedding and head, once where they are tied."""
+    head = model.get_output_embeddings()
+    tables = [model.get_input_embeddings().weight, *(() if head is None else head.parameters())]
+    return list({id(table): table for table in tables}.values())
+
+
+def _has_rows(module: nn.Module, name: str, count: int) -> bool:
+    """Whether a module's own table, where the attribute is of one, was cut to `count` rows."""
+    if name == "vocab_size":
+        return True
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, Tensor) and weight.shape[0] == count
+
+
+def _configs(model: PreTrainedModel) -> Iterator[PreTrainedConfig | Any]:
+    configs = [model.config, model.config.get_text_config(), model.generation_config]
+    yield from {id(config): config for config in configs if config is not None}.values()
+
+
+def _special(model: PreTrainedModel) -> Iterator[int]:
+    """The tokens that the configurations of `model` name."""
+    for config in _configs(model):
+        for name, value in vars(config).items():
+            if name.endswith("token_id") and value is not None:
+                yield from value if isinstance(value, list) else [value]
+
+
+def _renumbered(value: Any, numbers: Mapping[int, int]) -> Any:
+    if isinstance(value, list):
+        return [numbers[each] for each in value]
+    return numbers.get(value) if isinstance(value, int) else value

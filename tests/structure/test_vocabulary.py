@@ -1,0 +1,139 @@
+"""A smaller vocabulary: the model gives the kept tokens the same logits, and loads anywhere."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
+
+from pruner_zero.comparison.compare import compare
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.models.structure import size_of
+from pruner_zero.pruning.prune import prune
+from pruner_zero.structure.vocabulary import Vocabulary
+from tests.structure.test_tokens import TEXT, byte_fallback, byte_level
+
+TOKENIZERS = {"byte level": byte_level, "byte fallback": byte_fallback}
+SMALL: dict[str, Any] = {
+    "structure": "vocabulary",
+    "calibration": TEXT,
+    "windows": 4,
+    "seqlen": 24,
+}
+
+
+def model(rows: int, tied: bool = True, end: int = 300) -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=rows,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        tie_word_embeddings=tied,
+        bos_token_id=0,
+        eos_token_id=end,
+        pad_token_id=None,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_kept_tokens_have_the_logits_of_the_dense_model(name: str, tied: bool) -> None:
+    """Rows beyond the tokenizer go first; the tokenizer and the configuration are cut too."""
+    tokenizer = TOKENIZERS[name]()
+    rows = len(tokenizer) + 8
+    dense, smaller = (model(rows, tied, end=len(tokenizer) - 1) for _ in range(2))
+    text = "the quick fox prunes zeros"
+    before = tokenizer(text, return_tensors="pt")["input_ids"]
+    names = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    result = prune(smaller, tokenizer=tokenizer, parameters=size_of(dense)[0] - 700, **SMALL)
+    pattern = result.method.pattern
+    assert isinstance(pattern, Vocabulary)
+    stay = list(pattern.stay)
+    assert size_of(smaller)[0] == result.parameters[1] <= size_of(dense)[0] - 700
+    assert 0 < len(stay) < rows - 8
+    assert tokenizer.convert_ids_to_tokens(range(len(stay))) == [names[old] for old in stay]
+    assert smaller.config.eos_token_id == stay.index(dense.config.eos_token_id)
+    assert smaller.config.vocab_size == len(stay) == len(tokenizer)
+    after = tokenizer(text, return_tensors="pt")["input_ids"]
+    old = torch.tensor(stay)[after]
+    if set(before.flatten().tolist()) <= set(stay):
+        assert torch.equal(old, before)
+    torch.testing.assert_close(smaller(after).logits, dense(old).logits[..., stay])
+
+
+def test_the_folder_loads_by_plain_transformers(tmp_path: Path) -> None:
+    tokenizer = byte_level()
+    smaller = model(len(tokenizer))
+    result = prune(smaller, tokenizer=tokenizer, sparsity=0.25, output=tmp_path / "out", **SMALL)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    again = AutoTokenizer.from_pretrained(tmp_path / "out")
+    tokens = again("the quicker fox", return_tensors="pt")["input_ids"]
+    assert torch.equal(tokens, tokenizer("the quicker fox", return_tensors="pt")["input_ids"])
+    assert torch.equal(loaded(tokens).logits, smaller(tokens).logits)
+    assert loaded.config.vocab_size == len(again) == round(0.75 * len(byte_level()))
+    assert f"{result.method.pattern} are removed" in result.share()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"Tokens of the vocabulary were pruned ({result.method.pattern}" in card
+    assert not (tmp_path / "out" / "metric.json").exists()
+
+
+def test_tokens_that_occur_more_often_stay() -> None:
+    tokenizer = byte_level()
+    fox = tokenizer("fox", add_special_tokens=False)["input_ids"]
+    often, rare = byte_level(), byte_level()
+    for each, text in ((often, ["fox" * 500]), (rare, ["zero" * 500])):
+        given = {**SMALL, "calibration": text}
+        prune(model(len(each)), tokenizer=each, sparsity=0.3, **given)
+    names = tokenizer.convert_ids_to_tokens(fox)
+    assert often("fox", add_special_tokens=False).tokens() == names
+    assert len(rare("fox", add_special_tokens=False)["input_ids"]) >= len(names)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"sparsity": 0.99}, "must stay, so that every text can be encoded"),
+        ({"parameters": "0.1"}, "cannot be reached by removing tokens: choose --parameters"),
+        ({"sparsity": 0.5, "metric": "wanda"}, "vocabulary takes no metric"),
+        ({"sparsity": 0.5, "distill": 3}, "leave out --distill"),
+        ({"sparsity": 0.5, "update": "exact"}, "leave out --update"),
+    ],
+)
+def test_what_cannot_be_is_refused(settings: dict[str, Any], words: str) -> None:
+    tokenizer = byte_level()
+    dense = model(len(tokenizer))
+    with pytest.raises(PrunerZeroError, match=words):
+        prune(dense, tokenizer=tokenizer, **{**SMALL, **settings})
+    assert dense.config.vocab_size == len(tokenizer) == len(byte_level())
+
+
+def test_rows_of_tokens_elsewhere_are_refused() -> None:
+    tokenizer = byte_level()
+    dense = model(len(tokenizer))
+    dense.model.layers[0].mlp.bias = torch.nn.Parameter(torch.zeros(len(tokenizer), 2))
+    with pytest.raises(PrunerZeroError, match=r"layers\.0\.mlp\.bias, which has a row for each"):
+        prune(dense, tokenizer=tokenizer, sparsity=0.2, **SMALL)
+
+
+def test_compare_refuses_models_with_other_tokens() -> None:
+    tokenizer = byte_level()
+    with pytest.raises(PrunerZeroError, match="bits per byte that evaluate"):
+        compare(
+            model(len(tokenizer)),
+            "dense,token-count@vocabulary=0.5",
+            calibration=TEXT,
+            text=TEXT,
+            tokenizer=tokenizer,
+            seqlen=16,
+            windows=2,
+        )
