@@ -35,6 +35,13 @@ METRICS: Mapping[str, str] = {
     "`pruner-zero@row`": "pruner-zero@row",
     "product": "W * (O * X)^0.73@global",
     "default": f"{DEFAULT['metric']}@global",
+    "G": "W * G^0.75@global",
+    "G and O, relative rows": (
+        "W * G^0.5 * (O * X)^0.25 * row_normalize(W * G^0.5 * X^0.25)^0.33@global"
+    ),
+    "evolved on SmolLM2 and Gemma": (
+        "W * G^0.85 * (column_normalize(W * G^0.55) * row_normalize(W + (W * X)^0.85))^0.35@global"
+    ),
 }
 PATTERNS: Mapping[str, Mapping[str, Any]] = {"50": {"sparsity": 0.5}, "2-4": {"pattern": "2:4"}}
 
