@@ -2,7 +2,11 @@
 
     python benchmarks/universal.py smollm2 builtin:smollm2-135m --texts wikitext=wiki.test.raw \\
         pydoc=builtin:pydoc/test news=news.txt --windows-eval 8
+    python benchmarks/universal.py search RUN
     python benchmarks/universal.py page
+
+`search` records which candidates of a search over several models, in the folder RUN, were judged on
+all of them, and its final race.
 
 Half of the weights of a model are zero, or two of four, by each metric of METRICS. Statistics are
 of 96 windows of 256 tokens that the model wrote. Losses are those of windows of 1024 tokens of each
@@ -11,12 +15,14 @@ text. Rows that are there are kept; --only names the labels to fill.
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
 
 from pruner_zero import prune
+from pruner_zero.evolution.study import Study
 from pruner_zero.files import write_atomic
 from pruner_zero.models.load import load_model
 from pruner_zero.models.loss import next_token_losses, to_perplexity
@@ -27,6 +33,7 @@ from pruner_zero.text.windows import consecutive_windows
 from tables import markdown, results, rounded, script_parser, write_page
 
 ROWS = results("universal")
+SEARCHES = ROWS / "searches"
 DENSE, WANDA = "dense", "`wanda@row`"
 # What each label stands for, and by whom.
 METRICS: Mapping[str, str] = {
@@ -49,8 +56,8 @@ PATTERNS: Mapping[str, Mapping[str, Any]] = {"50": {"sparsity": 0.5}, "2-4": {"p
 def main() -> None:
     """Fill the rows that are missing, or write the page."""
     parser = script_parser(__doc__)
-    parser.add_argument("name", help="a name for the rows of a model, or `page`")
-    parser.add_argument("model", nargs="?", help="what prune takes as MODEL")
+    parser.add_argument("name", help="a name for the rows of a model, or `search`, or `page`")
+    parser.add_argument("model", nargs="?", help="what prune takes as MODEL, or the folder")
     parser.add_argument("--texts", nargs="*", default=[], help="each as NAME=TEXT")
     parser.add_argument("--windows-eval", type=int, default=8)
     parser.add_argument("--dtype", default="auto", help="of the weights, such as bfloat16")
@@ -58,7 +65,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="labels of rows, all where left out")
     parser.add_argument("--cache", help="a folder for statistics and texts")
     given = parser.parse_args()
-    if given.name != "page":
+    if given.name == "search":
+        record_search(Path(given.model))
+    elif given.name != "page":
         texts = dict(text.split("=", 1) for text in given.texts)
         for pattern in given.patterns:
             fill(given, pattern, texts)
@@ -104,6 +113,40 @@ def fill(given: Any, pattern: str, texts: Mapping[str, str]) -> None:
         print(label, {text: round(to_perplexity(fmean(of)), 2) for text, of in losses.items()})
 
 
+def record_search(folder: Path) -> None:
+    """Write what a search over several models judged on all of them, and its final race."""
+    study = Study.open(folder)
+    assert study.panel is not None
+    models = [*study.panel.models, "all"]
+    judged = [record for record in study.records if "all" in record.evaluation.results]
+    judged.sort(key=lambda record: record.evaluation.results["all"])
+    values = {
+        "models": models[:-1],
+        "minutes": study.settings["minutes"],
+        "workers": study.settings["workers"],
+        "seed": study.settings["seed"],
+        "candidates": len(study.records),
+        "judged": [
+            {
+                "metric": f"{record.candidate.expression}@{record.candidate.scope}",
+                **{name: round(record.evaluation.results[name], 4) for name in models},
+            }
+            for record in judged
+        ],
+        "final": [
+            {
+                "metric": f"{each.record.candidate.expression}@{each.record.candidate.scope}",
+                **{name: round(part, 4) for name, part in study.panel.parts(each.losses).items()},
+                "all": round(each.loss, 4),
+            }
+            for each in study.final_race.finalists
+        ],
+    }
+    SEARCHES.mkdir(parents=True, exist_ok=True)
+    count = len(list(SEARCHES.glob("*.json")))
+    write_atomic(SEARCHES / f"{count + 1}.json", json.dumps(values, indent=1) + "\n")
+
+
 def page() -> str:
     """The page of all rows, with what they lose of what Wanda's mask loses."""
     text = (
@@ -123,6 +166,25 @@ def page() -> str:
             cells[-1].append("" if label == DENSE else f"{100 * beside_wanda(means, label):+.1f} %")
         header = ["metric", *means[DENSE], "loss beside Wanda's"]
         text += f"\n## {file.stem}\n\n" + markdown(header, cells)
+    return text + search_tables()
+
+
+def search_tables() -> str:
+    """What the searches found, by their judgements on fresh windows."""
+    text = ""
+    for file in sorted(SEARCHES.glob("*.json")):
+        found = json.loads(file.read_text())
+        names = [*found["models"], "all"]
+        text += f"\n## Search {file.stem}: {' and '.join(found['models'])}\n\n"
+        text += (
+            f"{found['minutes']:g} minutes, {found['workers']} worker, seed {found['seed']}, "
+            f"{found['candidates']} candidates, {len(found['judged'])} judged on all models. The final race, on fresh windows:\n\n"
+        )
+        cells = [
+            [f"`{row['metric']}`", *(f"{100 * row[name]:+.1f} %" for name in names)]
+            for row in found["final"]
+        ]
+        text += markdown(["metric", *names], cells)
     return text
 
 

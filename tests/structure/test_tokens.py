@@ -1,6 +1,7 @@
 """Tokenizers with fewer tokens: every text survives, and text of kept tokens is cut as before."""
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import (
@@ -142,6 +143,22 @@ def test_tokens_come_in_order_with_their_paths() -> None:
     assert len(path - always) > 2
     assert set(table.choose([long], table.count, always)) == always | path
     assert set(table.choose([long], len(always) + 1, always)) == always
+
+
+def test_of_tokens_that_never_occur_those_of_the_script_of_the_text_come_first() -> None:
+    """Among equals, those that were learned first. Symbols that occur once are not common."""
+    sentence = "removes the overlazed zeros, jumps, and hums; "
+    for table, tokenizer in zip(TABLES.values(), MADE.values(), strict=True):
+        coded = tokenizer("the quick fox " + sentence * 300, add_special_tokens=False)["input_ids"]
+        order, occur = table.by_count(torch.tensor(coded)), set(coded)
+        assert sorted(order) == sorted(table.names)
+        assert set(order[: len(occur)]) == occur
+        rest = order[len(occur) :]
+        common = [set(table.names[number]) <= {*sentence, "Ġ", "▁"} for number in rest]
+        first = common.count(True)
+        assert 5 < first < len(rest) - 5
+        assert common == [True] * first + [False] * (len(rest) - first)
+        assert rest == sorted(rest[:first]) + sorted(rest[first:])
 
 
 def test_special_tokens_are_numbered_anew_wherever_they_are_named() -> None:

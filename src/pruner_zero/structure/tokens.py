@@ -1,15 +1,20 @@
 """Tokenizers of byte-pair encoding with fewer tokens, from the JSON of the `tokenizers` package."""
 
 import json
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
+import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
 
 Pair = tuple[str, str]
+# The share of a text that common symbols make up.
+_COMMON = 0.999
 
 
 class TokenTable:
@@ -63,6 +68,30 @@ class TokenTable:
             if single or (fallback and _is_byte(token)):
                 stay.add(number)
         return stay
+
+    def by_count(self, tokens: Tensor) -> list[int]:
+        """All tokens, those first that occur most often in `tokens`.
+
+        Of those that occur equally often the ones made of common symbols come first, such as those
+        of the script of the text, and of these the ones that byte-pair encoding learned first.
+        Common symbols make up `_COMMON` of the text; they are characters or bytes.
+        """
+        counts = torch.bincount(tokens.flatten(), minlength=self.count).tolist()
+        symbols: Counter[str] = Counter()
+        for number, token in self.names.items():
+            if counts[number] and number not in self.added:
+                symbols.update(dict.fromkeys(token, counts[number]))
+        common, left = set[str](), _COMMON * symbols.total()
+        for symbol, count in symbols.most_common():
+            if left <= 0:
+                break
+            common.add(symbol)
+            left -= count
+
+        def key(number: int) -> tuple[int, bool, int]:
+            return -counts[number], not common.issuperset(self.names[number]), number
+
+        return sorted(self.names, key=key)
 
     def path(self, number: int) -> set[int] | None:
         """The tokens that merges pass through on the way to a token, itself among them.

@@ -19,8 +19,7 @@ class Vocabulary(Removal):
     """Tokens are removed, those that occur least in the calibration windows.
 
     sparsity: the share of tokens to remove; parameters: as in `Structured`. tokenizer: of the
-    model, stay: its tokens that stay, by their numbers, both found by `prepare`. Of tokens that
-    occur equally often, those with lower numbers stay, which byte-pair encoding learned first.
+    model, stay: its tokens that stay, by their numbers, both found by `prepare`.
     Source: counts by Abdaoui et al. 2020 (2010.05609), there of whole words' pieces; the tokens on
     the path of merges stay here.
     """
@@ -66,7 +65,6 @@ class Vocabulary(Removal):
         model, tokenizer = language_model.model, language_model.tokenizer
         table = TokenTable(tokenizer)
         rows = model.get_input_embeddings().weight.shape[0]
-        counts = torch.bincount(tokens.flatten(), minlength=table.count)
         if table.count > rows:
             raise PrunerZeroError(
                 f"the tokenizer has {table.count} tokens and the model embeds {rows}: use the "
@@ -80,8 +78,7 @@ class Vocabulary(Removal):
                 "must stay, so that every text can be encoded: choose --sparsity "
                 f"{1 - len(always) / rows:.4g} or less"
             )
-        order = counts.argsort(descending=True, stable=True).tolist()
-        stay = table.choose(order, size, always)
+        stay = table.choose(table.by_count(tokens), size, always)
         share = 1 - len(stay) / rows
         return replace(self, sparsity=share, tokenizer=tokenizer, stay=tuple(stay))
 
