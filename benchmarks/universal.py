@@ -178,7 +178,8 @@ def search_tables() -> str:
         text += f"\n## Search {file.stem}: {' and '.join(found['models'])}\n\n"
         text += (
             f"{found['minutes']:g} minutes, {found['workers']} worker, seed {found['seed']}, "
-            f"{found['candidates']} candidates, {len(found['judged'])} judged on all models. The final race, on fresh windows:\n\n"
+            f"{found['candidates']} candidates, {len(found['judged'])} judged on all models. "
+            "The final race, on fresh windows:\n\n"
         )
         cells = [
             [f"`{row['metric']}`", *(f"{100 * row[name]:+.1f} %" for name in names)]
