@@ -20,8 +20,8 @@ class Vocabulary(Removal):
 
     sparsity: the share of tokens to remove; parameters: as in `Structured`. tokenizer: of the
     model, stay: its tokens that stay, by their numbers, both found by `prepare`.
-    Source: Load What You Need (Abdaoui et al. 2020, 2010.05609), which counts tokens too; that those
-    on the path of merges to a kept token stay is ours.
+    Source: Load What You Need (Abdaoui et al. 2020, 2010.05609), which counts tokens too; that
+    those on the path of merges to a kept token stay is ours.
     """
 
     sparsity: float
