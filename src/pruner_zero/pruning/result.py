@@ -159,9 +159,12 @@ def model_card(result: PruneResult) -> str:
     head = f"base_model: {settings.model}\n" if on_hub else ""
     head += license_of(result.language_model.model.name_or_path)
     remarks = "\n".join(["\n## Remarks\n", *notes, ""]) if notes else ""
-    table = ""
+    removed = settings.structure is not None
+    table, kept = "", "Settings and versions are"
     if rows:
-        kind = "removed" if settings.structure else "zeros"
+        kind = "removed" if removed else "zeros"
+        share = "share" if removed else "zeros"
+        kept = f"Settings, versions and the {share} of every matrix are"
         table = "\n".join(["", f"| matrices | count | {kind} |", "|---|---|---|", *rows, ""])
     calibrated = "The metric looks at the weights alone: there was no calibration."
     if result.calibration:
@@ -182,7 +185,6 @@ def model_card(result: PruneResult) -> str:
             " Its mask left the least divergence from the dense model on the last windows of the "
             f"calibration, in nats per token: {shown}."
         )
-    removed = settings.structure is not None
     words = method.pattern.chosen_by
     chooser = words or f"the metric `{method.metric.expression}`"
     metric = "" if words else ", the metric in `metric.json`"
@@ -216,8 +218,7 @@ tags: [pruned, pruner-zero]
 {remarks}
 ## Provenance
 
-{calibrated} Settings, versions and the {"share" if removed else "zeros"} of every matrix are in \
-`pruning.json`{metric}.
+{calibrated} {kept} in `pruning.json`{metric}.
 """
 
 
