@@ -108,7 +108,7 @@ def test_only_candidates_with_the_same_masks_are_repeats(build: Build, tmp_path:
     """A unit's score sums over all rows, of which no sample tells whether two masks are equal."""
     evaluator = build("llama", structure="heads", sampled_weights=10**9)
     generator = np.random.default_rng(0)
-    forms = {str(random_start(generator, SearchSpace())) for _ in range(60)}
+    forms = {str(random_start(generator, SearchSpace())) for _ in range(90)}
     candidates = [Candidate(at, parse(text), "unit") for at, text in enumerate(sorted(forms))]
     records = judge(candidates, Archive(tmp_path, {}), SerialExecutor(evaluator), Racing())
 
