@@ -173,5 +173,8 @@ def test_other_tokenizers_are_refused() -> None:
     unigram = Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0)], unk_id=0))
     with pytest.raises(PrunerZeroError, match="this one is Unigram"):
         TokenTable(PreTrainedTokenizerFast(tokenizer_object=unigram))
+    marked = Tokenizer(models.BPE({"a</w>": 0}, [], end_of_word_suffix="</w>"))
+    with pytest.raises(PrunerZeroError, match="BPE with marked parts of words"):
+        TokenTable(PreTrainedTokenizerFast(tokenizer_object=marked))
     with pytest.raises(PrunerZeroError, match="object is written in Python"):
         TokenTable(object())

@@ -87,6 +87,16 @@ def test_the_folder_loads_by_plain_transformers(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "metric.json").exists()
 
 
+def test_numbers_that_name_no_token_stay_as_they_are() -> None:
+    tokenizer = byte_level()
+    smaller = model(len(tokenizer))
+    smaller.config.pad_token_id = -1
+    smaller.scale = torch.nn.Parameter(torch.ones(()))
+    prune(smaller, tokenizer=tokenizer, sparsity=0.2, **SMALL)
+    assert smaller.config.pad_token_id == -1
+    assert smaller.config.vocab_size == len(tokenizer)
+
+
 def test_tokens_that_occur_more_often_stay() -> None:
     tokenizer = byte_level()
     fox = tokenizer("fox", add_special_tokens=False)["input_ids"]

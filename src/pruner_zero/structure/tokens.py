@@ -31,10 +31,12 @@ class TokenTable:
             )
         self.spec: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
         model = self.spec["model"]
-        if model["type"] != "BPE":
+        marked = model.get("continuing_subword_prefix") or model.get("end_of_word_suffix")
+        if model["type"] != "BPE" or marked:
+            kind = f"{model['type']}{' with marked parts of words' if marked else ''}"
             raise PrunerZeroError(
-                f"--structure vocabulary cuts tokenizers of byte-pair encoding, and this one is "
-                f"{model['type']}: leave out --structure"
+                "--structure vocabulary cuts tokenizers of byte-pair encoding, and this one is "
+                f"{kind}: leave out --structure"
             )
         self.ids: dict[str, int] = model["vocab"]
         self.names = {number: token for token, number in self.ids.items()}

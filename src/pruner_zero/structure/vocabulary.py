@@ -20,8 +20,8 @@ class Vocabulary(Removal):
 
     sparsity: the share of tokens to remove; parameters: as in `Structured`. tokenizer: of the
     model, stay: its tokens that stay, by their numbers, both found by `prepare`.
-    Source: Load What You Need (Abdaoui et al. 2020, 2010.05609), which counts tokens too; that
-    those on the path of merges to a kept token stay is ours.
+    Source: Load What You Need (Abdaoui et al. 2020, 2010.05609), which counts tokens too; here
+    those on the path of merges to a kept token stay with it.
     """
 
     sparsity: float
@@ -47,7 +47,7 @@ class Vocabulary(Removal):
         rows = model.get_input_embeddings().weight.shape[0]
         own = {id(parameter) for parameter in _tables(model)}
         for name, parameter in model.named_parameters():
-            if parameter.shape[0] == rows and id(parameter) not in own:
+            if parameter.shape[:1] == (rows,) and id(parameter) not in own:
                 raise PrunerZeroError(
                     f"--structure vocabulary does not know {name}, which has a row for each token "
                     "too: leave out --structure"
@@ -160,10 +160,11 @@ def _special(model: PreTrainedModel) -> Iterator[int]:
     for config in _configs(model):
         for name, value in vars(config).items():
             if name.endswith("token_id") and value is not None:
-                yield from value if isinstance(value, list) else [value]
+                # Some families have −1 where there is no such token.
+                yield from (n for n in (value if isinstance(value, list) else [value]) if n >= 0)
 
 
 def _renumbered(value: Any, numbers: Mapping[int, int]) -> Any:
     if isinstance(value, list):
         return [numbers[each] for each in value]
-    return numbers.get(value) if isinstance(value, int) else value
+    return numbers.get(value, value) if isinstance(value, int) else value
