@@ -1,7 +1,7 @@
 """Universal: what metrics cost as masks alone, on models that a search saw and did not see.
 
-    python benchmarks/universal.py smollm2 builtin:smollm2-135m --texts wikitext=wiki.test.raw \\
-        pydoc=builtin:pydoc/test news=news.txt --windows-eval 8
+    python benchmarks/universal.py smollm2-135m builtin:smollm2-135m --windows-eval 6 \\
+        --texts wikitext=wiki.test.raw pydoc=builtin:pydoc/test news=news.txt
     python benchmarks/universal.py search RUN
     python benchmarks/universal.py page
 
@@ -35,7 +35,7 @@ from tables import markdown, results, rounded, script_parser, write_page
 ROWS = results("universal")
 SEARCHES = ROWS / "searches"
 DENSE, WANDA = "dense", "`wanda@row`"
-# What each label stands for, and by whom.
+# What each label stands for.
 METRICS: Mapping[str, str] = {
     WANDA: "wanda@row",
     "`ria@row`": "ria@row",
@@ -151,8 +151,8 @@ def page() -> str:
     """The page of all rows, with what they lose of what Wanda's mask loses."""
     text = (
         "# Metrics as masks alone, on several models\n\nMade by `python benchmarks/universal.py"
-        " smollm2 builtin:smollm2-135m --texts wikitext=wiki.test.raw pydoc=builtin:pydoc/test"
-        " news=news.txt`, and the same for each model.\n"
+        " smollm2-135m builtin:smollm2-135m --windows-eval 6 --texts wikitext=wiki.test.raw"
+        " pydoc=builtin:pydoc/test news=news.txt`, and the same for each model.\n"
     )
     for file in sorted(ROWS.glob("*.json")):
         rows = json.loads(file.read_text())

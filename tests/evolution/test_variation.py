@@ -1,5 +1,7 @@
 """Variation keeps expressions inside the space, and every operation does what its name says."""
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -114,7 +116,9 @@ def test_operator_keeps_arity_and_operands() -> None:
         assert [type(node) for _, node in positions(child)] == [
             type(node) for _, node in positions(parse("sqrt(W) * X"))
         ]
-    assert {"sqrt(W) + X", "mms(W) * X"} <= children("operator", "sqrt(W) * X")
+    made = children("operator", "sqrt(W) * X")
+    assert {"sqrt(W) + X", "mms(W) * X"} <= made
+    assert any(re.fullmatch(r"W\^[0-9.]+ \* X", text) for text in made)
 
 
 def test_exponents_move_on_the_grid_and_stay_in_range() -> None:

@@ -53,7 +53,6 @@ def test_kept_tokens_have_the_logits_of_the_dense_model(name: str, tied: bool) -
     rows = len(tokenizer) + 8
     dense, smaller = (model(rows, tied, end=len(tokenizer) - 1) for _ in range(2))
     text = "the quick fox prunes zeros"
-    before = tokenizer(text, return_tensors="pt")["input_ids"]
     names = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
     result = prune(smaller, tokenizer=tokenizer, parameters=size_of(dense)[0] - 700, **SMALL)
     pattern = result.method.pattern
@@ -66,8 +65,6 @@ def test_kept_tokens_have_the_logits_of_the_dense_model(name: str, tied: bool) -
     assert smaller.config.vocab_size == len(stay) == len(tokenizer)
     after = tokenizer(text, return_tensors="pt")["input_ids"]
     old = torch.tensor(stay)[after]
-    if set(before.flatten().tolist()) <= set(stay):
-        assert torch.equal(old, before)
     torch.testing.assert_close(smaller(after).logits, dense(old).logits[..., stay])
 
 
@@ -98,15 +95,15 @@ def test_numbers_that_name_no_token_stay_as_they_are() -> None:
 
 
 def test_tokens_that_occur_more_often_stay() -> None:
-    tokenizer = byte_level()
-    fox = tokenizer("fox", add_special_tokens=False)["input_ids"]
-    often, rare = byte_level(), byte_level()
-    for each, text in ((often, ["fox" * 500]), (rare, ["zero" * 500])):
-        given = {**SMALL, "calibration": text}
-        prune(model(len(each)), tokenizer=each, sparsity=0.3, **given)
-    names = tokenizer.convert_ids_to_tokens(fox)
-    assert often("fox", add_special_tokens=False).tokens() == names
-    assert len(rare("fox", add_special_tokens=False)["input_ids"]) >= len(names)
+    """Each word has fewer tokens where it is the text than where the other one is."""
+    lengths: dict[str, dict[str, int]] = {}
+    for text in ("fox", "zero"):
+        tokenizer = byte_level()
+        given = {**SMALL, "calibration": [text * 500], "sparsity": 0.3}
+        prune(model(len(tokenizer)), tokenizer=tokenizer, **given)
+        lengths[text] = {word: len(tokenizer.tokenize(word)) for word in ("fox", "zero")}
+    assert lengths["fox"]["fox"] < lengths["zero"]["fox"]
+    assert lengths["zero"]["zero"] < lengths["fox"]["zero"]
 
 
 @pytest.mark.parametrize(

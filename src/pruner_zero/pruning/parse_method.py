@@ -10,7 +10,14 @@ from pruner_zero.metric.metric import NAMED, Metric
 from pruner_zero.plugins import Registry
 from pruner_zero.pruning.method import SPARSEGPT, SPARSEGPT_SCORE, Method
 from pruner_zero.settings.calibration import read_parameters
-from pruner_zero.settings.prune import BLOCK_INFLUENCE, REAP, TOKEN_COUNT, rivals_beside
+from pruner_zero.settings.prune import (
+    BLOCK_INFLUENCE,
+    REAP,
+    RULED,
+    RULES,
+    TOKEN_COUNT,
+    rivals_beside,
+)
 from pruner_zero.sparsity.pattern import SCOPES, Pattern
 from pruner_zero.sparsity.selection import SemiStructured, Unstructured
 from pruner_zero.sparsity.steps.step import STEPS, in_order
@@ -28,13 +35,7 @@ STRUCTURES: Registry[Any] = Registry(
     },
 )
 # Rules that choose units in the place of a metric.
-_RULES: dict[str, Structure] = {
-    BLOCK_INFLUENCE: "blocks",
-    REAP: "experts",
-    TOKEN_COUNT: "vocabulary",
-}
-# Structures whose units no metric can choose.
-_RULED = ("blocks", "vocabulary")
+_RULES = {rule: structure for structure, rule in RULES.items()}
 
 _STEP = re.compile(r"(.*)\+\s*([A-Za-z][A-Za-z0-9_-]*)\s*", re.DOTALL)
 # Steps whose amount is named: what is counted, and an example.
@@ -89,7 +90,7 @@ def parse_method(
         structure = cast(Structure, word)
         if amount:
             sparsity, parameters = _share(name, amount), None
-    if _RULES[body] != structure if body in _RULES else structure in _RULED:
+    if _RULES[body] != structure if body in _RULES else structure in RULED:
         raise PrunerZeroError(
             f"{body} does not choose {structure or 'weights'}: whole blocks go by "
             f"{BLOCK_INFLUENCE}, tokens by {TOKEN_COUNT}, experts by {REAP} or a metric, channels "

@@ -160,11 +160,11 @@ def model_card(result: PruneResult) -> str:
     head += license_of(result.language_model.model.name_or_path)
     remarks = "\n".join(["\n## Remarks\n", *notes, ""]) if notes else ""
     removed = settings.structure is not None
-    table, kept = "", "Settings and versions are"
+    table, recorded = "", "Settings and versions are"
     if rows:
         kind = "removed" if removed else "zeros"
         share = "share" if removed else "zeros"
-        kept = f"Settings, versions and the {share} of every matrix are"
+        recorded = f"Settings, versions and the {share} of every matrix are"
         table = "\n".join(["", f"| matrices | count | {kind} |", "|---|---|---|", *rows, ""])
     calibrated = "The metric looks at the weights alone: there was no calibration."
     if result.calibration:
@@ -218,7 +218,7 @@ tags: [pruned, pruner-zero]
 {remarks}
 ## Provenance
 
-{calibrated} {kept} in `pruning.json`{metric}.
+{calibrated} {recorded} in `pruning.json`{metric}.
 """
 
 

@@ -46,7 +46,7 @@ class FactoredMatrix:
         outputs, inputs = self.weight.shape
         of_rows, of_columns = torch.zeros_like(self.rows), torch.zeros_like(self.columns)
         for part, weight, values in self._parts(gradient):
-            # A mask in float32, since a product with one of booleans takes four times as long.
+            # A mask in float32, since one of booleans takes longer to make and to multiply by.
             squares = values.mul_(torch.ne(weight, 0, out=torch.empty_like(weight))).square()
             of_rows[part] = squares.sum(1)
             of_columns += squares.sum(0)

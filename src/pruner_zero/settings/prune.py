@@ -41,7 +41,11 @@ MORE_WINDOWS = 2
 WITHIN, HEAD_METRIC = "wanda", "X * row_normalize(W * X)"
 # The rules that choose whole blocks, tokens and, without a metric, experts; they are no metrics.
 BLOCK_INFLUENCE, REAP, TOKEN_COUNT = "block-influence", "reap", "token-count"
-_RULES = {"blocks": BLOCK_INFLUENCE, "experts": REAP, "vocabulary": TOKEN_COUNT}
+RULES: Mapping[Structure, str] = MappingProxyType(
+    {"blocks": BLOCK_INFLUENCE, "experts": REAP, "vocabulary": TOKEN_COUNT}
+)
+# The structures whose units no metric can choose.
+RULED: tuple[Structure, ...] = ("blocks", "vocabulary")
 
 # Settings that cannot be combined with --structure.
 _BESIDE_STRUCTURE: tuple[str, ...] = ("pattern", "scope", "include", "exclude", "refine")
@@ -49,8 +53,8 @@ _BESIDE_STRUCTURE: tuple[str, ...] = ("pattern", "scope", "include", "exclude", 
 
 def default_beside(given: Mapping[str, Any]) -> dict[str, Any]:
     """The default method where no metric is named, without parts that exclude `given` settings."""
-    if given.get("structure") in _RULES:
-        return {"metric": _RULES[given["structure"]]}
+    if given.get("structure") in RULES:
+        return {"metric": RULES[given["structure"]]}
     chosen = dict(DEFAULT)
     narrower = any(given.get(name) for name in ("pattern", "structure"))
     if narrower or given.get("scope") not in (None, DEFAULT["scope"]):
@@ -173,19 +177,18 @@ class PruneSettings(ModelSettings, MethodSettings, SizeSettings):
     @model_validator(mode="after")
     def _check_structure(self) -> "PruneSettings":
         beside = _BESIDE_STRUCTURE
-        if self.structure == "blocks":
-            if self.metric != BLOCK_INFLUENCE:
-                raise PrunerZeroError("--structure blocks takes no metric: leave out --metric")
-            if self.update not in (None, "none", "exact"):
-                raise PrunerZeroError(
-                    f"--update {self.update} does not fit --structure blocks: exact fits the block "
-                    "before to replace the dropped blocks; none does not"
-                )
+        if self.structure in RULED and self.metric != RULES[self.structure]:
+            raise PrunerZeroError(
+                f"--structure {self.structure} takes no metric: leave out --metric"
+            )
+        if self.structure == "blocks" and self.update not in (None, "none", "exact"):
+            raise PrunerZeroError(
+                f"--update {self.update} does not fit --structure blocks: exact fits the block "
+                "before to replace the dropped blocks; none does not"
+            )
         if self.structure == "vocabulary":
-            if self.metric != TOKEN_COUNT:
-                raise PrunerZeroError("--structure vocabulary takes no metric: leave out --metric")
             beside += ("update", "reconstruct", "distill")
-        if self.structure in _RULES:
+        if self.structure in RULES:
             beside += ("asymmetric", "offload")
         check_structure(self, beside)
         return self

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
+from tokenizers.models import BPE
 from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
@@ -17,36 +18,37 @@ Pair = tuple[str, str]
 _COMMON = 0.999
 
 
+def check_tokenizer(tokenizer: Any) -> None:
+    """Raise PrunerZeroError for a `tokenizer` of transformers that `TokenTable` cannot cut."""
+    if not getattr(tokenizer, "is_fast", False):
+        raise PrunerZeroError(
+            "--structure vocabulary cuts tokenizers of the package tokenizers, and this "
+            f"{type(tokenizer).__name__} is written in Python: leave out --structure"
+        )
+    model = tokenizer.backend_tokenizer.model
+    pairs = isinstance(model, BPE)
+    if not pairs or model.continuing_subword_prefix or model.end_of_word_suffix:
+        kind = f"{type(model).__name__}{' with marked parts of words' if pairs else ''}"
+        raise PrunerZeroError(
+            "--structure vocabulary cuts tokenizers of byte-pair encoding, and this one is "
+            f"{kind}: leave out --structure"
+        )
+
+
 class TokenTable:
     """The tokens of a byte-pair `tokenizer` of transformers, and how merges make them.
 
-    Raises PrunerZeroError for a tokenizer that cannot be cut.
+    Raises PrunerZeroError as `check_tokenizer` does.
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        if not getattr(tokenizer, "is_fast", False):
-            raise PrunerZeroError(
-                "--structure vocabulary cuts tokenizers of the package tokenizers, and this "
-                f"{type(tokenizer).__name__} is written in Python: leave out --structure"
-            )
+        check_tokenizer(tokenizer)
         self.spec: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
         model = self.spec["model"]
-        marked = model.get("continuing_subword_prefix") or model.get("end_of_word_suffix")
-        if model["type"] != "BPE" or marked:
-            kind = f"{model['type']}{' with marked parts of words' if marked else ''}"
-            raise PrunerZeroError(
-                "--structure vocabulary cuts tokenizers of byte-pair encoding, and this one is "
-                f"{kind}: leave out --structure"
-            )
         self.ids: dict[str, int] = model["vocab"]
         self.names = {number: token for token, number in self.ids.items()}
         self.added: set[int] = {each["id"] for each in self.spec["added_tokens"]}
-        self.merges: list[Pair] = [
-            (first, second)
-            for first, second in (
-                merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]
-            )
-        ]
+        self.merges: list[Pair] = [(first, second) for first, second in model["merges"]]
         self._ranks = {pair: rank for rank, pair in enumerate(self.merges)}
 
     @property
@@ -126,23 +128,31 @@ class TokenTable:
             if number in chosen or number not in self.names:
                 continue
             path = self.path(number)
-            if path is not None and len(chosen | path) <= size:
+            if path is not None and len(chosen) + len(path - chosen) <= size:
                 chosen |= path
         return sorted(chosen)
 
-    def cut(self, kept: Sequence[int]) -> Tokenizer:
-        """The tokenizer with the tokens `kept`, sorted, which are numbered anew in their order."""
+    def cut(self, kept: Sequence[int]) -> dict[str, Any]:
+        """The JSON of the tokenizer with the tokens `kept`, sorted and numbered in their order."""
         numbers = {old: new for new, old in enumerate(kept)}
-        spec = json.loads(json.dumps(self.spec))
-        model = spec["model"]
-        model["vocab"] = {t: numbers[n] for t, n in self.ids.items() if n in numbers}
-        model["merges"] = [
-            pair for pair in self.merges if {*pair, "".join(pair)} <= model["vocab"].keys()
-        ]
-        for each in spec["added_tokens"]:
-            each["id"] = numbers[each["id"]]
-        spec["post_processor"] = _renumbered(spec["post_processor"], numbers)
-        return Tokenizer.from_str(json.dumps(spec))
+        vocab = {token: numbers[old] for token, old in self.ids.items() if old in numbers}
+        merges = [pair for pair in self.merges if {*pair, "".join(pair)} <= vocab.keys()]
+        added = [{**each, "id": numbers[each["id"]]} for each in self.spec["added_tokens"]]
+        return {
+            **self.spec,
+            "model": {**self.spec["model"], "vocab": vocab, "merges": merges},
+            "added_tokens": added,
+            "post_processor": _renumbered(self.spec["post_processor"], numbers),
+        }
+
+
+def replace_tokens(tokenizer: Any, spec: dict[str, Any]) -> None:
+    """Give a tokenizer of transformers the tokens of `spec`, which `TokenTable.cut` made."""
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(spec))
+    # Tokenizers of one family keep what they were made of.
+    for name, value in {"_vocab": "vocab", "_merges": "merges"}.items():
+        if hasattr(tokenizer, name):
+            setattr(tokenizer, name, spec["model"][value])
 
 
 def _is_byte(token: str) -> bool:

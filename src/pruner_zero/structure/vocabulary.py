@@ -10,8 +10,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.structure import size_of
+from pruner_zero.sparsity.pattern import Lazy
 from pruner_zero.structure.removal import Removal, most_parameters
-from pruner_zero.structure.tokens import TokenTable
+from pruner_zero.structure.tokens import TokenTable, check_tokenizer, replace_tokens
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Vocabulary(Removal):
     """Tokens are removed, those that occur least in the calibration windows.
 
     sparsity: the share of tokens to remove; parameters: as in `Structured`. tokenizer: of the
-    model, stay: its tokens that stay, by their numbers, both found by `prepare`.
+    model, stay: its tokens that stay, by their numbers, cut: what `TokenTable.cut` makes of them,
+    all found by `prepare`.
     Source: Load What You Need (Abdaoui et al. 2020, 2010.05609), which counts tokens too; here
     those on the path of merges to a kept token stay with it.
     """
@@ -28,6 +30,7 @@ class Vocabulary(Removal):
     parameters: float | None = None
     tokenizer: Any = field(default=None, repr=False)
     stay: tuple[int, ...] = field(default=(), repr=False)
+    cut: dict[str, Any] = field(default_factory=dict, repr=False)
 
     unit = "vocabulary"
     masks = False
@@ -55,7 +58,7 @@ class Vocabulary(Removal):
         return self
 
     def check_tokenizer(self, tokenizer: Any) -> None:
-        TokenTable(tokenizer)
+        check_tokenizer(tokenizer)
 
     def prepare(self, language_model: Any, tokens: Tensor) -> Self:
         """Choose the tokens by their counts in the windows `tokens`.
@@ -70,7 +73,11 @@ class Vocabulary(Removal):
                 f"the tokenizer has {table.count} tokens and the model embeds {rows}: use the "
                 "tokenizer that belongs to the model"
             )
-        always = table.always() | set(_special(model))
+        always = table.always()
+        for config in _configs(model):
+            for _, named in _named_tokens(config):
+                # Some families have −1 where there is no such token.
+                always.update(token for token in named if token >= 0)
         size = self._size(model, rows, len(always))
         if size < len(always):
             raise PrunerZeroError(
@@ -80,7 +87,8 @@ class Vocabulary(Removal):
             )
         stay = table.choose(table.by_count(tokens), size, always)
         share = 1 - len(stay) / rows
-        return replace(self, sparsity=share, tokenizer=tokenizer, stay=tuple(stay))
+        cut = table.cut(stay)
+        return replace(self, sparsity=share, tokenizer=tokenizer, stay=tuple(stay), cut=cut)
 
     def _size(self, model: PreTrainedModel, rows: int, fewest: int) -> int:
         """The number of tokens that may stay."""
@@ -93,7 +101,8 @@ class Vocabulary(Removal):
         return rows - -(-(whole - most) // each)
 
     def choose(self, scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        raise NotImplementedError("tokens are no weights of a matrix")
+        """No weight of a matrix goes."""
+        return Lazy(scores, lambda name: torch.ones_like(scores[name], dtype=torch.bool))
 
     def size(self, model: PreTrainedModel) -> tuple[int, int]:
         numbers, nbytes = size_of(model)
@@ -116,17 +125,12 @@ class Vocabulary(Removal):
                 padding = module.padding_idx
                 module.padding_idx = None if padding is None else numbers.get(padding)
         for config in _configs(model):
-            for name, value in list(vars(config).items()):
-                if name == "vocab_size":
-                    config.vocab_size = len(self.stay)
-                elif name.endswith("token_id"):
-                    setattr(config, name, _renumbered(value, numbers))
-        self.tokenizer._tokenizer = TokenTable(self.tokenizer).cut(self.stay)
-        left = TokenTable(self.tokenizer)
-        # Tokenizers of one family keep what they were made of.
-        for name, value in {"_vocab": left.ids, "_merges": left.merges}.items():
-            if hasattr(self.tokenizer, name):
-                setattr(self.tokenizer, name, value)
+            if hasattr(config, "vocab_size"):
+                config.vocab_size = len(self.stay)
+            for name, tokens in _named_tokens(config):
+                new = [numbers.get(token, token) for token in tokens]
+                setattr(config, name, new if isinstance(getattr(config, name), list) else new[0])
+        replace_tokens(self.tokenizer, self.cut)
 
     def to_json(self) -> dict[str, Any]:
         return {"tokens": len(self.stay)}
@@ -155,16 +159,8 @@ def _configs(model: PreTrainedModel) -> Iterator[PreTrainedConfig | Any]:
     yield from {id(config): config for config in configs if config is not None}.values()
 
 
-def _special(model: PreTrainedModel) -> Iterator[int]:
-    """The tokens that the configurations of `model` name."""
-    for config in _configs(model):
-        for name, value in vars(config).items():
-            if name.endswith("token_id") and value is not None:
-                # Some families have −1 where there is no such token.
-                yield from (n for n in (value if isinstance(value, list) else [value]) if n >= 0)
-
-
-def _renumbered(value: Any, numbers: Mapping[int, int]) -> Any:
-    if isinstance(value, list):
-        return [numbers[each] for each in value]
-    return numbers.get(value, value) if isinstance(value, int) else value
+def _named_tokens(config: Any) -> Iterator[tuple[str, list[int]]]:
+    """The numbers of tokens in a configuration, by the field that has one or several."""
+    for name, value in list(vars(config).items()):
+        if name.endswith("token_id") and value is not None:
+            yield name, value if isinstance(value, list) else [value]
