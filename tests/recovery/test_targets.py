@@ -8,12 +8,15 @@ from torch import Tensor
 
 from pruner_zero.journal import Journal
 from pruner_zero.models.blocks import run_blocks
+from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import load_model
 from pruner_zero.models.loss import in_float32
 from pruner_zero.offload.model import load_offloaded
 from pruner_zero.recovery import targets as module
 from pruner_zero.recovery.targets import Target, divergence, logits_in_chunks, write_targets
+from pruner_zero.text.translation import Translation
 from tests.conftest import save_sharded
+from tests.tiny import tiny_tokenizer
 from tests.tiny_models import tiny_model, tiny_windows
 
 MOST = 20
@@ -104,3 +107,34 @@ def test_targets_are_the_most_probable_tokens_in_memory_in_a_file_and_of_a_model
         torch.testing.assert_close(target.log_rest, (1 - probable.sum(-1)).log())
         part = target.part(slice(2, 5))
         assert torch.equal(part.log_rest, target.log_rest[2:5])
+
+
+def test_of_a_model_with_fewer_tokens_the_first_piece_has_the_probability_of_all_its_tokens() -> (
+    None
+):
+    """After a token, and within one, its next piece alone; against the plain sums."""
+    dense = LanguageModel(tiny_model("llama"), tiny_tokenizer(), "dense")
+    tokens = tiny_windows(2, 12)
+    # The upper half of the tokens goes: an even one has two pieces, an odd one three.
+    translation = Translation(
+        tuple((n,) if n < 129 else (n - 129, n // 2, 5)[: 2 + n % 2] for n in range(257))
+    )
+    targets = write_targets(dense, tokens, [0, 1], translation=translation)
+    with torch.no_grad(), in_float32(dense.model):
+        p = dense.model(tokens).logits.softmax(-1)
+    p = torch.stack(
+        [p[..., [pieces[0] == n for pieces in translation.pieces]].sum(-1) for n in range(129)], -1
+    )
+    generator = torch.Generator().manual_seed(0)
+    for number, window in enumerate(tokens.tolist()):
+        pieces = [(piece, n) for n, t in enumerate(window) for piece in translation.pieces[t]][:12]
+        target = targets.of([number])
+        assert len(target.tokens) == 11
+        logits = torch.randn(11, 129, generator=generator)
+        for place, (_, token) in enumerate(pieces[:-1]):
+            following, same = pieces[place + 1][0], pieces[place + 1][1] == token
+            part = slice(place, place + 1)
+            loss, _ = divergence(logits[part], target.part(part))
+            alone = -logits[place].log_softmax(-1)[following]
+            wanted = alone if same else plain_divergence(logits[part], p[number, token][None])
+            torch.testing.assert_close(loss, wanted, rtol=5e-3, atol=5e-3)

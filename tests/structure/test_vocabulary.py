@@ -15,8 +15,11 @@ from transformers import (
 
 from pruner_zero.comparison.compare import compare
 from pruner_zero.errors import PrunerZeroError
+from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.models.save import save_model
 from pruner_zero.models.structure import size_of
 from pruner_zero.pruning.prune import prune
+from pruner_zero.recovery.recover import recover
 from pruner_zero.structure.vocabulary import Vocabulary
 from tests.structure.test_tokens import TEXT, byte_fallback, byte_level
 
@@ -109,10 +112,14 @@ def test_tokens_that_occur_more_often_stay() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"sparsity": 0.99}, "must stay, so that every text can be encoded"),
+        ({"sparsity": 0.99}, "must stay so that every text can be encoded: choose --tokens"),
+        ({"tokens": 40}, "40 of 378 tokens would be left, and"),
+        ({"tokens": 378}, "the model has 378 tokens, choose fewer"),
+        ({"tokens": 300, "sparsity": 0.1}, "or --tokens, how many stay"),
+        ({"structure": "channels", "sparsity": 0.5, "tokens": 3}, "--tokens has no effect"),
+        ({"sparsity": 0.3, "scripts": "Klingon"}, "Unicode has no script 'Klingon'"),
         ({"parameters": "0.1"}, "cannot be reached by removing tokens: choose --parameters"),
         ({"sparsity": 0.5, "metric": "wanda"}, "vocabulary takes no metric"),
-        ({"sparsity": 0.5, "distill": 3}, "leave out --distill"),
         ({"sparsity": 0.5, "update": "exact"}, "leave out --update"),
     ],
 )
@@ -122,6 +129,52 @@ def test_what_cannot_be_is_refused(settings: dict[str, Any], words: str) -> None
     with pytest.raises(PrunerZeroError, match=words):
         prune(dense, tokenizer=tokenizer, **{**SMALL, **settings})
     assert dense.config.vocab_size == len(tokenizer) == len(byte_level())
+
+
+def test_tokens_of_words_and_characters_of_scripts_stay(tmp_path: Path) -> None:
+    """At the beginning of a text or after a space, whatever the text that is counted."""
+    (tmp_path / "words.txt").write_text("zeroing\nlaziest dogs\n")
+    lengths = {}
+    for keep in (None, tmp_path / "words.txt"):
+        tokenizer = byte_level()
+        given = {**SMALL, "calibration": ["fox " * 100], "tokens": 290, "keep": keep}
+        prune(model(len(tokenizer)), tokenizer=tokenizer, **given)
+        assert len(tokenizer) == 290
+        lengths[keep] = [len(tokenizer.tokenize(w)) for w in ("zeroing", " zeroing", " laziest")]
+    dense = [len(byte_level().tokenize(w)) for w in ("zeroing", " zeroing", " laziest")]
+    assert lengths[None] > dense == lengths[tmp_path / "words.txt"]
+    english = {**SMALL, "calibration": [TEXT[1] * 3], "tokens": 270}
+    umlauts = {}
+    for scripts in (None, "Latin"):
+        tokenizer = byte_level()
+        prune(model(len(tokenizer)), tokenizer=tokenizer, scripts=scripts, **english)
+        umlauts[scripts] = len(tokenizer.tokenize("ü"))
+    assert umlauts == {None: 2, "Latin": 1}
+
+
+def test_the_model_with_fewer_tokens_is_trained_towards_the_dense_one(tmp_path: Path) -> None:
+    """By `prune` after the cut, and by `recover` from the folder, on text of cut words."""
+    tokenizer, given = byte_level(), {**SMALL, "calibration": ["fox " * 100]}
+    dense = LanguageModel(model(len(tokenizer)), tokenizer, "dense")
+    save_model(dense, tmp_path / "dense")
+    options: dict[str, Any] = {**given, "tokens": 290, "distill": 2}
+    trained = prune(tmp_path / "dense", output=tmp_path / "trained", **options)
+    assert [point.step for point in trained.distillation] == [0, 2]
+    assert "were then trained for 2 steps" in (tmp_path / "trained" / "README.md").read_text()
+    prune(tmp_path / "dense", output=tmp_path / "small", **{**options, "distill": 0})
+    result = recover(
+        tmp_path / "small",
+        text=TEXT * 4,
+        teacher=tmp_path / "dense",
+        teacher_share=1.0,
+        steps=30,
+        seqlen=24,
+        validation_windows=2,
+        output=tmp_path / "out",
+    )
+    losses = [point.train_loss for point in result.curve if point.train_loss is not None]
+    assert losses[-1] < losses[0]
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.vocab_size == 290
 
 
 def test_rows_of_tokens_elsewhere_are_refused() -> None:

@@ -94,12 +94,22 @@ def prune_model(
     if matrices is None:
         matrices = check_plan(language_model, method)
     everything, train = windows, None
+    if not method.pattern.masks:
+        # No statistic decides, and the distillation needs to know what stays.
+        statistics = DenseStatistics(store, method.damping)
+        decided = _decided(language_model, windows, method, statistics)
+        method = replace(decided, metric=method.metric)
     if method.distill:
         windows, distilled = for_training(windows) if method.reconstruct else (windows, windows)
         # First, because it needs the dense model's predictions.
         folder = training_folder(journal, method.distill) if journal else None
         train = MODEL_STEPS["distill"].prepare(
-            language_model, distilled, method.distill, seed=seed, folder=folder
+            language_model,
+            distilled,
+            method.distill,
+            seed=seed,
+            folder=folder,
+            translation=method.pattern.translation,
         )
     order = method.mode(mode)
     seen, judged = windows, None
@@ -171,7 +181,8 @@ def check_plan(
     if weights:
         check_parameters(language_model, matrices)
     if method.distill:
-        share, cut = method.pattern.sparsity, method.pattern.unit is not None
+        share = method.pattern.sparsity if method.pattern.masks else 0.0
+        cut = method.pattern.unit is not None
         MODEL_STEPS["distill"].check(language_model, matrices, share, cut=cut)
     return matrices
 

@@ -57,6 +57,7 @@ def parse_method(
     structure: Structure | None = None,
     parameters: str | None = None,
     multiple_of: int = 32,
+    **of_tokens: Any,
 ) -> Method:
     """Read `METRIC[@SCOPE][+asymmetric][+STEP]…[+reconstruct=N][+distill=N]`.
 
@@ -74,7 +75,7 @@ def parse_method(
     (METRIC may be reap) or blocks (METRIC is block-influence), with their share if it is
     not `sparsity`, as in `wanda@channels=0.25`. `structure` is used where the text names no units,
     and `parameters`, such as "0.75" or "100M", has precedence over `sparsity`; multiple_of: as
-    in `Structured`.
+    in `Structured`; of_tokens: tokens, keep and scripts, as in `PruneSettings`.
 
     For weights exactly one of sparsity in [0, 1) and pattern, which is an N:M such as "2:4" or any
     Pattern and leaves no choice of scope. Raises PrunerZeroError.
@@ -98,12 +99,18 @@ def parse_method(
         )
     if structure:
         left = None if parameters is None else read_parameters(parameters)
-        if left is None and sparsity is None:
+        if left is None and sparsity is None and not of_tokens.get("tokens"):
             raise _no_share(name)
         share = 0.0 if left or sparsity is None else sparsity
         folds = "none" not in (*written, update)
         pattern = STRUCTURES[structure].of(
-            share, left, structure=structure, rule=body, multiple_of=multiple_of, folds=folds
+            share,
+            left,
+            structure=structure,
+            rule=body,
+            multiple_of=multiple_of,
+            folds=folds,
+            **of_tokens,
         )
         # These are of weights; blocks have taken their update.
         sparsity = scope = part = None

@@ -37,7 +37,7 @@ from pruner_zero.text.windows import Windows
 # The settings that `parse_method` takes under their names.
 _OPTIONS = (
     *("sparsity", "scope", "update", "refine", "asymmetric"),
-    *("structure", "parameters", "multiple_of"),
+    *("structure", "parameters", "multiple_of", "tokens", "keep", "scripts"),
 )
 # Settings of the statistics that `identity` names one by one.
 _NAMED = {"model", "windows", "torch"}

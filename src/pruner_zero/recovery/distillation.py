@@ -21,12 +21,13 @@ from pruner_zero.models.structure import (
 from pruner_zero.pruning.method import ModelStep, Point
 from pruner_zero.recovery.targets import LOGITS, divergence, write_targets
 from pruner_zero.recovery.train import RATE, Batch, Budget, Training, everything_in_float32
-from pruner_zero.text.windows import Windows
+from pruner_zero.text.translation import Translation
+from pruner_zero.text.windows import Windows, tokens_sha256
 
 # Tokens in an optimizer step, in as many windows as they fill.
 TOKENS = 1024
-# The share of the windows that only the validation loss is measured on.
-_HELD_OUT = 1 / 16
+# The share of the windows that only the validation loss is measured on, and the most of them.
+_HELD_OUT, _MOST = 1 / 16, 16
 
 
 def check_memory(
@@ -65,7 +66,13 @@ def check_memory(
 
 
 def distillation(
-    dense: LanguageModel, windows: Windows, steps: int, *, seed: int = 0, folder: Path | None = None
+    dense: LanguageModel,
+    windows: Windows,
+    steps: int,
+    *,
+    seed: int = 0,
+    folder: Path | None = None,
+    translation: Translation | None = None,
 ) -> Callable[[nn.Module, Sequence[Matrix]], Sequence[Point]]:
     """Prepare to train what pruning will leave of `dense`: call it first, and the result last.
 
@@ -78,8 +85,10 @@ def distillation(
     the next-token loss of the text, so that text that the dense model wrote can be used. Every step
     takes about 1024 tokens, or all windows. The steps alone decide the result, which is the same
     for a run that was interrupted and has its journal in `folder`; a damaged journal is deleted,
-    since training takes minutes. Raises PrunerZeroError for fewer than two windows; the function
-    raises it where the loss is no longer finite.
+    since training takes minutes. translation: to the pruned model's tokenizer where that has fewer
+    tokens; after the last piece of a token the model is trained towards the prediction of the dense
+    one there, within a token towards its next piece. Raises PrunerZeroError for fewer than two
+    windows; the function raises it where the loss is no longer finite.
 
     Source: distillation, Hinton et al. 2015 (1503.02531); of pruned language models, Sanh et al.
     2020 (2005.07683). On text that the teacher wrote: Kim & Rush 2016 (1606.07947).
@@ -89,20 +98,23 @@ def distillation(
             "distillation needs 2 calibration windows, one of them for validation: give more "
             "--windows, or --distill 0"
         )
-    held_out = max(1, round(len(windows) * _HELD_OUT))
+    held_out = max(1, min(round(len(windows) * _HELD_OUT), _MOST))
     count = len(windows) - held_out
     batch = max(1, min(TOKENS // windows.seqlen, count))
     learned = list(islice(_in_order(count, seed), steps * batch))
     validation = list(range(count, len(windows)))
     numbers = sorted({*learned, *validation})
-    identity = {"tokens": windows.sha256, "numbers": numbers}
+    tokens = windows.tokens
+    if translation is not None:
+        tokens = translation.windows(tokens)[0]
+    identity = {"tokens": tokens_sha256(tokens), "numbers": numbers}
     kept = Journal(folder / "targets", identity, overwrite=True) if folder else None
-    targets = write_targets(dense, windows.tokens, numbers, kept)
+    targets = write_targets(dense, windows.tokens, numbers, kept, translation)
 
     def of(chosen: Sequence[int]) -> Batch:
         target = targets.of(chosen)
         return Batch(
-            windows.tokens[list(chosen)],
+            tokens[list(chosen)],
             lambda positions, logits: divergence(logits, target.part(positions)),
         )
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from pruner_zero.models.blocks import run_blocks
 from pruner_zero.models.loss import in_float32
 from pruner_zero.recovery.targets import Target, divergence, target_of
+from pruner_zero.text.translation import Translation
 
 # Of some logits (positions, vocabulary) and the slice of the positions that they belong to, which
 # are those of all windows that have a next token, numbered through: the sum of the loss over them,
@@ -32,9 +33,20 @@ def text_loss(windows: Tensor) -> Loss:
     return loss
 
 
-def taught_loss(windows: Tensor, teacher: nn.Module, share: float) -> Loss:
-    """`share` · KL(teacher ‖ model) + (1 − `share`) · the next-token loss of `windows`."""
-    target, of_text = _asked(teacher, windows), text_loss(windows)
+def taught_loss(
+    windows: Tensor, teacher: nn.Module, share: float, translation: Translation | None = None
+) -> Loss:
+    """`share` · KL(teacher ‖ model) + (1 − `share`) · the next-token loss of `windows`.
+
+    translation: from the tokens of `windows` to those of the model, where it has fewer; both
+    losses are then of its tokens.
+    """
+    if translation is None:
+        target, of_text = _asked(teacher, windows), text_loss(windows)
+    else:
+        parts = [_asked(teacher, window[None], translation) for window in windows]
+        target = Target(*map(torch.cat, zip(*parts, strict=True)))
+        of_text = text_loss(translation.windows(windows)[0])
 
     def loss(positions: slice, logits: Tensor) -> tuple[Tensor, Tensor]:
         value, gradient = divergence(logits, target.part(positions))
@@ -50,7 +62,7 @@ def taught_loss(windows: Tensor, teacher: nn.Module, share: float) -> Loss:
 
 
 @torch.no_grad()
-def _asked(teacher: nn.Module, windows: Tensor) -> Target:
+def _asked(teacher: nn.Module, windows: Tensor, translation: Translation | None = None) -> Target:
     """The predictions of the teacher in memory for `windows`."""
     weight = next(teacher.parameters())
     # Autocast refuses operations on a float16 and a bfloat16 tensor.
@@ -58,4 +70,4 @@ def _asked(teacher: nn.Module, windows: Tensor) -> Target:
     autocast = torch.autocast(weight.device.type, enabled=False) if narrow else nullcontext()
     seen = windows.to(weight.device)
     with autocast, in_float32(teacher):
-        return target_of(teacher, seen, *run_blocks(teacher, seen))
+        return target_of(teacher, seen, *run_blocks(teacher, seen), translation)

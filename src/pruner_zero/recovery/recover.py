@@ -21,7 +21,7 @@ from pruner_zero.models.structure import (
     size_of,
 )
 from pruner_zero.provenance import Cost, measured, provenance
-from pruner_zero.recovery.loss import Loss, taught_loss, text_loss
+from pruner_zero.recovery.loss import taught_loss, text_loss
 from pruner_zero.recovery.result import LEAST_SPARSITY, RecoverResult
 from pruner_zero.recovery.train import Batch, Budget, Training
 from pruner_zero.recovery.windows import in_training_order, split_texts
@@ -30,6 +30,7 @@ from pruner_zero.settings.base import name_of, names_of
 from pruner_zero.settings.read import read_settings
 from pruner_zero.settings.recover import RecoverSettings
 from pruner_zero.text.mixture import Source, load_mixture
+from pruner_zero.text.translation import Translation
 from pruner_zero.text.windows import mix_windows
 
 # Settings that may change when an interrupted run is resumed.
@@ -53,12 +54,13 @@ def recover(
 
     model: what `load_model` takes, or a model object with its `tokenizer`, which is changed in
     place; None where `config` names it. Its zeros are its mask; where whole units were removed, all
-    remaining weights are trained, and the teacher is needed. text: what `load_corpus` takes, or
-    "self", the default, text that the teacher writes, or a mapping from several texts to their
-    shares; the last tenth of each is for validation. teacher: the dense model, for distillation.
-    settings: the other fields of `RecoverSettings`, such as minutes=10 or steps=1000. cache: the
-    folder where text that the teacher writes is kept, the user's cache where None. config: a YAML
-    file of settings; arguments win over it.
+    remaining weights are trained, and the teacher is needed; where tokens were removed, the text is
+    split into the teacher's tokens, and these into those that are left. text: what `load_corpus`
+    takes, or "self", the default, text that the teacher writes, or a mapping from several texts to
+    their shares; the last tenth of each is for validation. teacher: the dense model, for
+    distillation. settings: the other fields of `RecoverSettings`, such as minutes=10 or steps=1000.
+    cache: the folder where text that the teacher writes is kept, the user's cache where None.
+    config: a YAML file of settings; arguments win over it.
 
     The run works in `OUTPUT.partial`, which is renamed to `output` at the end. The same call
     after an interruption resumes from the last checkpoint. Raises PrunerZeroError, naming what
@@ -78,19 +80,19 @@ def recover(
     check_weights(matrices)
     teacher = checked.teacher if teacher is None else teacher
     dense = None if teacher is None else as_language_model(teacher, device=checked.device)
-    if dense is not None:
-        check_teacher(dense, pruned)
+    translation = None if dense is None else check_teacher(dense, pruned)
     check_pruned(pruned, dense)
     origin = {
         "model_sha256": pruned.fingerprint(),
         "teacher_sha256": dense.fingerprint() if dense else None,
     }
+    reader = pruned if dense is None or translation is None else dense
     texts, validation = split_texts(
-        mixture, pruned.tokenizer, dense, checked, origin["teacher_sha256"], cache
+        mixture, reader.tokenizer, dense, checked, origin["teacher_sha256"], cache
     )
     windows = mix_windows(texts)
     for part in (windows, validation):
-        for language_model in filter(None, (pruned, dense)):
+        for language_model in filter(None, (reader, dense)):
             check_tokens(language_model.model, part.tokens)
     if checked.batch > len(windows):
         raise PrunerZeroError(
@@ -98,16 +100,16 @@ def recover(
             "no more, or a longer text"
         )
 
-    def loss_of(taken: Tensor) -> Loss:
-        if dense is None or checked.teacher_share is None:
-            return text_loss(taken)
-        return taught_loss(taken, dense.model, checked.teacher_share)
+    def batch_of(taken: Tensor, taught: bool) -> Batch:
+        read = taken if translation is None else translation.windows(taken)[0]
+        if dense is None or checked.teacher_share is None or not taught:
+            return Batch(read, text_loss(read))
+        return Batch(read, taught_loss(taken, dense.model, checked.teacher_share, translation))
 
     def batches(step: int) -> Iterator[Batch]:
         drawn = in_training_order(texts, mixture.shares, checked.seed, step * checked.batch)
         while True:
-            taken = torch.cat([next(drawn) for _ in range(checked.batch)])
-            yield Batch(taken, loss_of(taken))
+            yield batch_of(torch.cat([next(drawn) for _ in range(checked.batch)]), taught=True)
 
     def run(journal: Journal | None) -> RecoverResult:
         before = sparsity(matrices)
@@ -116,7 +118,7 @@ def recover(
                 pruned.model,
                 matrices,
                 batches,
-                lambda: (Batch(w, text_loss(w)) for w in validation.tokens.split(1)),
+                lambda: (batch_of(w, taught=False) for w in validation.tokens.split(1)),
                 Budget(checked.steps, checked.minutes),
                 checked.learning_rate,
                 "recovery",
@@ -156,14 +158,24 @@ def recover(
         return build_folder(folder, overwrite, "step", identity, run, write)
 
 
-def check_teacher(teacher: LanguageModel, student: LanguageModel) -> None:
-    """Raise PrunerZeroError unless both models have the same vocabulary."""
+def check_teacher(teacher: LanguageModel, student: LanguageModel) -> Translation | None:
+    """The way from the teacher's tokens to the student's, None where they are the same.
+
+    Raises PrunerZeroError where the student has tokens that the teacher lacks.
+    """
     sizes = {m.model.get_output_embeddings().weight.shape[0] for m in (teacher, student)}
-    if len(sizes) > 1 or teacher.tokenizer.get_vocab() != student.tokenizer.get_vocab():
+    if len(sizes) == 1 and teacher.tokenizer.get_vocab() == student.tokenizer.get_vocab():
+        return None
+    translation = None
+    if teacher.tokenizer.is_fast and student.tokenizer.is_fast:
+        tokenizers = teacher.tokenizer.backend_tokenizer, student.tokenizer.backend_tokenizer
+        translation = Translation.between(*tokenizers)
+    if translation is None or len(sizes) == 1:
         raise PrunerZeroError(
             f"--teacher {teacher.name} has other tokens than {student.name}: "
             "give the dense model that was pruned"
         )
+    return translation
 
 
 def check_pruned(pruned: LanguageModel, dense: LanguageModel | None) -> None:

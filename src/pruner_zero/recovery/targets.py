@@ -15,6 +15,7 @@ from pruner_zero.models.loss import fast_products, in_float32
 from pruner_zero.models.structure import find_blocks
 from pruner_zero.progress import track
 from pruner_zero.tensor_file import TensorFile, write_tensors
+from pruner_zero.text.translation import Translation
 
 # The most probable tokens of each position that are kept apart; the others are one event together.
 KEPT = 512
@@ -41,6 +42,22 @@ class Target(NamedTuple):
         """Some of the positions."""
         return Target(*(values[positions] for values in self))
 
+    def of_pieces(self, pieces: Tensor, ends: Tensor) -> "Target":
+        """The target of a window in pieces, what `Translation.windows` gives of it (seqlen,).
+
+        After the last piece of a token it is the target of the token; within a token, the next
+        piece alone.
+        """
+        rows, ended, following = ends[:-1].clamp_min(0), ends[:-1] >= 0, pieces[1:, None]
+        tokens, log_p, log_rest = (values[rows] for values in self)
+        # The next piece takes the last place where it is not among the most probable tokens.
+        held = (tokens == following) & ~ended[:, None]
+        absent = ~held.any(-1) & ~ended
+        tokens[absent, -1] = following[absent, 0].int()
+        held[absent, -1] = True
+        log_p = log_p.masked_fill(~ended[:, None], _LEAST).masked_fill(held, 0)
+        return Target(tokens, log_p, log_rest.masked_fill(~ended, _LEAST))
+
 
 class Targets:
     """The targets of windows by their number, in memory or in a file: 3 KiB a token."""
@@ -62,12 +79,16 @@ class Targets:
 
 @torch.no_grad()
 def write_targets(
-    dense: LanguageModel, tokens: Tensor, numbers: Sequence[int], journal: Journal | None = None
+    dense: LanguageModel,
+    tokens: Tensor,
+    numbers: Sequence[int],
+    journal: Journal | None = None,
+    translation: Translation | None = None,
 ) -> Targets:
     """The targets of the windows `numbers` of `tokens` (n, seqlen), in a file of the `journal`.
 
     A finished file is used again. An offloaded model needs a journal, where the activations between
-    two of its blocks are.
+    two of its blocks are. translation: to a tokenizer with fewer tokens, in which the targets are.
     """
     if journal and journal.lines:
         return Targets(numbers, TensorFile(journal.folder / _FILE))
@@ -79,7 +100,8 @@ def write_targets(
             for window, (hidden, as_tuple) in zip(
                 track(chosen, "predictions", len(chosen)), states, strict=True
             ):
-                found.append(target_of(model, window[None].to(dense.device), hidden, as_tuple))
+                seen = window[None].to(dense.device)
+                found.append(target_of(model, seen, hidden, as_tuple, translation))
     stored = {name: torch.stack([getattr(each, name) for each in found]) for name in Target._fields}
     if journal is None:
         return Targets(numbers, stored)
@@ -133,13 +155,36 @@ def logits_in_chunks(
         yield positions, inputs, logits
 
 
-def target_of(model: nn.Module, windows: Tensor, hidden: Tensor, as_tuple: bool) -> Target:
-    """The predictions of `model` for `windows` (n, tokens), after what `run_blocks` gave."""
-    chunks = logits_in_chunks(model, windows, hidden, as_tuple)
-    parts = [_most_probable(logits) for *_, logits in chunks]
+def target_of(
+    model: nn.Module,
+    windows: Tensor,
+    hidden: Tensor,
+    as_tuple: bool,
+    translation: Translation | None = None,
+) -> Target:
+    """The predictions of `model` for `windows` (n, tokens), after what `run_blocks` gave.
+
+    translation: to a tokenizer with fewer tokens, whose tokens are predicted: a token that it lacks
+    adds its probability to that of its first piece. There is then one window, in pieces.
+    """
+    parts = []
+    for *_, logits in logits_in_chunks(model, windows, hidden, as_tuple):
+        parts.append(_most_probable(logits if translation is None else _moved(logits, translation)))
     probable, log_p, log_rest = map(torch.cat, zip(*parts, strict=True))
     # Autocast refuses to join tensors of float16.
-    return Target(probable, log_p.half(), log_rest)
+    target = Target(probable, log_p.half(), log_rest)
+    if translation is None:
+        return target
+    [pieces], [ends] = translation.windows(windows)
+    return target.of_pieces(pieces, ends)
+
+
+def _moved(logits: Tensor, translation: Translation) -> Tensor:
+    """The logarithms of the probabilities (positions, tokens) of the first pieces."""
+    first = translation.first.to(logits.device)
+    p = logits[:, : len(first)].float().softmax(-1)
+    moved = p.new_zeros(len(p), int(first.max()) + 1).index_add_(1, first, p)
+    return moved.log_().clamp_min_(_LEAST)
 
 
 def _most_probable(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -103,7 +103,7 @@ class WritingSettings(Settings):
     scripts: Annotated[CommaSeparated | None, Cli(metavar="NAMES", default="all")] = Field(
         None,
         description="Scripts that the model writes in, such as Latin,Greek; digits and signs "
-        "belong to all.",
+        "belong to all. With --structure vocabulary the characters of these scripts stay.",
     )
 
     @model_validator(mode="after")
@@ -116,7 +116,7 @@ class WritingSettings(Settings):
         written = {name for each in texts for name in written_of(each)}
         if SELF not in written:
             self.refuse(("prompts",), f"the text {SELF}")
-        if not written:
+        if not written and getattr(self, "structure", None) != "vocabulary":
             self.refuse(("scripts",), "text that a model writes")
         return self
 
@@ -230,10 +230,12 @@ def check_structure(settings: Any, beside: Sequence[str]) -> None:
         settings.refuse(("multiple_of",), "--structure channels")
     if not settings.structure:
         return
-    if (settings.sparsity is None) == (settings.parameters is None):
+    sizes = [settings.sparsity, settings.parameters, getattr(settings, "tokens", None)]
+    if sum(size is not None for size in sizes) != 1:
+        others = ", or --tokens, how many stay" if settings.structure == "vocabulary" else ""
         raise PrunerZeroError(
             f"--structure {settings.structure} needs either --sparsity, the share of units "
-            "to remove, or --parameters, the size of the smaller model"
+            f"to remove, or --parameters, the size of the smaller model{others}"
         )
     for name in beside:
         if getattr(settings, name):

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from pruner_zero.choices import Scope, Structure
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.settings.base import MAIN, Cli, ModelSettings
+from pruner_zero.settings.base import MAIN, Cli, ModelSettings, PathText
 from pruner_zero.settings.calibration import (
     WRITTEN,
     MethodSettings,
@@ -143,6 +143,16 @@ class PruneSettings(ModelSettings, MethodSettings, SizeSettings):
         "Except for experts and tokens, kept weights are then corrected by least squares unless "
         "--update says otherwise. --sparsity is the share of units, or give --parameters.",
     )
+    tokens: Annotated[int | None, Cli(panel=SizeSettings.panel, default="as --sparsity says")] = (
+        Field(None, ge=1, description="With --structure vocabulary: how many tokens stay.")
+    )
+    keep: Annotated[
+        PathText | None, Cli(panel=SizeSettings.panel, metavar="FILE", default="none")
+    ] = Field(
+        None,
+        description="With --structure vocabulary: a text file whose words must be encoded as "
+        "before; all of their tokens stay.",
+    )
     offload: Annotated[bool, Cli(panel=ModelSettings.panel)] = Field(
         False, description="Leave the model on disk and read one block at a time."
     )
@@ -187,7 +197,9 @@ class PruneSettings(ModelSettings, MethodSettings, SizeSettings):
                 "before to replace the dropped blocks; none does not"
             )
         if self.structure == "vocabulary":
-            beside += ("update", "reconstruct", "distill")
+            beside += ("update", "reconstruct")
+        else:
+            self.refuse(("tokens", "keep"), "--structure vocabulary")
         if self.structure in RULES:
             beside += ("asymmetric", "offload")
         check_structure(self, beside)

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self, TypeVar, get_args
 from torch import Tensor, nn
 
 from pruner_zero.choices import Group, Scope
+from pruner_zero.text.translation import Translation
 
 # The scores that a pattern needs before it can choose the mask of a matrix.
 Reach = Literal["matrix", "block", "model"]
@@ -182,6 +183,11 @@ class Pattern(ABC):
     def decides(self) -> bool:
         """Whether `decide` has to choose the units before any mask; masks then need no scores."""
         return False
+
+    @property
+    def translation(self) -> Translation | None:
+        """To the tokens of the smaller model, where it has fewer."""
+        return None
 
     def check_tokenizer(self, tokenizer: Any) -> None:
         """Raise PrunerZeroError where the pattern cannot do with the `tokenizer` of a model."""

@@ -40,7 +40,8 @@ class Removal(Pattern):
         """The pattern for the options of a method.
 
         options: structure, the kind of unit; rule, the metric or the rule that chooses units;
-        multiple_of; and folds, whether the effect of removed units may be folded into others.
+        multiple_of; folds, whether the effect of removed units may be folded into others; and
+        tokens, keep and scripts of `PruneSettings`.
         """
 
     @contextmanager

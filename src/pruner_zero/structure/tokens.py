@@ -12,6 +12,7 @@ from tokenizers.models import BPE
 from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
+from pruner_zero.text.scripts import characters_of
 
 Pair = tuple[str, str]
 # The share of a text that common symbols make up.
@@ -43,6 +44,7 @@ class TokenTable:
 
     def __init__(self, tokenizer: Any) -> None:
         check_tokenizer(tokenizer)
+        self.tokenizer = tokenizer
         self.spec: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
         model = self.spec["model"]
         self.ids: dict[str, int] = model["vocab"]
@@ -72,6 +74,19 @@ class TokenTable:
             if single or (fallback and _is_byte(token)):
                 stay.add(number)
         return stay
+
+    def needed(self, words: Sequence[str], scripts: Sequence[str]) -> set[int]:
+        """The tokens of `words`, at the beginning of a text or after a space, and of characters.
+
+        The characters are those of `scripts` that have a token. The paths to all are included.
+        """
+        spaced = [*words, *(f" {word}" for word in words)]
+        encoded = self.tokenizer.backend_tokenizer.encode_batch(spaced, add_special_tokens=False)
+        tokens = {number for encoding in encoded for number in encoding.ids}
+        if scripts:
+            tokens.update(characters_of(scripts, self.tokenizer))
+        paths = (self.path(number) for number in tokens - self.added)
+        return tokens.union(*(path for path in paths if path is not None))
 
     def by_count(self, tokens: Tensor) -> list[int]:
         """All tokens, those first that occur most often in `tokens`.

@@ -1,10 +1,12 @@
 """Removing tokens: rows of the embedding and of the head go, and the tokenizer is cut with them."""
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -13,21 +15,28 @@ from pruner_zero.models.structure import size_of
 from pruner_zero.sparsity.pattern import Lazy
 from pruner_zero.structure.removal import Removal, most_parameters
 from pruner_zero.structure.tokens import TokenTable, check_tokenizer, replace_tokens
+from pruner_zero.text.corpus import load_corpus
+from pruner_zero.text.scripts import read_scripts
+from pruner_zero.text.translation import Translation
 
 
 @dataclass(frozen=True)
 class Vocabulary(Removal):
     """Tokens are removed, those that occur least in the calibration windows.
 
-    sparsity: the share of tokens to remove; parameters: as in `Structured`. tokenizer: of the
-    model, stay: its tokens that stay, by their numbers, cut: what `TokenTable.cut` makes of them,
-    all found by `prepare`.
+    sparsity: the share of tokens to remove; parameters: as in `Structured`; tokens: how many stay,
+    which has precedence. words: text whose tokens all stay. scripts: those whose characters stay.
+    tokenizer: of the model, stay: its tokens that stay, by their numbers, cut: what
+    `TokenTable.cut` makes of them, all found by `prepare`.
     Source: Load What You Need (Abdaoui et al. 2020, 2010.05609), which counts tokens too; here
     those on the path of merges to a kept token stay with it.
     """
 
     sparsity: float
     parameters: float | None = None
+    tokens: int | None = None
+    words: tuple[str, ...] = field(default=(), repr=False)
+    scripts: tuple[str, ...] = ()
     tokenizer: Any = field(default=None, repr=False)
     stay: tuple[int, ...] = field(default=(), repr=False)
     cut: dict[str, Any] = field(default_factory=dict, repr=False)
@@ -38,8 +47,10 @@ class Vocabulary(Removal):
 
     @classmethod
     def of(cls, sparsity: float, parameters: float | None, **options: Any) -> Self:
-        del options
-        return cls(sparsity, parameters)
+        keep, scripts = options.get("keep"), options.get("scripts")
+        words = () if keep is None else tuple(dict.fromkeys(load_corpus(keep).text.split()))
+        named = () if scripts is None else read_scripts(scripts)
+        return cls(sparsity, parameters, options.get("tokens"), words, named)
 
     @property
     def decides(self) -> bool:
@@ -57,6 +68,11 @@ class Vocabulary(Removal):
                 )
         return self
 
+    @property
+    def translation(self) -> Translation | None:
+        small = Tokenizer.from_str(json.dumps(self.cut))
+        return Translation.between(self.tokenizer.backend_tokenizer, small)
+
     def check_tokenizer(self, tokenizer: Any) -> None:
         check_tokenizer(tokenizer)
 
@@ -73,18 +89,21 @@ class Vocabulary(Removal):
                 f"the tokenizer has {table.count} tokens and the model embeds {rows}: use the "
                 "tokenizer that belongs to the model"
             )
-        always = table.always()
+        always = table.always() | table.needed(self.words, self.scripts)
         for config in _configs(model):
             for _, named in _named_tokens(config):
                 # Some families have −1 where there is no such token.
                 always.update(token for token in named if token >= 0)
         size = self._size(model, rows, len(always))
         if size < len(always):
+            why = " and --keep or --scripts hold" if self.words or self.scripts else ""
             raise PrunerZeroError(
-                f"--sparsity {self.sparsity:g} of {rows} tokens leaves {size}, and {len(always)} "
-                "must stay, so that every text can be encoded: choose --sparsity "
+                f"{size} of {rows} tokens would be left, and {len(always)} must stay so that every "
+                f"text can be encoded{why}: choose --tokens {len(always)} or more, or --sparsity "
                 f"{1 - len(always) / rows:.4g} or less"
             )
+        if size >= rows:
+            raise PrunerZeroError(f"--tokens {size}: the model has {rows} tokens, choose fewer")
         stay = table.choose(table.by_count(tokens), size, always)
         share = 1 - len(stay) / rows
         cut = table.cut(stay)
@@ -92,6 +111,8 @@ class Vocabulary(Removal):
 
     def _size(self, model: PreTrainedModel, rows: int, fewest: int) -> int:
         """The number of tokens that may stay."""
+        if self.tokens:
+            return self.tokens
         if not self.parameters:
             return round(rows * (1 - self.sparsity))
         each = sum(table[0].numel() for table in _tables(model))

@@ -66,6 +66,13 @@ def tokens_outside(scripts: Collection[str], tokenizer: Any) -> Tensor:
     return torch.tensor(chosen, dtype=torch.int64)
 
 
+def characters_of(scripts: Collection[str], tokenizer: Any) -> list[int]:
+    """The tokens that are one character of `scripts`."""
+    inside = regex.compile(f"[{''.join(map(_class_of, scripts))}]")
+    texts: Sequence[str] = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
+    return [token for token, text in enumerate(texts) if inside.fullmatch(text)]
+
+
 def describe_shares(shares: Mapping[str, float]) -> str:
     """Shares of at least one percent, such as "Latin 97 %, Han 3 %"."""
     return ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share >= 0.01)
