@@ -87,6 +87,8 @@ SHARES = Cli(panel="Options", metavar="TEXT", read=read_shares)
 # The windows of `prune` where the model writes all text, each a text of its own: of as many tokens,
 # shorter ones give a model nearer to the dense one (benchmarks/why.md).
 WRITTEN: Mapping[str, int] = MappingProxyType({"windows": 96, "seqlen": 256})
+# Those of a text whose tokens are only counted: a million tokens.
+COUNTED: Mapping[str, int] = MappingProxyType({"windows": 4000, "seqlen": 256})
 _WRITTEN = "for text that the model writes in prune"
 
 
@@ -136,12 +138,12 @@ class CalibrationSettings(WritingSettings):
         Cli(
             panel="Options",
             default=f"24, or {WRITTEN['windows']} {_WRITTEN}; twice as many in prune without a "
-            "metric",
+            f"metric; {COUNTED['windows']} of another text with --structure vocabulary",
         ),
     ] = Field(24, ge=1, description="Calibration windows: pieces of the text of --seqlen tokens.")
-    seqlen: Annotated[int, Cli(default=f"1024, or {WRITTEN['seqlen']} {_WRITTEN}")] = Field(
-        1024, ge=2, description="Tokens in a window."
-    )
+    seqlen: Annotated[
+        int, Cli(default=f"1024, or {WRITTEN['seqlen']} {_WRITTEN} and with --structure vocabulary")
+    ] = Field(1024, ge=2, description="Tokens in a window.")
     seed: int = Field(
         0,
         ge=0,

@@ -10,6 +10,7 @@ from pruner_zero.choices import Scope, Structure
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.settings.base import MAIN, Cli, ModelSettings, PathText
 from pruner_zero.settings.calibration import (
+    COUNTED,
     WRITTEN,
     MethodSettings,
     SizeSettings,
@@ -77,11 +78,14 @@ def rivals_beside(given: Mapping[str, Any]) -> list[tuple[str, Scope]]:
     return [(metric, "row") for metric in (WITHIN, DEFAULT["metric"])]
 
 
-def _of_written_text(asked: Mapping[str, Any]) -> Mapping[str, int]:
-    """Where the model writes all text, the windows are shorter unless their length is given."""
+def _shape_of_windows(asked: Mapping[str, Any]) -> Mapping[str, int]:
+    """Windows where the model writes all text, or where a text is only counted."""
     text = asked.get("calibration")
-    other = text is not None and not are_written(text)
-    return {} if other or "seqlen" in asked else WRITTEN
+    if "seqlen" in asked:
+        return {}
+    if text is None or are_written(text):
+        return WRITTEN
+    return COUNTED if asked.get("structure") == "vocabulary" else {}
 
 
 class PruneSettings(ModelSettings, MethodSettings, SizeSettings):
@@ -168,7 +172,7 @@ class PruneSettings(ModelSettings, MethodSettings, SizeSettings):
             return read(given)
         chosen = default_beside(given)
         asked = {name: value for name, value in given.items() if value is not None}
-        shape = dict(_of_written_text(asked))
+        shape = dict(_shape_of_windows(asked))
         if "reconstruct" in chosen:
             usual = shape.get("windows", cls.model_fields["windows"].default)
             shape["windows"] = MORE_WINDOWS * usual
@@ -182,7 +186,7 @@ class PruneSettings(ModelSettings, MethodSettings, SizeSettings):
         if not isinstance(given, dict):
             return given
         asked = {name: value for name, value in given.items() if value is not None}
-        return {**_of_written_text(asked), **asked}
+        return {**_shape_of_windows(asked), **asked}
 
     @model_validator(mode="after")
     def _check_structure(self) -> "PruneSettings":
