@@ -21,7 +21,7 @@ from pruner_zero.metric.operators import Shape
 # How many pairs of loss and closed-form error the line is fitted to, at least and at most.
 _PAIRS, _MEMORY = 8, 64
 # How much the closed form rises per nat of loss, where the run has too few pairs; half of it is
-# the least slope. Measured in benchmarks/fitness.md over all comparison groups.
+# the least slope. Measured in benchmarks/decisions.md over all comparison groups.
 _SLOPE = 2.0
 # The share of the correction of a candidate that its children inherit.
 _INHERITED = 0.7

@@ -207,7 +207,7 @@ def closed_form_error(sample: Sequence[SampledMatrix], masks: Sequence[Tensor]) 
     """`ln Σ_m cost(m)`: what pruning costs, from the matrices alone; lower is better.
 
     The sum of `pruning_cost` over the sampled matrices. It ranks like the loss of the pruned
-    model, within and across comparison groups (benchmarks/fitness.md, of masks alone).
+    model, within and across comparison groups (benchmarks/decisions.md, of masks alone).
     """
     pairs = zip(sample, masks, strict=True)
     # Read stack by stack, since they may be on several devices, and summed whatever the order.

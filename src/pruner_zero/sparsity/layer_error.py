@@ -39,7 +39,7 @@ def pruning_cost(
     without sensitivity e = r. share: how many rows each given one stands for. The costs are (…).
     Source: layer errors weighed by the curvature at the output, EigenDamage (Wang et al. 2019,
     1905.05934); the power is ours: pruning most of a matrix costs far more than its gradient
-    predicts (benchmarks/fitness.md).
+    predicts (benchmarks/decisions.md).
     """
     lost = errors.sum(-1) / norms.sum(-1).clamp_min(TINY)
     felt = lost if sensitivity is None else share * (errors * sensitivity).sum(-1)
