@@ -17,8 +17,6 @@ SOURCE = ROOT / "src/pruner_zero"
 PRIVATE = SOURCE / "models/transformers_private.py"
 # Submodules of transformers that its documentation names.
 PUBLIC = {"transformers", "transformers.pytorch_utils"}
-# Not imported here: transformers needs them for what we ask of it.
-INDIRECT = {"gguf"}
 # Part of CPython, though not in `sys.stdlib_module_names`.
 CPYTHON = {"pydoc_data"}
 
@@ -83,7 +81,7 @@ def test_every_import_is_declared() -> None:
 def test_every_dependency_is_imported() -> None:
     required, _ = declared()
     imported = set(chain.from_iterable(distributions(name) for name in third_party()))
-    assert required - imported - INDIRECT == set()
+    assert required - imported == set()
 
 
 def test_transformers_has_an_upper_bound_and_torch_is_a_range() -> None:

@@ -12,7 +12,9 @@ from pruner_zero import result_folder
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.journal import Journal
 from pruner_zero.provenance import Cost
-from pruner_zero.result_folder import build_folder, check_output
+from pruner_zero.result_folder import GGUF_RECORD, build_folder, check_output
+
+WEIGHTS = f"all of them, {GGUF_RECORD}"
 
 
 def work_in(partial: Path, name: str = "blocks") -> Journal:
@@ -27,8 +29,11 @@ def build(output: Path, overwrite: bool = False) -> None:
         return Cost(seconds=0.5)
 
     def write(result: Cost, _work: Journal, staged: Path) -> Cost:
-        staged.mkdir()
-        (staged / "weights").write_text("all of them")
+        file = staged
+        if output.suffix != ".gguf":
+            staged.mkdir()
+            file = staged / "weights"
+        file.write_text(WEIGHTS)
         return result
 
     build_folder(output, overwrite, "block", {}, run, write)
@@ -46,7 +51,7 @@ def killed_at(name: str, action: Callable[[], None]) -> None:
 
 def test_a_finished_run_leaves_its_result_alone(tmp_path: Path) -> None:
     build(tmp_path / "out")
-    assert (tmp_path / "out" / "weights").read_text() == "all of them"
+    assert (tmp_path / "out" / "weights").read_text() == WEIGHTS
     timing = json.loads((tmp_path / "out" / "timing.json").read_text())
     assert timing["seconds"] == 0.5
     assert timing["first_block_of_this_process"] == 0
@@ -56,7 +61,7 @@ def test_a_finished_run_leaves_its_result_alone(tmp_path: Path) -> None:
 def test_traces_of_a_run_killed_right_after_its_end_are_deleted(tmp_path: Path) -> None:
     output, partial = tmp_path / "out", tmp_path / "out.partial"
     killed_at("_discard", lambda: build(output))
-    assert (output / "weights").read_text() == "all of them"
+    assert (output / "weights").read_text() == WEIGHTS
     assert partial.exists()
     with pytest.raises(PrunerZeroError, match="is not empty"):
         check_output(output, overwrite=False)
@@ -87,7 +92,7 @@ def test_overwrite_replaces_an_earlier_result(tmp_path: Path) -> None:
     build(tmp_path / "out")
     (tmp_path / "out" / "weights").write_text("older")
     build(tmp_path / "out", overwrite=True)
-    assert (tmp_path / "out" / "weights").read_text() == "all of them"
+    assert (tmp_path / "out" / "weights").read_text() == WEIGHTS
 
 
 @pytest.mark.parametrize("timing", [None, "", "[]", '{"seconds": 1.0}', '{"files": 3}'], ids=str)
@@ -223,3 +228,37 @@ def test_a_run_of_another_command_that_finished_no_step_is_not_in_the_way(
     (tmp_path / "out.partial" / ".lock").touch()
     build(tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_gguf_file_is_a_result_of_one_file(tmp_path: Path) -> None:
+    output = tmp_path / "out.gguf"
+    for name in ("_move", "_discard"):
+        killed_at(name, lambda: build(output))
+        assert output.exists() == (name == "_discard")
+    assert output.read_text() == WEIGHTS
+    with pytest.raises(PrunerZeroError, match="exists: choose another file, or add --overwrite"):
+        check_output(output, overwrite=False, gguf=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.gguf"]
+    output.write_text(f"older, {GGUF_RECORD}")
+    build(output, overwrite=True)
+    assert output.read_text() == WEIGHTS
+
+
+def test_a_gguf_file_of_others_stays(tmp_path: Path) -> None:
+    output = tmp_path / "out.gguf"
+    output.write_text("mine")
+    with pytest.raises(PrunerZeroError, match="was not written by this program"):
+        build(output, overwrite=True)
+    assert output.read_text() == "mine"
+    assert os.listdir(tmp_path) == ["out.gguf"]
+
+
+def test_a_folder_and_a_file_do_not_replace_each_other(tmp_path: Path) -> None:
+    (tmp_path / "out.gguf").mkdir()
+    (tmp_path / "out").touch()
+    with pytest.raises(PrunerZeroError, match="is a folder: choose another file for the result"):
+        check_output(tmp_path / "out.gguf", overwrite=True, gguf=True)
+    with pytest.raises(PrunerZeroError, match="is a file: choose another folder for the result"):
+        check_output(tmp_path / "out", overwrite=True)
+    with pytest.raises(PrunerZeroError, match="names a GGUF file: choose a folder"):
+        check_output(tmp_path / "other.gguf", overwrite=True)

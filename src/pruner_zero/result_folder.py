@@ -18,25 +18,37 @@ from pruner_zero.provenance import Cost
 # In the folder of an unfinished run: the result, and a marker file that says it is complete. A
 # marker without a result means that the result has been moved to its final path.
 _RESULT, _COMPLETE = "result", "complete"
+# The record is the second key of a GGUF file that `prune` wrote, within this many bytes.
+_HEAD = 4096
 TIMING = "timing.json"
 # In the cards of pruned models.
 NOT_RETRAINED = "Nothing was retrained."
+# The key of a GGUF file that `prune` wrote: the JSON text of `pruning.json`.
+GGUF_RECORD = "pruner_zero.pruning"
 
 R = TypeVar("R")
 
 
 def check_output(
-    output: str | Path, overwrite: bool, inputs: Iterable[str | Path | None] = ()
+    output: str | Path,
+    overwrite: bool,
+    inputs: Iterable[str | Path | None] = (),
+    *,
+    gguf: bool = False,
 ) -> Path:
     """The absolute path of `output`, links resolved.
 
     Raises PrunerZeroError if the result cannot be put there. `overwrite` allows to replace what
     `build_folder` wrote, with no other file beside it, and nothing else. inputs: the models that
     the command reads; a folder that is one of them, or holds or lies in one, is not replaced. Files
-    that a run left beside it, killed after it had moved its result, are deleted.
+    that a run left beside it, killed after it had moved its result, are deleted. gguf: whether the
+    result is a file where the name ends in .gguf, which is refused otherwise.
     """
     with writing(Path(output)):
         folder, here = Path(os.path.realpath(output)), Path.cwd()
+        file = _is_file(folder)
+        if file and not gguf:
+            raise PrunerZeroError(f"{folder} names a GGUF file: choose a folder for the result")
         if folder.is_mount():
             raise PrunerZeroError(f"{folder} is a mount point: choose a folder inside it")
         partial = _partial(folder)
@@ -46,14 +58,17 @@ def check_output(
             )
         if (partial / _COMPLETE).exists() and not (partial / _RESULT).exists():
             _discard(partial)
-        if folder.exists() and not folder.is_dir():
-            raise PrunerZeroError(f"{folder} is a file: choose another folder for the result")
+        if folder.exists() and folder.is_dir() is file:
+            found, other = ("folder", "file") if file else ("file", "folder")
+            raise PrunerZeroError(f"{folder} is a {found}: choose another {other} for the result")
         if folder.is_dir() and here.is_relative_to(folder):
             raise PrunerZeroError(f"{folder} is the current folder: choose a folder inside it")
-        if folder.is_dir() and any(folder.iterdir()):
+        if folder.exists() and (file or any(folder.iterdir())):
             if not overwrite:
                 raise PrunerZeroError(
-                    f"{folder} is not empty: choose another folder, or add --overwrite"
+                    f"{folder} exists: choose another file, or add --overwrite"
+                    if file
+                    else f"{folder} is not empty: choose another folder, or add --overwrite"
                 )
             _check_replaceable(folder, inputs)
         check_writable(folder)
@@ -67,8 +82,16 @@ def _check_replaceable(folder: Path, inputs: Iterable[str | Path | None]) -> Non
         if source.is_relative_to(folder) or folder.is_relative_to(source):
             raise PrunerZeroError(
                 f"{folder} is, holds or lies in {name}, which this command reads: choose another "
-                "folder"
+                "output"
             )
+    if _is_file(folder):
+        with open(folder, "rb") as file:
+            if GGUF_RECORD.encode() not in file.read(_HEAD):
+                raise PrunerZeroError(
+                    f"{folder} was not written by this program, and --overwrite replaces no other "
+                    "file: choose another file"
+                )
+        return
     try:
         written = set(json.loads((folder / TIMING).read_bytes())["files"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -100,7 +123,8 @@ def build_folder(
 ) -> R:
     """Work in `OUTPUT.partial`, write the result there, and move it to `output`.
 
-    Without an `output`, only run.
+    Without an `output`, only run. Where its name ends in .gguf, `write` writes a file, to which
+    nothing is added.
 
     step: the word for a step, whose plural names the folder of the journal. identity: as `Journal`
     takes it. run: does the work after what the journal holds. write: writes the result to a new
@@ -121,7 +145,7 @@ def build_folder(
             note(f"going on after {step} {started} in {partial}")
         try:
             # Checked again under the lock, since another process may have finished before it.
-            check_output(output, overwrite)
+            check_output(output, overwrite, gguf=True)
             result = run(journal)
         except PrunerZeroError as error:
             if not journal.lines:
@@ -135,12 +159,13 @@ def build_folder(
         (partial / _COMPLETE).unlink(missing_ok=True)
         shutil.rmtree(staged, ignore_errors=True)
         cost = write(result, journal, staged)
-        finished = datetime.now(UTC).isoformat(timespec="seconds")
-        timing: dict[str, Any] = {"finished": finished, **cost.to_json()}
-        timing[f"first_{step}_of_this_process"] = started
-        # What a later --overwrite may delete.
-        timing["files"] = sorted({*_files(staged), TIMING})
-        write_json(staged / TIMING, timing)
+        if not _is_file(output):
+            finished = datetime.now(UTC).isoformat(timespec="seconds")
+            timing: dict[str, Any] = {"finished": finished, **cost.to_json()}
+            timing[f"first_{step}_of_this_process"] = started
+            # What a later --overwrite may delete.
+            timing["files"] = sorted({*_files(staged), TIMING})
+            write_json(staged / TIMING, timing)
         write_atomic(partial / _COMPLETE, "")
         _move(staged, output, partial)
         _discard(partial)
@@ -160,6 +185,11 @@ def license_of(source: str) -> str:
         return ""
     head = re.match(r"---\n(.*?)^---$", card.read_text(errors="replace"), re.DOTALL | re.MULTILINE)
     return "".join(re.findall(r"^license\w*: .*\n", head[1], re.MULTILINE)) if head else ""
+
+
+def _is_file(output: Path) -> bool:
+    """Whether the result is a GGUF file in the place of a folder."""
+    return output.suffix == ".gguf"
 
 
 def _partial(output: Path) -> Path:

@@ -124,6 +124,7 @@ def test_the_record_describes_the_run(
         "dtype": "auto",
         "device": "auto",
         "damping": 0.01,
+        "gguf_type": None,
         "offload": False,
         "update": None,
         "refine": False,

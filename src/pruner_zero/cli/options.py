@@ -12,18 +12,26 @@ from rich.markup import escape
 
 from pruner_zero.cli.terminal import progress
 from pruner_zero.progress import reported_to
-from pruner_zero.settings.base import ModelSettings, Settings
+from pruner_zero.settings.base import FILES, ModelSettings, Settings
 from pruner_zero.settings.options import Option, options_of
 from pruner_zero.settings.read import read_settings
 
 OutputFolder = Annotated[
     Path, typer.Option("--output", "-o", help="Folder for the result.", show_default=False)
 ]
+OutputModel = Annotated[
+    Path,
+    typer.Option(
+        "--output",
+        "-o",
+        help="Folder for the result, or a .gguf file where MODEL is one.",
+        show_default=False,
+    ),
+]
 OutputFile = Annotated[
     Path | None,
     typer.Option("--output", "-o", help="JSON file for the result.", show_default=False),
 ]
-FILES = "Files and output"
 
 
 def _switch(flag: str, text: str) -> Any:
@@ -33,9 +41,7 @@ def _switch(flag: str, text: str) -> Any:
 
 Overwrite = Annotated[
     bool,
-    _switch(
-        "--overwrite", "Replace the model in the output folder, or discard an unfinished run of it."
-    ),
+    _switch("--overwrite", "Replace the model at the output, or discard an unfinished run of it."),
 ]
 Quiet = Annotated[bool, _switch("--quiet", "Print the result and errors only, no progress.")]
 AsJson = Annotated[bool, _switch("--json", "Print the result as one JSON value.")]
@@ -97,8 +103,8 @@ def with_settings(kind: type[Settings]) -> Callable[[Callable[..., None]], Calla
 
 
 def _place(option: Option) -> tuple[int, bool]:
-    """Sort key: the panel that most runs need first, the panel of the machine last."""
-    panel = {Settings.panel: 0, ModelSettings.panel: 2}.get(option.panel, 1)
+    """Sort key: the panel that most runs need first, those of the machine and of files last."""
+    panel = {Settings.panel: 0, ModelSettings.panel: 2, FILES: 3}.get(option.panel, 1)
     return panel, not option.first
 
 

@@ -18,7 +18,7 @@ IMPROVEMENT = (
 @options.with_settings(PruneSettings)
 def prune(
     settings: dict[str, Any],
-    output: options.OutputFolder,
+    output: options.OutputModel,
     overwrite: options.Overwrite = False,
     cache: options.Cache = None,
     config: options.Config = None,

@@ -11,12 +11,16 @@ from pruner_zero.calibration.gradients import check_gradients
 from pruner_zero.calibration.statistics import GradientStatistic, select
 from pruner_zero.calibration.store import StatisticsStore
 from pruner_zero.calibration.windows import calibration_texts, open_calibration
+from pruner_zero.choices import GgufType
 from pruner_zero.devices import naming_out_of_memory, torch_threads
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.journal import Journal
 from pruner_zero.metric.metric import Metric
+from pruner_zero.models.gguf_file import save_gguf
+from pruner_zero.models.gguf_source import GgufSource, gguf_path, read_source
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import OPENERS, as_language_model
+from pruner_zero.models.read import is_gguf
 from pruner_zero.models.save import save_model
 from pruner_zero.models.structure import Matrix, find_matrices, size_of
 from pruner_zero.progress import note
@@ -53,7 +57,7 @@ _MORE = (
     "and much text of the kind that the model is for"
 )
 # Settings that may differ when an interrupted run is resumed: no finished block depends on them.
-_PLACE = {"device", "distill", "threads"}
+_PLACE = {"device", "distill", "gguf_type", "threads"}
 
 
 @naming_out_of_memory("choose --distill 0, fewer --windows, a shorter --seqlen, or --offload")
@@ -69,7 +73,10 @@ def prune(
     config: str | Path | None = None,
     **settings: Any,
 ) -> PruneResult:
-    """Prune a language model by a metric, and save it to the folder `output` if one is given.
+    """Prune a language model by a metric, and save it to `output` if one is given.
+
+    output: a folder, or for a model that is read from a .gguf file also a .gguf file, which keeps
+    its metadata, and `pruning.json` under the key pruner_zero.pruning.
 
     model: what `load_model` takes, or a model object with its `tokenizer`, which is then
     pruned in place; None where `config` names it. metric: a name, an expression, a tree
@@ -90,8 +97,9 @@ def prune(
     naming what to change; `output` is then unchanged, and a model object may be pruned in part.
     """
     checked, method = _read(model, metric, calibration, config, settings)
-    folder = None if output is None else check_output(output, overwrite, [checked.model])
+    folder = None if output is None else check_output(output, overwrite, [checked.model], gguf=True)
     is_object = model is not None and not isinstance(model, str | Path)
+    gguf = _check_gguf(checked, is_object, folder)
     if checked.offload:
         _check_offload(is_object, folder)
     text = checked.calibration if calibration is None else calibration
@@ -101,6 +109,9 @@ def prune(
     else:
         model = checked.model if model is None else model
         language_model = as_language_model(model, tokenizer, **checked.loading)
+    source = None
+    if gguf:
+        source = read_source(gguf, checked.model, language_model.model, checked.structure)
     include: Sequence[str] = checked.include
     if method.pattern.unit:
         method.pattern.check_tokenizer(language_model.tokenizer)
@@ -119,7 +130,9 @@ def prune(
         check_gradients(matrices)
     with torch_threads(checked.threads):
         windows, store = open_calibration(texts, language_model, checked, cache)
-        run = _Run(language_model, is_object, windows, store, checked, method, matrices, folder)
+        run = _Run(
+            language_model, is_object, windows, store, checked, method, matrices, folder, source
+        )
         identity = _identity(checked, method, store)
         return build_folder(folder, overwrite, "block", identity, run.prune, run.write)
 
@@ -166,6 +179,23 @@ def _read(
     return checked, method
 
 
+def _check_gguf(settings: PruneSettings, is_object: bool, output: Path | None) -> Path | None:
+    """The .gguf file after which `output` is made; None where it is none, or there is no output.
+
+    Raises PrunerZeroError for what cannot be combined with it.
+    """
+    if output is None or not is_gguf(output):
+        if settings.gguf_type:
+            raise PrunerZeroError(
+                "--gguf-type is for an output whose name ends in .gguf: leave it out"
+            )
+        return None
+    if is_object or settings.offload:
+        given = "a model object" if is_object else "--offload"
+        raise PrunerZeroError(f"{given} cannot be combined with a .gguf output: write a folder")
+    return gguf_path(settings.model)
+
+
 def _check_offload(is_object: bool, folder: Path | None) -> None:
     """Raise PrunerZeroError for what --offload cannot be combined with."""
     if is_object:
@@ -205,6 +235,7 @@ class _Run:
     method: Method
     matrices: Sequence[Matrix]
     folder: Path | None
+    source: GgufSource | None
 
     def prune(self, journal: Journal | None) -> PruneResult:
         """Prune the model, on from the blocks that are finished in the `journal`."""
@@ -244,7 +275,13 @@ class _Run:
         )
 
     def write(self, result: PruneResult, journal: Journal, staged: Path) -> Cost:
-        """Write the pruned model and the record of the run to the folder `staged`."""
+        """Write the pruned model and the record of the run to the folder or file `staged`."""
+        if self.source:
+            kind: GgufType = self.settings.gguf_type or "F16"
+            stay = getattr(result.method.pattern, "stay", ())
+            model, record = self.language_model.model, result.to_json()
+            save_gguf(self.source, model, staged, kind, stay, record)
+            return result.cost
         if disk := self.language_model.on_disk:
             pattern, files = self.method.pattern, weight_files(journal, self.method.distill)
             config, files = pattern.shrink_files(self.language_model.model, files)

@@ -54,6 +54,7 @@ class Cli:
 
 
 MAIN = Cli(panel="Options")
+FILES = "Files and output"
 STRINGS = "(strings)"
 
 

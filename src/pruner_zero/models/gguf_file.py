@@ -1,0 +1,130 @@
+"""A pruned model as a GGUF file, made after the GGUF file that the model was read from."""
+
+import errno
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from transformers import PreTrainedModel
+
+from pruner_zero.choices import GgufType
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.files import sync, writing
+from pruner_zero.models.gguf_source import INSTEAD, SIZES, Field, GgufSource
+from pruner_zero.result_folder import GGUF_RECORD
+
+# The sizes of a head, which follow from the number of heads where they are not given.
+_HEAD = ("attention.key_length", "attention.value_length", "rope.dimension_count")
+_TOKENS, _MERGES = "tokenizer.ggml.tokens", "tokenizer.ggml.merges"
+_PER_TOKEN = (_TOKENS, "tokenizer.ggml.scores", "tokenizer.ggml.token_type")
+# Keys that are written anew, or hold for the bytes of the source alone.
+_OF_SOURCE = re.compile(
+    r"(GGUF|quantize)\..*|general\.(architecture|alignment|file_type|size_label|quantization_version)|"
+    + re.escape(GGUF_RECORD)
+)
+
+
+def save_gguf(
+    source: GgufSource,
+    model: PreTrainedModel,
+    file: Path,
+    kind: GgufType,
+    stay: Sequence[int],
+    record: Mapping[str, Any],
+) -> None:
+    """Write the pruned `model` as `file`, with the metadata of `source`, its sizes and tokens anew.
+
+    kind: the type of the matrices; those whose rows are no whole blocks of it are F16, and vectors
+    are F32. stay: the tokens that stayed by their numbers, empty where all did. record: kept as
+    JSON text under the key `GGUF_RECORD`. Raises PrunerZeroError where a tensor does not fit
+    `source`, and where the disk is full.
+    """
+    fields = _resized(source, model.config)
+    if stay:
+        fields = _cut_tokens(fields, stay)
+    tensors = source.tensors(model)
+    tokens, rows = len(fields[_TOKENS][0]), model.get_input_embeddings().weight.shape[0]
+    if tokens != rows:
+        raise PrunerZeroError(
+            f"{source.name} has {tokens} tokens, and the model embeds {rows}: {INSTEAD}"
+        )
+    writer = gguf.GGUFWriter(file, source.architecture)
+    # The first key, where `check_output` finds it.
+    writer.add_string(GGUF_RECORD, json.dumps(record))
+    writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{kind}"])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    for key, (value, *types) in fields.items():
+        # The writer refuses empty arrays.
+        if value != [] and not _OF_SOURCE.fullmatch(key):
+            writer.add_key_value(key, value, *types)
+    kinds = {name: _kind(tensor.shape, kind) for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
+        items, nbytes = gguf.GGML_QUANT_SIZES[kinds[name]]
+        size = tensor.numel() // items * nbytes
+        writer.add_tensor_info(name, tensor.shape, np.dtype(np.float32), size, kinds[name])
+    for name, array in source.copied.items():
+        writer.add_tensor_info(name, array.shape, array.dtype, array.nbytes)
+    writer.add_size_label(gguf.size_label(*writer.get_total_parameter_count()))
+    with writing(file):
+        try:
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            for name, tensor in tensors.items():
+                array = source.store(name, tensor.detach().float().cpu().numpy(), model.config)
+                writer.write_tensor_data(gguf.quantize(array, kinds[name]))
+            for array in source.copied.values():
+                writer.write_tensor_data(array)
+        except OSError as error:
+            # NumPy does not say why it wrote less than it was asked to.
+            raise OSError(error.errno or errno.ENOSPC, str(error)) from error
+        finally:
+            writer.close()
+        sync(file)
+
+
+def _resized(source: GgufSource, config: Any) -> dict[str, Field]:
+    """The metadata of `source` with the sizes of `config`."""
+    fields = dict(source.fields)
+    for suffix, name in SIZES.items():
+        key = f"{source.architecture}.{suffix}"
+        if key in fields:
+            fields[key] = (getattr(config, name), *fields[key][1:])
+    heads = f"{source.architecture}.attention.head_count"
+    if fields[heads] != source.fields[heads]:
+        for suffix in _HEAD:
+            key = f"{source.architecture}.{suffix}"
+            fields.setdefault(key, (config.head_dim, gguf.GGUFValueType.UINT32, None))
+    return fields
+
+
+def _cut_tokens(fields: Mapping[str, Field], stay: Sequence[int]) -> dict[str, Field]:
+    """The metadata `fields` with the tokens at the numbers `stay` alone."""
+    numbers = {old: new for new, old in enumerate(stay)}
+    kept = {fields[_TOKENS][0][old] for old in stay}
+    cut = {}
+    for key, (value, *types) in fields.items():
+        if key in _PER_TOKEN:
+            value = [value[old] for old in stay]
+        elif key == _MERGES:
+            pairs = [(merge, merge.split(" ")) for merge in value]
+            value = [merge for merge, pair in pairs if {*pair, "".join(pair)} <= kept]
+        elif key.endswith("_token_id"):
+            if value not in numbers:
+                # Runtimes do without a token that is not named.
+                continue
+            value = numbers[value]
+        cut[key] = (value, *types)
+    return cut
+
+
+def _kind(shape: Sequence[int], kind: GgufType) -> gguf.GGMLQuantizationType:
+    """The type of a tensor of `shape`."""
+    types = gguf.GGMLQuantizationType
+    if len(shape) == 1:
+        return types.F32
+    return types.F16 if shape[-1] % gguf.GGML_QUANT_SIZES[types[kind]][0] else types[kind]

@@ -1,0 +1,169 @@
+"""The GGUF file that a model was read from, and its tensors as such files store them."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import gguf
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from pruner_zero.choices import Structure
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.models.load import PREFIX, installed_file
+from pruner_zero.models.read import is_gguf, readable
+from pruner_zero.models.transformers_private import gguf_reading
+
+Array = NDArray[Any]
+# The value of a key, its type, and the type of the items where it is an array.
+Field = tuple[Any, gguf.GGUFValueType, gguf.GGUFValueType | None]
+
+INSTEAD = "write a folder and convert it with convert_hf_to_gguf.py of llama.cpp"
+# The keys of sizes, after the architecture, and the fields of the configuration that have them.
+SIZES: Mapping[str, str] = MappingProxyType(
+    {
+        "block_count": "num_hidden_layers",
+        "feed_forward_length": "intermediate_size",
+        "attention.head_count": "num_attention_heads",
+        "attention.head_count_kv": "num_key_value_heads",
+        "vocab_size": "vocab_size",
+    }
+)
+# Tensors that transformers does not read, and that pruning leaves as they are.
+_COPIED = frozenset({"rope_freqs.weight"})
+
+
+@dataclass(frozen=True)
+class GgufSource:
+    """What a pruned GGUF file takes over from the file of the dense model, known as `name`.
+
+    fields: the metadata, by key. shapes: of all tensors, by name, in the order of the file, rows
+    first as in PyTorch. copied: tensors that are no part of the model in transformers. names: of
+    the dense model's tensors, by those in the file. store: gives a tensor, from its name, its value
+    in transformers and the configuration, as the file stores it.
+    """
+
+    name: str
+    architecture: str
+    fields: Mapping[str, Field]
+    shapes: Mapping[str, tuple[int, ...]]
+    copied: Mapping[str, Array]
+    names: Mapping[str, str]
+    store: Callable[[str, Array, Any], Array]
+
+    def tensors(self, model: PreTrainedModel) -> dict[str, Tensor]:
+        """The tensors of `model`, dense or pruned, by their names in the file, in its order.
+
+        Raises PrunerZeroError where a tensor of the file or of the model is not one of the other's,
+        or the model's is larger.
+        """
+        state, tensors = model.state_dict(), {}
+        for name, shape in self.shapes.items():
+            block = re.match(r"blk\.(\d+)\.", name)
+            if name in self.copied or (block and int(block[1]) >= model.config.num_hidden_layers):
+                continue
+            tensor = state.get(self.names.get(name, ""))
+            if tensor is None:
+                raise PrunerZeroError(f"{name} of {self.name} is not read: {INSTEAD}")
+            sizes = tuple(tensor.shape)
+            if len(sizes) != len(shape) or np.greater(sizes, shape).any():
+                raise PrunerZeroError(
+                    f"{name} of {self.name} has the shape {shape}, and the model's "
+                    f"{self.names[name]} has {sizes}: {INSTEAD}"
+                )
+            tensors[name] = tensor
+        # A tied head has the address of the embedding.
+        written = {tensor.data_ptr() for tensor in tensors.values()}
+        for parameter, tensor in state.items():
+            if tensor.data_ptr() not in written:
+                raise PrunerZeroError(f"{self.name} has no place for {parameter}: {INSTEAD}")
+        return tensors
+
+
+def gguf_path(name: str) -> Path:
+    """The GGUF file that the model `name` is read from. Raises PrunerZeroError for other models."""
+    if name.startswith(PREFIX):
+        return installed_file(name)
+    if not is_gguf(Path(name)):
+        raise PrunerZeroError(
+            f"a .gguf output is made after a .gguf file, and {name} is none: {INSTEAD}"
+        )
+    return Path(name)
+
+
+def read_source(
+    path: Path, name: str, model: PreTrainedModel, structure: Structure | None
+) -> GgufSource:
+    """Read from the file `path` all but the weights of the dense `model`, known as `name`.
+
+    structure: the units that will be removed. Raises PrunerZeroError where the smaller model could
+    not be written as such a file: an architecture whose tensors transformers changes in a way that
+    is not known here, a tensor that is not the model's, sizes that differ between blocks.
+    """
+    with readable(name):
+        reader = gguf.GGUFReader(path)
+        fields = {
+            key: (field.contents(), field.types[0], field.types[-1] if field.types[1:] else None)
+            for key, field in reader.fields.items()
+        }
+        shapes = {each.name: tuple(map(int, reversed(each.shape))) for each in reader.tensors}
+        copied = {each.name: np.array(each.data) for each in reader.tensors if each.name in _COPIED}
+        architecture = fields["general.architecture"][0]
+    processor, names = gguf_reading(model, architecture)
+    if processor not in _INVERSES:
+        raise PrunerZeroError(
+            f"{name} is a {architecture}, which cannot be written as a GGUF file: {INSTEAD}"
+        )
+    for suffix, field in SIZES.items():
+        value = fields.get(f"{architecture}.{suffix}", (None,))[0]
+        size = getattr(model.config, field, None)
+        if value != size and (suffix, value) != ("vocab_size", None):
+            raise PrunerZeroError(
+                f"{architecture}.{suffix} of {name} is {value}, and the model's {field} is {size}: "
+                f"{INSTEAD}"
+            )
+    if structure == "blocks" and len(set(getattr(model.config, "layer_types", None) or ())) > 1:
+        raise PrunerZeroError(
+            f"the numbers of the blocks decide their kinds of attention in a {architecture} GGUF "
+            "file: choose another --structure than blocks, or write a folder"
+        )
+    source = GgufSource(name, architecture, fields, shapes, copied, names, _INVERSES[processor])
+    source.tensors(model)
+    return source
+
+
+def _unchanged(name: str, array: Array, config: Any) -> Array:
+    return array
+
+
+def _paired(name: str, array: Array, config: Any) -> Array:
+    """llama.cpp keeps the two halves of each rotary pair next to each other."""
+    if ".attn_q." in name:
+        heads = config.num_attention_heads
+    elif ".attn_k." in name:
+        heads = config.num_key_value_heads
+    else:
+        return array
+    halves = array.reshape(heads, 2, -1, *array.shape[1:])
+    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(array.shape)
+
+
+def _from_one(name: str, array: Array, config: Any) -> Array:
+    """Weights of norms are stored as factors, and transformers has what they add to 1."""
+    return array + np.float32(1) if "norm.weight" in name else array
+
+
+# By the name of transformers' class, the inverse of what it does to tensors as it reads them.
+_INVERSES: Mapping[str, Callable[[str, Array, Any], Array]] = MappingProxyType(
+    {
+        "TensorProcessor": _unchanged,
+        "LlamaTensorProcessor": _paired,
+        "Gemma2TensorProcessor": _from_one,
+        "NemotronTensorProcessor": _from_one,
+    }
+)
