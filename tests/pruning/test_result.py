@@ -133,6 +133,8 @@ def test_the_record_describes_the_run(
         "distill": 0,
         "structure": None,
         "multiple_of": 32,
+        "tokens": None,
+        "keep": None,
         "parameters": None,
     }
     assert written["calibration"]["text_sha256"] == sha256(text_file)

@@ -10,7 +10,6 @@ from typing import Any, Literal, Self, TypeVar, get_args
 from torch import Tensor, nn
 
 from pruner_zero.choices import Group, Scope
-from pruner_zero.text.translation import Translation
 
 # The scores that a pattern needs before it can choose the mask of a matrix.
 Reach = Literal["matrix", "block", "model"]
@@ -185,8 +184,8 @@ class Pattern(ABC):
         return False
 
     @property
-    def translation(self) -> Translation | None:
-        """To the tokens of the smaller model, where it has fewer."""
+    def translation(self) -> Any:
+        """The `Translation` to the tokens of the smaller model; None where it has the same."""
         return None
 
     def check_tokenizer(self, tokenizer: Any) -> None:
