@@ -151,20 +151,17 @@ def test_tokens_come_in_order_with_their_paths() -> None:
     assert set(table.choose([long], len(always) + 1, always)) == always
 
 
-def test_of_tokens_that_never_occur_those_of_the_script_of_the_text_come_first() -> None:
-    """Among equals, those that were learned first. Symbols that occur once are not common."""
-    sentence = "removes the overlazed zeros, jumps, and hums; "
-    for table, tokenizer in zip(TABLES.values(), MADE.values(), strict=True):
-        coded = tokenizer("the quick fox " + sentence * 300, add_special_tokens=False)["input_ids"]
-        order, occur = table.by_count(torch.tensor(coded)), set(coded)
-        assert sorted(order) == sorted(table.names)
-        assert set(order[: len(occur)]) == occur
-        rest = order[len(occur) :]
-        common = [set(table.names[number]) <= {*sentence, "Ġ", "▁"} for number in rest]
-        first = common.count(True)
-        assert 5 < first < len(rest) - 5
-        assert common == [True] * first + [False] * (len(rest) - first)
-        assert rest == sorted(rest[:first]) + sorted(rest[first:])
+def test_tokens_come_by_how_often_they_occur_and_are_expected() -> None:
+    table, tokenizer = TABLES["byte level"], MADE["byte level"]
+    coded = tokenizer("the quick fox, the fox", add_special_tokens=False)["input_ids"]
+    expected = torch.rand(table.count + 3, generator=torch.Generator().manual_seed(0)).double()
+    order = table.in_order(torch.tensor([coded]), expected)
+    assert sorted(order) == sorted(table.names)
+    shares = [
+        coded.count(number) / len(coded) + float(expected[number] / expected.sum())
+        for number in order
+    ]
+    assert shares == sorted(shares, reverse=True)
 
 
 def test_special_tokens_are_numbered_anew_wherever_they_are_named() -> None:

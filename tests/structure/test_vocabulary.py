@@ -20,7 +20,7 @@ from pruner_zero.models.save import save_model
 from pruner_zero.models.structure import size_of
 from pruner_zero.pruning.prune import prune
 from pruner_zero.recovery.recover import recover
-from pruner_zero.structure.vocabulary import Vocabulary
+from pruner_zero.structure.vocabulary import Vocabulary, expected_counts
 from tests.structure.test_tokens import TEXT, byte_fallback, byte_level
 
 TOKENIZERS = {"byte level": byte_level, "byte fallback": byte_fallback}
@@ -131,6 +131,17 @@ def test_what_cannot_be_is_refused(settings: dict[str, Any], words: str) -> None
     assert dense.config.vocab_size == len(tokenizer) == len(byte_level())
 
 
+def test_the_expected_count_of_a_token_is_the_sum_of_its_probabilities() -> None:
+    tokenizer = byte_level()
+    dense = LanguageModel(model(len(tokenizer)), tokenizer, "dense")
+    windows = torch.arange(60).view(3, 20)
+    plain = dense.model(windows).logits.softmax(-1).sum((0, 1)).double()
+    counts = expected_counts(dense, windows)
+    assert float(counts.sum()) == pytest.approx(60, rel=1e-3)
+    # Products may be in bfloat16.
+    torch.testing.assert_close(counts, plain.detach(), rtol=0.02, atol=1e-3)
+
+
 def test_tokens_of_words_and_characters_of_scripts_stay(tmp_path: Path) -> None:
     """At the beginning of a text or after a space, whatever the text that is counted."""
     (tmp_path / "words.txt").write_text("zeroing\nlaziest dogs\n")
@@ -153,7 +164,7 @@ def test_tokens_of_words_and_characters_of_scripts_stay(tmp_path: Path) -> None:
 
 
 def test_the_model_with_fewer_tokens_is_trained_towards_the_dense_one(tmp_path: Path) -> None:
-    """By `prune` after the cut, and by `recover` from the folder, on text of cut words."""
+    """By `prune` after the cut, and by `recover` from the folder; then its weights are pruned."""
     tokenizer, given = byte_level(), {**SMALL, "calibration": ["fox " * 100]}
     dense = LanguageModel(model(len(tokenizer)), tokenizer, "dense")
     save_model(dense, tmp_path / "dense")
@@ -175,6 +186,10 @@ def test_the_model_with_fewer_tokens_is_trained_towards_the_dense_one(tmp_path: 
     losses = [point.train_loss for point in result.curve if point.train_loss is not None]
     assert losses[-1] < losses[0]
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.vocab_size == 290
+    weights = {**SMALL, "structure": None, "metric": "wanda", "sparsity": 0.5}
+    both = prune(tmp_path / "out", output=tmp_path / "both", **weights)
+    assert both.sparsity == pytest.approx(0.5, abs=0.02)
+    assert both.language_model.model.config.vocab_size == 290
 
 
 def test_rows_of_tokens_elsewhere_are_refused() -> None:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +18,15 @@ from pruner_zero.errors import PrunerZeroError
 
 # Mixtures that store their experts as (expert, in, out) and have no attribute `is_transposed`.
 _IN_OUT_STACKS = {"Llama4TextExperts"}
+# In the place of the number of a block, for the tables of tokens.
+OUTSIDE = -1
 
 
 @dataclass(frozen=True, eq=False)
 class Matrix:
     """One prunable weight matrix, viewed as (out, in) whatever its storage layout.
 
+    block: the number of its decoder block, `OUTSIDE` for a table of tokens, which is not pruned.
     transposed: whether it is stored as (in, out). expert: its index in a parameter that stacks
     the experts of a mixture; None for an ordinary matrix.
     """
@@ -48,6 +52,14 @@ class Matrix:
         """This matrix (out, in) inside a tensor laid out like its parameter, e.g. a gradient."""
         matrix = stored if self.expert is None else stored[self.expert]
         return matrix.T if self.transposed else matrix
+
+
+def find_tables(model: Any) -> list[Matrix]:
+    """The embedding and the head, each with a row for every token; one where they are tied."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    parts = [model.get_input_embeddings(), model.get_output_embeddings()]
+    weights = {id(part.weight): part.weight for part in parts if part is not None}
+    return [Matrix(names[key], OUTSIDE, weight, names[key]) for key, weight in weights.items()]
 
 
 def local_name_of(name: str, block: int) -> str:

@@ -15,6 +15,7 @@ from pruner_zero.models.structure import (
     Matrix,
     check_weights,
     find_matrices,
+    find_tables,
     parameters_of,
     size_of,
 )
@@ -120,6 +121,8 @@ def distillation(
 
     def train(model: nn.Module, matrices: Sequence[Matrix]) -> Sequence[Point]:
         check_weights(matrices)
+        if translation is not None:
+            matrices = [*matrices, *find_tables(model)]
         names = {"matrices": [matrix.name for matrix in matrices]}
         journal = Journal(folder / "steps", names, overwrite=True) if folder else None
         training = Training(

@@ -17,6 +17,7 @@ from pruner_zero.models.structure import (
     Matrix,
     check_weights,
     find_matrices,
+    find_tables,
     parameters_of,
     size_of,
 )
@@ -116,7 +117,7 @@ def recover(
         with measured() as cost:
             training = Training(
                 pruned.model,
-                matrices,
+                matrices if translation is None else [*matrices, *find_tables(pruned.model)],
                 batches,
                 lambda: (batch_of(w, taught=False) for w in validation.tokens.split(1)),
                 Budget(checked.steps, checked.minutes),

@@ -17,7 +17,7 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.journal import Journal
 from pruner_zero.models.blocks import blocks_recomputed, run_blocks
 from pruner_zero.models.loss import fast_products
-from pruner_zero.models.structure import Matrix, parameters_of
+from pruner_zero.models.structure import OUTSIDE, Matrix, parameters_of
 from pruner_zero.progress import note, track
 from pruner_zero.pruning.method import Point
 from pruner_zero.recovery.factored import FactoredMatrix
@@ -100,9 +100,10 @@ class Training:
 
     Each parameter is changed during the backward pass, as soon as its gradient is complete and the
     weights are not needed any more, and activations are computed again block by block, so that
-    neither two gradients nor the activations of two blocks are in memory. The trained weights are
-    float32 meanwhile; products are computed in bfloat16 where the device has it natively. The model
-    stays in evaluation mode, without dropout, and its other weights as they are.
+    neither two gradients nor the activations of two blocks are in memory. Tables of tokens among
+    the matrices are changed after the pass. The trained weights are float32 meanwhile; products are
+    computed in bfloat16 where the device has it natively. The model stays in evaluation mode,
+    without dropout, and its other weights as they are.
 
     batches: those from a step on, without end. validation: what the loss is measured on before,
     `validations` times over the budget, and after. learning_rate: the highest, as a share of the
@@ -131,6 +132,8 @@ class Training:
         self.dtypes = {name: parameter.dtype for name, parameter in self.parameters.items()}
         self.learned: dict[Matrix, FactoredMatrix] = {}
         self.best: dict[str, Tensor] = {}
+        # Of tables, which have a gradient for each chunk of logits and for the inputs.
+        self.gathered: dict[Matrix, Tensor] = {}
 
     def run(self) -> int:
         """Train until the budget is spent; return the step whose weights the model then has.
@@ -163,7 +166,10 @@ class Training:
         of_parameter: dict[nn.Parameter, list[Matrix]] = {}
         for matrix in self.learned:
             of_parameter.setdefault(matrix.parameter, []).append(matrix)
-        receivers = {p: partial(self._update, matrices) for p, matrices in of_parameter.items()}
+        receivers = {
+            p: partial(self._gather if m[0].block == OUTSIDE else self._update, m)
+            for p, m in of_parameter.items()
+        }
         left = self.budget.steps and self.budget.steps - state.step
         with gradients_to(receivers, self.model), blocks_recomputed(self.model):
             for batch in track(self._batches(start), self.name, left):
@@ -201,6 +207,13 @@ class Training:
         for matrix in matrices:
             self.learned[matrix].step(matrix.view(gradient), self.learning_rate * rate(spent))
 
+    def _gather(self, matrices: Sequence[Matrix], gradient: Tensor) -> None:
+        [table] = matrices
+        if table in self.gathered:
+            self.gathered[table] += gradient
+        else:
+            self.gathered[table] = gradient
+
     def _step(self, batch: Batch) -> float:
         """One optimizer step; the loss before it."""
         windows, total, gradients = batch.windows.to(self.device), 0.0, []
@@ -218,6 +231,8 @@ class Training:
         gradient = torch.zeros_like(hidden)
         gradient[:, :-1] = torch.cat(gradients, 1).view_as(gradient[:, :-1])
         hidden.backward(gradient)
+        for table in list(self.gathered):
+            self._update([table], self.gathered.pop(table))
         return total / windows[:, 1:].numel()
 
     def _validation_is_due(self) -> bool:

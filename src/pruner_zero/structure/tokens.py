@@ -1,7 +1,6 @@
 """Tokenizers of byte-pair encoding with fewer tokens, from the JSON of the `tokenizers` package."""
 
 import json
-from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -15,8 +14,6 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.text.scripts import characters_of
 
 Pair = tuple[str, str]
-# The share of a text that common symbols make up.
-_COMMON = 0.999
 
 
 def check_tokenizer(tokenizer: Any) -> None:
@@ -88,29 +85,14 @@ class TokenTable:
         paths = (self.path(number) for number in tokens - self.added)
         return tokens.union(*(path for path in paths if path is not None))
 
-    def by_count(self, tokens: Tensor) -> list[int]:
-        """All tokens, those first that occur most often in `tokens`.
+    def in_order(self, tokens: Tensor, expected: Tensor) -> list[int]:
+        """All tokens by the sum of their share of `tokens` and of `expected`, the largest first.
 
-        Of those that occur equally often the ones made of common symbols come first, such as those
-        of the script of the text, and of these the ones that byte-pair encoding learned first.
-        Common symbols make up `_COMMON` of the text; they are characters or bytes.
+        expected: counts (count or more,), as by `expected_counts`.
         """
-        counts = torch.bincount(tokens.flatten(), minlength=self.count).tolist()
-        symbols: Counter[str] = Counter()
-        for number, token in self.names.items():
-            if counts[number] and number not in self.added:
-                symbols.update(dict.fromkeys(token, counts[number]))
-        common, left = set[str](), _COMMON * symbols.total()
-        for symbol, count in symbols.most_common():
-            if left <= 0:
-                break
-            common.add(symbol)
-            left -= count
-
-        def key(number: int) -> tuple[int, bool, int]:
-            return -counts[number], not common.issuperset(self.names[number]), number
-
-        return sorted(self.names, key=key)
+        counts = torch.bincount(tokens.flatten(), minlength=len(expected)).double()
+        shares = (counts / counts.sum() + expected / expected.sum()).tolist()
+        return sorted(self.names, key=lambda number: (-shares[number], number))
 
     def path(self, number: int) -> set[int] | None:
         """The tokens that merges pass through on the way to a token, itself among them.

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from pruner_zero.errors import PrunerZeroError
+from pruner_zero.models.loss import fast_products, in_float32
 from pruner_zero.models.structure import size_of
+from pruner_zero.progress import track
 from pruner_zero.sparsity.pattern import Lazy
 from pruner_zero.structure.removal import Removal, most_parameters
 from pruner_zero.structure.tokens import TokenTable, check_tokenizer, replace_tokens
@@ -19,17 +21,24 @@ from pruner_zero.text.corpus import load_corpus
 from pruner_zero.text.scripts import read_scripts
 from pruner_zero.text.translation import Translation
 
+# The windows that the model reads; more are only counted.
+_EXPECTED = 192
+
 
 @dataclass(frozen=True)
 class Vocabulary(Removal):
-    """Tokens are removed, those that occur least in the calibration windows.
+    """Tokens are removed, those that occur and are expected least in the calibration windows.
+
+    Most tokens of a large vocabulary never occur there: the probabilities that the model gives them
+    say which of them belong to such text.
 
     sparsity: the share of tokens to remove; parameters: as in `Structured`; tokens: how many stay,
     which has precedence. words: text whose tokens all stay. scripts: those whose characters stay.
     tokenizer: of the model, stay: its tokens that stay, by their numbers, cut: what
     `TokenTable.cut` makes of them, all found by `prepare`.
     Source: Load What You Need (Abdaoui et al. 2020, 2010.05609), which counts tokens too; here
-    those on the path of merges to a kept token stay with it.
+    those on the path of merges to a kept token stay with it, and the model's own
+    expectation counts too.
     """
 
     sparsity: float
@@ -43,7 +52,10 @@ class Vocabulary(Removal):
 
     unit = "vocabulary"
     masks = False
-    chosen_by = "token count, how often tokens occur in the calibration text"
+    chosen_by = (
+        "token count, how often tokens occur in the calibration text and how often the model "
+        "expects them there"
+    )
 
     @classmethod
     def of(cls, sparsity: float, parameters: float | None, **options: Any) -> Self:
@@ -104,7 +116,8 @@ class Vocabulary(Removal):
             )
         if size >= rows:
             raise PrunerZeroError(f"--tokens {size}: the model has {rows} tokens, choose fewer")
-        stay = table.choose(table.by_count(tokens), size, always)
+        expected = expected_counts(language_model, tokens[:_EXPECTED])
+        stay = table.choose(table.in_order(tokens, expected), size, always)
         share = 1 - len(stay) / rows
         cut = table.cut(stay)
         return replace(self, sparsity=share, tokenizer=tokenizer, stay=tuple(stay), cut=cut)
@@ -158,6 +171,21 @@ class Vocabulary(Removal):
 
     def __str__(self) -> str:
         return f"{100 * self.sparsity:.4g}% of the tokens"
+
+
+@torch.no_grad()
+def expected_counts(language_model: Any, windows: Tensor) -> Tensor:
+    """How often the model expects each token as the next one in `windows` (n, seqlen).
+
+    The sum of its probabilities over all positions: (rows of the embedding,) float64.
+    """
+    model, device = language_model.model, language_model.device
+    total = torch.zeros(model.get_input_embeddings().weight.shape[0], dtype=torch.float64)
+    with fast_products(model, device), in_float32(model):
+        for window in track(windows, "expected counts", len(windows)):
+            logits = model(window[None].to(device), use_cache=False).logits[0]
+            total += logits.float().softmax(-1).sum(0).cpu()
+    return total
 
 
 def _tables(model: PreTrainedModel) -> list[nn.Parameter]:
