@@ -15,6 +15,7 @@ import pruner_zero
 from pruner_zero.metric.expression import TERMINALS
 from pruner_zero.metric.metric import NAMED, Metric
 from pruner_zero.metric.operators import OPERATORS
+from pruner_zero.settings.prune import DEFAULT
 from tests.cli.conftest import Cli, Outcome
 from tests.processes import finish, start
 
@@ -285,7 +286,7 @@ def test_help_keeps_text_in_brackets(cli: Cli) -> None:
     assert "METRIC[@SCOPE][+STEPS]" in text
     assert "[default: 24, or 96 for text that the model writes in prune; twice as many " in text
     steps = "--reconstruct 2 --distill 40"
-    metric = "W * (O * X)^0.73 * row_normalize(W * X^0.73)^0.33"
+    metric = DEFAULT["metric"]
     assert f"[default: {metric} --scope global {steps}, or" in text
     for verb in ("prune", "evaluate", "compare", "metric"):
         assert verb in cli("--help").out

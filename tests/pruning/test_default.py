@@ -89,7 +89,7 @@ def test_where_not_all_weights_compete_wanda_takes_the_place_of_the_metric(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({}, "W * (O * X)^0.73 * row_normalize(W * X^0.73)^0.33"),
+        ({}, DEFAULT["metric"]),
         ({"pattern": "2:4", "sparsity": None}, "W * X (2:4)"),
     ],
 )

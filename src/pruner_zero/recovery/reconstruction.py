@@ -21,6 +21,8 @@ RATE = 0.01
 # AdamW's: of so few steps 0.999 would average too many. Its epsilon is below the gradients of the
 # weights of any block, whose loss is a mean over all of them.
 BETAS, EPSILON = (0.9, 0.95), 1e-12
+# The least mean square of a channel, as a share of the mean over the channels.
+_LEAST_SHARE = 1e-6
 
 
 def reconstruct(
@@ -38,10 +40,11 @@ def reconstruct(
     window, with the `arguments` of `run_block`. target: the output that the dense block has in the
     dense model, so that the errors of earlier blocks are compensated too. passes: over the windows.
     The loss is the squared difference from the targets, of each token over the mean square of its
-    target, as the norm of the next block sees it: a token whose activations are a hundred times
-    larger than others' would be all that counts otherwise. AdamW in float32, products in bfloat16
-    where the device has them natively. `seed` and the order of windows decide the result. Raises
-    PrunerZeroError where the loss is no longer finite.
+    target, as the norm of the next block sees it, and of each channel over its mean square. A token
+    or a channel whose activations are a hundred times larger than others' would be all that counts
+    otherwise; models have both (massive activations, 2402.17762). AdamW in float32, products in
+    bfloat16 where the device has them natively. `seed` and the order of windows decide the result.
+    Raises PrunerZeroError where the loss is no longer finite.
 
     Source: reconstruction of a submodule after pruning, 2510.14444, of a block, EBFT (2402.12419).
     """
@@ -107,13 +110,14 @@ def _mask(parameter: Tensor, experts: Sequence[int] | None) -> Tensor:
 
 
 def relative_error(output: Tensor, goal: Tensor) -> Tensor:
-    """The mean, over tokens, of the squared difference over the mean square of the goal.
+    """The squared difference over the mean square of the goal, in each channel alike.
 
-    Both (n, tokens, width), float32; a scalar without unit.
+    Both (n, tokens, width), float32; a scalar without unit. Each token is divided by the root mean
+    square of its goal first.
     """
-    least = torch.finfo(goal.dtype).tiny
-    size = goal.square().mean(-1).clamp_min(least)
-    return ((output - goal).square().mean(-1) / size).mean()
+    size = goal.square().mean(-1, keepdim=True).clamp_min(torch.finfo(goal.dtype).tiny)
+    error = ((output - goal).square() / size).mean((0, 1))
+    return (error / (goal.square() / size).mean((0, 1)).clamp_min(_LEAST_SHARE)).mean()
 
 
 def _batches(windows: int, together: int, steps: int, seed: int) -> Iterator[list[int]]:

@@ -164,14 +164,14 @@ def check_teacher(teacher: LanguageModel, student: LanguageModel) -> Translation
 
     Raises PrunerZeroError where the student has tokens that the teacher lacks.
     """
-    sizes = {m.model.get_output_embeddings().weight.shape[0] for m in (teacher, student)}
-    if len(sizes) == 1 and teacher.tokenizer.get_vocab() == student.tokenizer.get_vocab():
+    asked, left = (m.model.get_output_embeddings().weight.shape[0] for m in (teacher, student))
+    if asked == left and teacher.tokenizer.get_vocab() == student.tokenizer.get_vocab():
         return None
     translation = None
     if teacher.tokenizer.is_fast and student.tokenizer.is_fast:
         tokenizers = teacher.tokenizer.backend_tokenizer, student.tokenizer.backend_tokenizer
         translation = Translation.between(*tokenizers)
-    if translation is None or len(sizes) == 1:
+    if translation is None or asked <= left:
         raise PrunerZeroError(
             f"--teacher {teacher.name} has other tokens than {student.name}: "
             "give the dense model that was pruned"

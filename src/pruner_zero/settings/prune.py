@@ -24,15 +24,17 @@ METHOD = "METRIC[@SCOPE][+STEPS]"
 # (benchmarks/proof.md, benchmarks/why.md).
 DEFAULT: Mapping[str, Any] = MappingProxyType(
     {
-        "metric": "W * (O * X)^0.73 * row_normalize(W * X^0.73)^0.33",
+        # Found by a search over two models (benchmarks/universal.md).
+        "metric": "W * G^0.85 * (column_normalize(W * G^0.55) * "
+        "row_normalize(W + (W * X)^0.85))^0.35",
         "scope": "global",
         "reconstruct": 2,
         "distill": 40,
     }
 )
 # Where a matrix has `MANY_INPUTS` inputs or more, the mask is Wanda's: on Qwen2.5-Coder-1.5B the
-# default's own mask is no better on texts unlike its calibration, and its O takes a backward pass
-# (benchmarks/why.md).
+# default's own mask is no better on texts unlike its calibration, and G takes a backward pass and
+# as much memory as the weights (benchmarks/why.md).
 MANY_INPUTS = 4096
 # The windows of the default method, as a multiple of those of others: more text is worth more than
 # more passes over it, and the distillation has windows of its own (benchmarks/why.md).

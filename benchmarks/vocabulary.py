@@ -1,0 +1,65 @@
+"""Models with fewer tokens: bits per byte, from the files of `evaluate --output`.
+
+    pruner-zero prune gemma.gguf --structure vocabulary --tokens 65536 --calibration builtin:pydoc \\
+        --calibration wiki.valid.raw -o small
+    pruner-zero evaluate small --text wiki.txt --text pydoc.txt --text news.txt --dtype float32 \\
+        -o benchmarks/results/vocabulary/gemma3-270m/65536.json
+    python benchmarks/vocabulary.py
+
+The texts are the first 60,000 bytes of WikiText-2 test, of the test part of Python's documentation,
+and of the news of proof.md. A row is a file of `ROWS`.
+"""
+
+import json
+from collections.abc import Mapping
+
+from tables import markdown, results, script_parser, write_page
+
+# By model, the files without their ending; the first is the dense model.
+ROWS: Mapping[str, Mapping[str, str]] = {
+    "gemma3-270m": {
+        "dense": "262,144 tokens, 268.1 M parameters",
+        "65536": "65,536 tokens, 142.3 M",
+        "65536-counted": "the same number, by their count in the text alone, then in order",
+        "65536-recovered": "65,536, then ten minutes of `recover` on the counted text",
+        "prunetokens": "prunetokens 0.1.4: 63,039 tokens, 140.7 M",
+    },
+    "qwen2.5-coder-1.5b": {
+        "dense": "151,936 tokens, 1543.7 M parameters",
+        "51466": "51,466 tokens, 1389.4 M",
+    },
+    "smollm2-135m": {
+        "dense": "49,152 tokens, 134.5 M parameters",
+        "24576": "24,576 tokens, 120.4 M",
+        "24576-counted": "the same number, by their count in the text alone, then in order",
+        "24576-recovered": "by their count, then ten minutes of `recover` on text of the model",
+    },
+}
+TEXTS = ("WikiText-2", "Python docs", "news")
+
+
+def main() -> None:
+    """Write the page."""
+    script_parser(__doc__).parse_args()
+    text = (
+        "# Models with fewer tokens\n\nMade by `python benchmarks/vocabulary.py`: bits per byte, "
+        "and how much higher they are than the dense model's.\n"
+    )
+    for model, labels in ROWS.items():
+        rows, dense = [], bits(model, "dense")
+        for name, label in labels.items():
+            if results("vocabulary").joinpath(model, f"{name}.json").exists():
+                pairs = zip(bits(model, name), dense, strict=True)
+                rows.append([label, *(f"{b:.3f} ({100 * (b / d - 1):+.1f} %)" for b, d in pairs)])
+        text += f"\n## {model}\n\n" + markdown(["tokens", *TEXTS], rows)
+    write_page("vocabulary", text)
+
+
+def bits(model: str, name: str) -> list[float]:
+    """The bits per byte of a row on each text."""
+    file = results("vocabulary") / model / f"{name}.json"
+    return [text["bits_per_byte"] for text in json.loads(file.read_text())["texts"]]
+
+
+if __name__ == "__main__":
+    main()
