@@ -22,11 +22,6 @@ ROWS: Mapping[str, Mapping[str, str]] = {
         "65536": "65,536 tokens, 142.3 M",
         "65536-counted": "the same number, by their count in the text alone, then in order",
         "65536-recovered": "65,536, then ten minutes of `recover` on the counted text",
-        "prunetokens": "prunetokens 0.1.4: 63,039 tokens, 140.7 M",
-    },
-    "qwen2.5-coder-1.5b": {
-        "dense": "151,936 tokens, 1543.7 M parameters",
-        "51466": "51,466 tokens, 1389.4 M",
     },
     "smollm2-135m": {
         "dense": "49,152 tokens, 134.5 M parameters",
@@ -48,9 +43,8 @@ def main() -> None:
     for model, labels in ROWS.items():
         rows, dense = [], bits(model, "dense")
         for name, label in labels.items():
-            if results("vocabulary").joinpath(model, f"{name}.json").exists():
-                pairs = zip(bits(model, name), dense, strict=True)
-                rows.append([label, *(f"{b:.3f} ({100 * (b / d - 1):+.1f} %)" for b, d in pairs)])
+            pairs = zip(bits(model, name), dense, strict=True)
+            rows.append([label, *(f"{b:.3f} ({100 * (b / d - 1):+.1f} %)" for b, d in pairs)])
         text += f"\n## {model}\n\n" + markdown(["tokens", *TEXTS], rows)
     write_page("vocabulary", text)
 
