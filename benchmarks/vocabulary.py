@@ -1,7 +1,7 @@
 """Models with fewer tokens: bits per byte, from the files of `evaluate --output`.
 
-    pruner-zero prune gemma.gguf --structure vocabulary --tokens 65536 --calibration builtin:pydoc \\
-        --calibration wiki.valid.raw -o small
+    pruner-zero prune gemma.gguf --structure vocabulary --tokens 65536 \\
+        --calibration builtin:pydoc --calibration wiki.valid.raw -o small
     pruner-zero evaluate small --text wiki.txt --text pydoc.txt --text news.txt --dtype float32 \\
         -o benchmarks/results/vocabulary/gemma3-270m/65536.json
     python benchmarks/vocabulary.py

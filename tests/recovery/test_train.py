@@ -13,7 +13,7 @@ from torch import Tensor
 from pruner_zero.journal import JOURNAL, Journal
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.loss import next_token_loss
-from pruner_zero.models.structure import find_matrices
+from pruner_zero.models.structure import find_matrices, find_tables
 from pruner_zero.progress import Progress, reported_to
 from pruner_zero.recovery import train
 from pruner_zero.recovery.distillation import distillation
@@ -51,6 +51,7 @@ def training(
     minutes: float | None = None,
     rate: float = 0.1,
     teacher: torch.nn.Module | None = None,
+    tables: bool = False,
     **more: Any,
 ) -> Training:
     learned, held_out = parts
@@ -66,16 +67,21 @@ def training(
         return (Batch(window, text_loss(window)) for window in held_out.tokens.split(1))
 
     model, matrices = pruned.model, find_matrices(pruned.model)
+    if tables:
+        matrices += find_tables(model)
     more = {"keep_best": True, **more}
     budget, remedy = Budget(steps, minutes), "choose a lower --learning-rate"
     return Training(model, matrices, batches, validation, budget, rate, "recovery", remedy, **more)
 
 
 def plain_training(
-    model: torch.nn.Module, batches: list[Tensor], loss_of: Callable[[Tensor], Tensor]
+    model: torch.nn.Module,
+    batches: list[Tensor],
+    loss_of: Callable[[Tensor], Tensor],
+    tables: bool = False,
 ) -> list[float]:
     """Train `model` in place with dense gradients and their mean squares; the losses."""
-    matrices = find_matrices(model)
+    matrices = find_matrices(model) + (find_tables(model) if tables else [])
     masks = [matrix.weight != 0 for matrix in matrices]
     sizes = [matrix.weight.square().mean().sqrt() for matrix in matrices]
     averages = [torch.zeros_like(matrix.weight) for matrix in matrices]
@@ -112,15 +118,20 @@ def check_alike(
         assert parameter.grad is None
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral"])
+@pytest.mark.parametrize(
+    ("architecture", "tables"),
+    [("llama", False), ("gpt2", False), ("mixtral", False), ("llama", True), ("gpt2", True)],
+)
 def test_it_learns_what_a_plain_loop_learns_of_a_text(
-    architecture: str, parts: tuple[Windows, Windows]
+    architecture: str, tables: bool, parts: tuple[Windows, Windows]
 ) -> None:
+    """Tables of tokens have a gradient of the inputs and of each chunk of logits."""
     (ours, zeros), (plain, _) = pruned_model(architecture), pruned_model(architecture)
-    assert training(ours, parts, STEPS, rate=RATE, keep_best=False).run() == STEPS
+    trained = training(ours, parts, STEPS, rate=RATE, keep_best=False, tables=tables)
+    assert trained.run() == STEPS
     drawn = in_training_order([parts[0]], [1], 0)
     batches = [torch.cat(list(islice(drawn, 2))) for _ in range(STEPS)]
-    plain_training(plain.model, batches, lambda taken: next_token_loss(plain.model, taken))
+    plain_training(plain.model, batches, lambda taken: next_token_loss(plain.model, taken), tables)
     check_alike(ours.model, plain.model, zeros, 0.01)
 
 
