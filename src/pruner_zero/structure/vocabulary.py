@@ -37,8 +37,8 @@ class Vocabulary(Removal):
     tokenizer: of the model, stay: its tokens that stay, by their numbers, cut: what
     `TokenTable.cut` makes of them, all found by `prepare`.
     Source: Load What You Need (Abdaoui et al. 2020, 2010.05609), which counts tokens too; here
-    those on the path of merges to a kept token stay with it, and the model's own
-    expectation counts too.
+    those on the path of merges to a kept token stay with it, and the model's own expectation counts
+    too.
     """
 
     sparsity: float
@@ -69,8 +69,15 @@ class Vocabulary(Removal):
         return not self.stay
 
     def fit(self, model: PreTrainedModel) -> Self:
-        """The pattern itself. Raises PrunerZeroError for tokens that have rows elsewhere too."""
+        """The pattern itself.
+
+        Raises PrunerZeroError for tokens that have rows elsewhere too, and where all should stay.
+        """
         rows = model.get_input_embeddings().weight.shape[0]
+        if self.tokens and self.tokens >= rows:
+            raise PrunerZeroError(
+                f"--tokens {self.tokens}: the model has {rows} tokens, choose fewer"
+            )
         own = {id(parameter) for parameter in _tables(model)}
         for name, parameter in model.named_parameters():
             if parameter.shape[:1] == (rows,) and id(parameter) not in own:
@@ -89,7 +96,7 @@ class Vocabulary(Removal):
         check_tokenizer(tokenizer)
 
     def prepare(self, language_model: Any, tokens: Tensor) -> Self:
-        """Choose the tokens by their counts in the windows `tokens`.
+        """Choose the tokens by their counts in the windows `tokens` and what the model expects.
 
         Raises PrunerZeroError where more tokens must stay than may.
         """
@@ -114,8 +121,6 @@ class Vocabulary(Removal):
                 f"text can be encoded{why}: choose --tokens {len(always)} or more, or --sparsity "
                 f"{1 - len(always) / rows:.4g} or less"
             )
-        if size >= rows:
-            raise PrunerZeroError(f"--tokens {size}: the model has {rows} tokens, choose fewer")
         expected = expected_counts(language_model, tokens[:_EXPECTED])
         stay = table.choose(table.in_order(tokens, expected), size, always)
         share = 1 - len(stay) / rows
