@@ -23,6 +23,7 @@ ROWS: Mapping[str, Mapping[str, str]] = {
         "65536-counted": "the same number, by their count in the text alone, then in order",
         "65536-recovered": "65,536, then ten minutes of `recover` on the counted text",
         "65536-recovered-half": "the same, then half of its weights zero by `prune`",
+        "half": "262,144 tokens, half of the weights zero by `prune`",
     },
     "smollm2-135m": {
         "dense": "49,152 tokens, 134.5 M parameters",
