@@ -189,7 +189,9 @@ def test_groups_inside_rows_leave_no_other_scope() -> None:
 
 
 def test_whole_units_stand_where_weights_would_compete() -> None:
-    method = parse_method("W * X@channels=0.25", sparsity=0.5, multiple_of=8, scope="global")
+    method = parse_method(
+        "W * X@channels=0.25", sparsity=0.5, units={"multiple_of": 8}, scope="global"
+    )
     assert method.pattern == Structured(0.25, "channels", 8)
     assert (str(method.metric.expression), method.steps) == ("W * X", ("exact",))
     assert parse_method("wanda@heads", sparsity=0.5).pattern == Structured(0.5, "heads")
@@ -201,7 +203,7 @@ def test_whole_units_stand_where_weights_would_compete() -> None:
     assert parse_method("reap@experts=.25").pattern == Experts(0.25)
     assert parse_method("wanda@experts=.25").pattern == Experts(0.25, by_metric=True)
     assert not parse_method("wanda@experts=.25").steps
-    options: dict[str, Any] = {"structure": "channels", "multiple_of": 8}
+    options: dict[str, Any] = {"structure": "channels", "units": {"multiple_of": 8}}
     option = parse_method("wanda", sparsity=0.25, **options)
     assert option.pattern == Structured(0.25, "channels", 8)
 

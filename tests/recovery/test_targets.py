@@ -13,7 +13,13 @@ from pruner_zero.models.load import load_model
 from pruner_zero.models.loss import in_float32
 from pruner_zero.offload.model import load_offloaded
 from pruner_zero.recovery import targets as module
-from pruner_zero.recovery.targets import Target, divergence, logits_in_chunks, write_targets
+from pruner_zero.recovery.targets import (
+    Target,
+    divergence,
+    logits_in_chunks,
+    target_of,
+    write_targets,
+)
 from pruner_zero.text.translation import Translation
 from tests.conftest import save_sharded
 from tests.tiny import tiny_tokenizer
@@ -120,6 +126,10 @@ def test_of_a_model_with_fewer_tokens_the_first_piece_has_the_probability_of_all
         tuple((n,) if n < 129 else (n - 129, n // 2, 5)[: 2 + n % 2] for n in range(257))
     )
     targets = write_targets(dense, tokens, [0, 1], translation=translation)
+    with torch.no_grad(), in_float32(dense.model):
+        together = target_of(dense.model, tokens, *run_blocks(dense.model, tokens), translation)
+    for one_by_one, at_once in zip(targets.of([0, 1]), together, strict=True):
+        torch.testing.assert_close(at_once, one_by_one)
     with torch.no_grad(), in_float32(dense.model):
         p = dense.model(tokens).logits.softmax(-1)
     p = torch.stack(

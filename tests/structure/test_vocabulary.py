@@ -60,7 +60,7 @@ def test_kept_tokens_have_the_logits_of_the_dense_model(name: str, tied: bool) -
     result = prune(smaller, tokenizer=tokenizer, parameters=size_of(dense)[0] - 700, **SMALL)
     pattern = result.method.pattern
     assert isinstance(pattern, Vocabulary)
-    stay = list(pattern.stay)
+    stay = list(pattern.kept_tokens)
     assert size_of(smaller)[0] == result.parameters[1] <= size_of(dense)[0] - 700
     assert 0 < len(stay) < rows - 8
     assert tokenizer.convert_ids_to_tokens(range(len(stay))) == [names[old] for old in stay]

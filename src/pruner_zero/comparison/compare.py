@@ -35,7 +35,7 @@ from pruner_zero.text.mixture import SelfText, Source, load_text
 from pruner_zero.text.windows import Windows, consecutive_windows
 
 DENSE, DEFAULT = "dense", "default"
-_ZEROS = ("sparsity", "pattern", "scope", "parameters", "multiple_of")
+_ZEROS = ("sparsity", "pattern", "scope", "parameters")
 
 
 @naming_out_of_memory("choose fewer --windows or a shorter --seqlen")
@@ -142,8 +142,9 @@ def _parse(name: str, settings: CompareSettings) -> Method | None:
     if name == DENSE:
         return None
     zeros = {name: getattr(settings, name) for name in _ZEROS}
+    units = {"multiple_of": settings.multiple_of}
     if name != DEFAULT:
-        return replace(parse_method(name, **zeros), damping=settings.damping)
+        return replace(parse_method(name, units=units, **zeros), damping=settings.damping)
     chosen = {**zeros, **default_beside({**zeros, "mode": settings.mode})}
     method = parse_method(chosen.pop("metric"), **chosen)
     return replace(method, name=name, rivals=default_rivals(zeros), damping=settings.damping)

@@ -96,9 +96,8 @@ def prune_model(
     everything, train = windows, None
     if not method.pattern.masks:
         # No statistic decides, and the distillation needs to know what stays.
-        statistics = DenseStatistics(store, method.damping)
-        decided = _decided(language_model, windows, method, statistics)
-        method = replace(decided, metric=method.metric)
+        pattern = method.pattern.prepare(language_model, windows.tokens)
+        method = replace(method, pattern=pattern)
     if method.distill:
         windows, distilled = for_training(windows) if method.reconstruct else (windows, windows)
         # First, because it needs the dense model's predictions.

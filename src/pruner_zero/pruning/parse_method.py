@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, cast
 
 from pruner_zero.choices import Scope, Structure
@@ -56,8 +57,7 @@ def parse_method(
     distill: int | None = None,
     structure: Structure | None = None,
     parameters: str | None = None,
-    multiple_of: int = 32,
-    **of_tokens: Any,
+    units: Mapping[str, Any] = MappingProxyType({}),
 ) -> Method:
     """Read `METRIC[@SCOPE][+asymmetric][+STEP]…[+reconstruct=N][+distill=N]`.
 
@@ -74,8 +74,8 @@ def parse_method(
     Where whole units are removed, the kind of unit replaces the scope: channels, heads, experts
     (METRIC may be reap) or blocks (METRIC is block-influence), with their share if it is
     not `sparsity`, as in `wanda@channels=0.25`. `structure` is used where the text names no units,
-    and `parameters`, such as "0.75" or "100M", has precedence over `sparsity`; multiple_of: as
-    in `Structured`; of_tokens: tokens, keep and scripts, as in `PruneSettings`.
+    and `parameters`, such as "0.75" or "100M", has precedence over `sparsity`; units: the
+    options of their kind, multiple_of, tokens, keep and scripts, as in `PruneSettings`.
 
     For weights exactly one of sparsity in [0, 1) and pattern, which is an N:M such as "2:4" or any
     Pattern and leaves no choice of scope. Raises PrunerZeroError.
@@ -99,7 +99,7 @@ def parse_method(
         )
     if structure:
         left = None if parameters is None else read_parameters(parameters)
-        if left is None and sparsity is None and not of_tokens.get("tokens"):
+        if left is None and sparsity is None and not units.get("tokens"):
             raise _no_share(name)
         share = 0.0 if left or sparsity is None else sparsity
         folds = "none" not in (*written, update)
@@ -108,9 +108,8 @@ def parse_method(
             left,
             structure=structure,
             rule=body,
-            multiple_of=multiple_of,
             folds=folds,
-            **of_tokens,
+            **{"multiple_of": 32, **units},
         )
         # These are of weights; blocks have taken their update.
         sparsity = scope = part = None

@@ -41,8 +41,10 @@ from pruner_zero.text.windows import Windows
 # The settings that `parse_method` takes under their names.
 _OPTIONS = (
     *("sparsity", "scope", "update", "refine", "asymmetric"),
-    *("structure", "parameters", "multiple_of", "tokens", "keep", "scripts"),
+    *("structure", "parameters"),
 )
+# Those of one kind of unit.
+_OF_UNITS = ("multiple_of", "tokens", "keep", "scripts")
 # Settings of the statistics that `identity` names one by one.
 _NAMED = {"model", "windows", "torch"}
 # The note that is shown where no metric is named; benchmarks/proof.md has the figures.
@@ -164,7 +166,8 @@ def _read(
         # 0 is the default beside a metric, whose text may name amounts.
         named &= checked.model_fields_set
     amounts = {name: getattr(checked, name) for name in named}
-    method = parse_method(checked.metric, pattern=zeros, **amounts, **options)
+    units = {name: getattr(checked, name) for name in _OF_UNITS}
+    method = parse_method(checked.metric, pattern=zeros, units=units, **amounts, **options)
     method = replace(method, damping=checked.damping)
     if checked.is_default:
         given = checked.model_dump()
@@ -278,9 +281,8 @@ class _Run:
         """Write the pruned model and the record of the run to the folder or file `staged`."""
         if self.source:
             kind: GgufType = self.settings.gguf_type or "F16"
-            stay = getattr(result.method.pattern, "stay", ())
-            model, record = self.language_model.model, result.to_json()
-            save_gguf(self.source, model, staged, kind, stay, record)
+            model, stay = self.language_model.model, result.method.pattern.kept_tokens
+            save_gguf(self.source, model, staged, kind, stay, result.to_json())
             return result.cost
         if disk := self.language_model.on_disk:
             pattern, files = self.method.pattern, weight_files(journal, self.method.distill)

@@ -41,12 +41,8 @@ def taught_loss(
     translation: from the tokens of `windows` to those of the model, where it has fewer; both
     losses are then of its tokens.
     """
-    if translation is None:
-        target, of_text = _asked(teacher, windows), text_loss(windows)
-    else:
-        parts = [_asked(teacher, window[None], translation) for window in windows]
-        target = Target(*map(torch.cat, zip(*parts, strict=True)))
-        of_text = text_loss(translation.windows(windows)[0])
+    target = _asked(teacher, windows, translation)
+    of_text = text_loss(windows if translation is None else translation.windows(windows)[0])
 
     def loss(positions: slice, logits: Tensor) -> tuple[Tensor, Tensor]:
         value, gradient = divergence(logits, target.part(positions))

@@ -87,13 +87,14 @@ def recover(
         "model_sha256": pruned.fingerprint(),
         "teacher_sha256": dense.fingerprint() if dense else None,
     }
-    reader = pruned if dense is None or translation is None else dense
+    # The models that read the text as it is split.
+    readers = [each for each in (pruned if translation is None else None, dense) if each]
     texts, validation = split_texts(
-        mixture, reader.tokenizer, dense, checked, origin["teacher_sha256"], cache
+        mixture, readers[0].tokenizer, dense, checked, origin["teacher_sha256"], cache
     )
     windows = mix_windows(texts)
     for part in (windows, validation):
-        for language_model in filter(None, (reader, dense)):
+        for language_model in readers:
             check_tokens(language_model.model, part.tokens)
     if checked.batch > len(windows):
         raise PrunerZeroError(

@@ -165,18 +165,22 @@ def target_of(
     """The predictions of `model` for `windows` (n, tokens), after what `run_blocks` gave.
 
     translation: to a tokenizer with fewer tokens, whose tokens are predicted: a token that it lacks
-    adds its probability to that of its first piece. There is then one window, in pieces.
+    adds its probability to that of its first piece. The positions are then those of the pieces.
     """
     parts = []
     for *_, logits in logits_in_chunks(model, windows, hidden, as_tuple):
         parts.append(_most_probable(logits if translation is None else _moved(logits, translation)))
     probable, log_p, log_rest = map(torch.cat, zip(*parts, strict=True))
-    # Autocast refuses to join tensors of float16.
-    target = Target(probable, log_p.half(), log_rest)
-    if translation is None:
-        return target
-    [pieces], [ends] = translation.windows(windows)
-    return target.of_pieces(pieces, ends)
+    target = Target(probable, log_p, log_rest)
+    if translation is not None:
+        positions, rows = windows.shape[1] - 1, zip(*translation.windows(windows), strict=True)
+        translated = [
+            target.part(slice(number * positions, (number + 1) * positions)).of_pieces(*row)
+            for number, row in enumerate(rows)
+        ]
+        target = Target(*map(torch.cat, zip(*translated, strict=True)))
+    # Last, because autocast refuses to join tensors of float16.
+    return target._replace(log_p=target.log_p.half())
 
 
 def _moved(logits: Tensor, translation: Translation) -> Tensor:

@@ -79,8 +79,8 @@ class Pattern(ABC):
 
     sparsity: the share of weights that are pruned, in [0, 1). scope: the comparison group of an
     unstructured pattern. kept: for a pattern of whole units, how many of them stay in each block,
-    where `fit` knows it. unit_step: the step after the mask where units are cut out, None where no
-    step has any effect.
+    where `fit` knows it. kept_tokens: the numbers of the tokens that stay, empty where all do.
+    unit_step: the step after the mask where units are cut out, None where no step has any effect.
     A subclass has to implement `choose`; the other methods have defaults for a pattern that
     compares the weights of one matrix, and that no step after the mask may change.
     """
@@ -88,6 +88,7 @@ class Pattern(ABC):
     sparsity: float
     scope: Scope | None = None
     kept: int = 0
+    kept_tokens: tuple[int, ...] = ()
     unit_step: str | None = None
 
     @property

@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.loss import fast_products, in_float32
-from pruner_zero.models.structure import size_of
+from pruner_zero.models.structure import find_tables, size_of
 from pruner_zero.progress import track
 from pruner_zero.sparsity.pattern import Lazy
 from pruner_zero.structure.removal import Removal, most_parameters
@@ -23,6 +23,8 @@ from pruner_zero.text.translation import Translation
 
 # The windows that the model reads; more are only counted.
 _EXPECTED = 192
+# The number of positions whose probabilities are computed at a time.
+_POSITIONS = 32
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Vocabulary(Removal):
 
     sparsity: the share of tokens to remove; parameters: as in `Structured`; tokens: how many stay,
     which has precedence. words: text whose tokens all stay. scripts: those whose characters stay.
-    tokenizer: of the model, stay: its tokens that stay, by their numbers, cut: what
+    tokenizer, kept_tokens, cut: that of the model, those of its tokens that stay, and what
     `TokenTable.cut` makes of them, all found by `prepare`.
     Source: Load What You Need (Abdaoui et al. 2020, 2010.05609), which counts tokens too; here
     those on the path of merges to a kept token stay with it, and the model's own expectation counts
@@ -47,7 +49,7 @@ class Vocabulary(Removal):
     words: tuple[str, ...] = field(default=(), repr=False)
     scripts: tuple[str, ...] = ()
     tokenizer: Any = field(default=None, repr=False)
-    stay: tuple[int, ...] = field(default=(), repr=False)
+    kept_tokens: tuple[int, ...] = field(default=(), repr=False)
     cut: dict[str, Any] = field(default_factory=dict, repr=False)
 
     unit = "vocabulary"
@@ -66,7 +68,7 @@ class Vocabulary(Removal):
 
     @property
     def decides(self) -> bool:
-        return not self.stay
+        return not self.kept_tokens
 
     def fit(self, model: PreTrainedModel) -> Self:
         """The pattern itself.
@@ -125,7 +127,7 @@ class Vocabulary(Removal):
         stay = table.choose(table.in_order(tokens, expected), size, always)
         share = 1 - len(stay) / rows
         cut = table.cut(stay)
-        return replace(self, sparsity=share, tokenizer=tokenizer, stay=tuple(stay), cut=cut)
+        return replace(self, sparsity=share, tokenizer=tokenizer, kept_tokens=tuple(stay), cut=cut)
 
     def _size(self, model: PreTrainedModel, rows: int, fewest: int) -> int:
         """The number of tokens that may stay."""
@@ -146,33 +148,35 @@ class Vocabulary(Removal):
     def size(self, model: PreTrainedModel) -> tuple[int, int]:
         numbers, nbytes = size_of(model)
         for table in _tables(model):
-            gone = (table.shape[0] - len(self.stay)) * table[0].numel()
+            gone = (table.shape[0] - len(self.kept_tokens)) * table[0].numel()
             numbers, nbytes = numbers - gone, nbytes - gone * table.itemsize
         return numbers, nbytes
 
     def shrink(self, model: PreTrainedModel) -> None:
         rows = model.get_input_embeddings().weight.shape[0]
-        numbers = {old: new for new, old in enumerate(self.stay)}
+        numbers = {old: new for new, old in enumerate(self.kept_tokens)}
         with torch.no_grad():
             for table in _tables(model):
-                table.data = table.data[torch.tensor(self.stay, device=table.device)]
+                table.data = table.data[torch.tensor(self.kept_tokens, device=table.device)]
         for module in model.modules():
             for name in ("num_embeddings", "vocab_size", "out_features"):
-                if vars(module).get(name) == rows and _has_rows(module, name, len(self.stay)):
-                    setattr(module, name, len(self.stay))
+                if vars(module).get(name) == rows and _has_rows(
+                    module, name, len(self.kept_tokens)
+                ):
+                    setattr(module, name, len(self.kept_tokens))
             if isinstance(module, nn.Embedding) and module is model.get_input_embeddings():
                 padding = module.padding_idx
                 module.padding_idx = None if padding is None else numbers.get(padding)
         for config in _configs(model):
             if hasattr(config, "vocab_size"):
-                config.vocab_size = len(self.stay)
+                config.vocab_size = len(self.kept_tokens)
             for name, tokens in _named_tokens(config):
                 new = [numbers.get(token, token) for token in tokens]
                 setattr(config, name, new if isinstance(getattr(config, name), list) else new[0])
         replace_tokens(self.tokenizer, self.cut)
 
     def to_json(self) -> dict[str, Any]:
-        return {"tokens": len(self.stay)}
+        return {"tokens": len(self.kept_tokens)}
 
     def __str__(self) -> str:
         return f"{100 * self.sparsity:.4g}% of the tokens"
@@ -189,15 +193,16 @@ def expected_counts(language_model: Any, windows: Tensor) -> Tensor:
     with fast_products(model, device), in_float32(model):
         for window in track(windows, "expected counts", len(windows)):
             logits = model(window[None].to(device), use_cache=False).logits[0]
-            total += logits.float().softmax(-1).sum(0).cpu()
+            for part in logits.split(_POSITIONS):
+                total += part.float().softmax(-1).sum(0).cpu()
     return total
 
 
 def _tables(model: PreTrainedModel) -> list[nn.Parameter]:
     """The parameters with a row for each token: embedding and head, once where they are tied."""
-    head = model.get_output_embeddings()
-    tables = [model.get_input_embeddings().weight, *(() if head is None else head.parameters())]
-    return list({id(table): table for table in tables}.values())
+    bias = getattr(model.get_output_embeddings(), "bias", None)
+    tables = [table.parameter for table in find_tables(model)]
+    return tables if bias is None else [*tables, bias]
 
 
 def _has_rows(module: nn.Module, name: str, count: int) -> bool:
