@@ -30,9 +30,10 @@ MOST = 20
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few tokens are kept apart, and few logits computed at a time, all in float32."""
+    """Few tokens kept apart, few logits computed and compared at a time, all in float32."""
     monkeypatch.setattr(module, "KEPT", MOST)
     monkeypatch.setattr(module, "LOGITS", 5 * 256)
+    monkeypatch.setattr(module, "_IN_CACHE", 3 * 60)
     monkeypatch.setattr("pruner_zero.models.loss.has_fast_bfloat16", lambda _: False)
 
 

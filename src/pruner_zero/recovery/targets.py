@@ -21,6 +21,8 @@ from pruner_zero.text.translation import Translation
 KEPT = 512
 # The number of logits computed at a time: in float32 they take 64 MiB.
 LOGITS = 2**24
+# The number of them that a core has in its cache.
+_IN_CACHE = 2**20
 _FILE = "targets.safetensors"
 # The least logarithm of a probability.
 _LEAST = -100.0
@@ -205,13 +207,20 @@ def _most_probable(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def divergence(logits: Tensor, target: Target) -> tuple[Tensor, Tensor]:
     """KL(target ‖ softmax of `logits` (positions, vocabulary)), summed, and its gradient.
 
-    All tokens but those of `target` count as one event. Both are float32; beside the gradient no
-    tensor of its size is made but by `logsumexp`.
+    All tokens but those of `target` count as one event. Both are float32. A few rows at a time,
+    which stay in the cache of a core: rows of 262,144 words take a third of the time so.
     """
     tokens, log_p, log_rest = (values.to(logits.device) for values in target)
-    tokens, log_p = tokens.long(), log_p.float()
     # A copy, which becomes the gradient.
-    scores = logits.detach().to(torch.float32, copy=True)
+    gradient = logits.detach().to(torch.float32, copy=True)
+    size = max(1, _IN_CACHE // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
+    fields = (gradient, tokens.long(), log_p.float(), log_rest)
+    parts = zip(*(values.split(size) for values in fields), strict=True)
+    return torch.stack([_to_gradient(*part) for part in parts]).sum(), gradient
+
+
+def _to_gradient(scores: Tensor, tokens: Tensor, log_p: Tensor, log_rest: Tensor) -> Tensor:
+    """The loss of some rows, whose `scores` become the gradient."""
     top = scores.gather(-1, tokens)
     scores.scatter_(-1, tokens, -torch.inf)
     rest = scores.logsumexp(-1, keepdim=True)
@@ -220,5 +229,6 @@ def divergence(logits: Tensor, target: Target) -> tuple[Tensor, Tensor]:
     p, left = log_p.exp(), log_rest.exp()
     loss = (p * (log_p - log_q)).sum() + (left * (log_rest - log_left)).sum()
     # The gradient of the one event is divided among its tokens by their shares in it.
-    gradient = scores.sub_(rest).exp_().mul_((log_left.exp() - left)[:, None])
-    return loss, gradient.scatter_(-1, tokens, log_q.exp() - p)
+    scores.sub_(rest).exp_().mul_((log_left.exp() - left)[:, None])
+    scores.scatter_(-1, tokens, log_q.exp() - p)
+    return loss
