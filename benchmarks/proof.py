@@ -307,6 +307,7 @@ def measure(
         compared = compare_predictions(model.model, dense.model, windows.tokens)
         row["texts"][name] = {
             "perplexity": measured["perplexity"],
+            "bits_per_byte": measured["bits_per_byte"],
             "losses": rounded(measured["losses"]),
             "tokens_sha256": measured["text"]["tokens_sha256"],
             "divergences": rounded(compared.nats),

@@ -70,6 +70,15 @@ def test_the_dtype_is_the_checkpoint_s_unless_asked_otherwise(
     assert {p.dtype for p in loaded.model.parameters()} == {expected}
 
 
+def test_the_weights_are_not_in_the_mapped_file_where_products_take_longer(folder: Path) -> None:
+    loaded = load_model(folder)
+    weights = {name: value.clone() for name, value in loaded.model.named_parameters()}
+    with open(folder / "model.safetensors", "r+b") as file:
+        file.write(bytes((folder / "model.safetensors").stat().st_size))
+    for name, value in loaded.model.named_parameters():
+        assert torch.equal(value, weights[name])
+
+
 def test_nothing_is_printed(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     load_model(folder)
     assert capfd.readouterr() == ("", "")

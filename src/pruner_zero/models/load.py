@@ -59,8 +59,19 @@ def load_model(
     devices = find_devices(device)
     path = locate_model(str(source), revision)
     loaded = read_model(path, str(source), dtype, attn_implementation)
+    if devices.first.type == "cpu":
+        _leave_file(loaded.model)
     place_model(loaded.model, devices)
     return loaded
+
+
+def _leave_file(model: nn.Module) -> None:
+    """Copy the parameters, which transformers leaves in the mapped file where they have its dtype.
+
+    Products with mapped weights take 1.6 to 3 times as long on a CPU.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
 
 
 def as_language_model(
