@@ -285,7 +285,7 @@ def test_help_keeps_text_in_brackets(cli: Cli) -> None:
     text = " ".join(outcome.out.replace("│", " ").split())
     assert "METRIC[@SCOPE][+STEPS]" in text
     assert "[default: 24, or 96 for text that the model writes in prune; twice as many " in text
-    steps = "--reconstruct 2 --distill 40"
+    steps = "--reconstruct 4 --distill 40"
     metric = DEFAULT["metric"]
     assert f"[default: {metric} --scope global {steps}, or" in text
     for verb in ("prune", "evaluate", "compare", "metric"):

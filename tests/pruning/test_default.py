@@ -77,7 +77,7 @@ def test_where_not_all_weights_compete_wanda_takes_the_place_of_the_metric(
     options: dict[str, Any],
 ) -> None:
     chosen = settings(**options)
-    assert (chosen.metric, chosen.reconstruct, chosen.distill) == ("wanda", 2, 40)
+    assert (chosen.metric, chosen.reconstruct, chosen.distill) == ("wanda", 4, 40)
     assert chosen.scope == options.get("scope")
     assert chosen.is_default
     assert settings(structure="channels").metric == "wanda"

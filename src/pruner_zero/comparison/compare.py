@@ -166,7 +166,7 @@ def _plan(method: Method, language_model: LanguageModel, settings: CompareSettin
         method, include = replace(method, pattern=fitted), fitted.include
     if method.name == DEFAULT:
         matrices = find_matrices(language_model.model, include, settings.exclude)
-        method = for_width(method, matrices, settings.mode)
+        method = for_width(method, matrices, settings.mode, settings.model_fields_set)
     check_plan(language_model, method, include, settings.exclude, weights=False)
     return method
 

@@ -1,6 +1,6 @@
 """A pruning method: a metric, a pattern of zeros, steps after the mask."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from pruner_zero.metric.expression import collected_for
 from pruner_zero.metric.metric import Metric
 from pruner_zero.models.structure import Matrix
 from pruner_zero.plugins import Registry
-from pruner_zero.settings.prune import MANY_INPUTS
+from pruner_zero.settings.prune import FEW, MANY_INPUTS
 from pruner_zero.sparsity.pattern import Pattern
 from pruner_zero.sparsity.steps.step import STEPS, plan
 
@@ -207,10 +207,19 @@ class Method:
         return "one-shot"
 
 
-def for_width(method: Method, matrices: Sequence[Matrix], mode: Mode) -> Method:
-    """The default method for the `matrices` of a model: the first rival's mask for wide ones."""
+def for_width(
+    method: Method, matrices: Sequence[Matrix], mode: Mode, asked: Collection[str]
+) -> Method:
+    """The default method for the `matrices` of a model: for wide ones the first rival's mask.
+
+    They have fewer passes, too, unless "reconstruct" is among the settings that are `asked` for.
+    """
     widest = max((matrix.weight.shape[1] for matrix in matrices), default=0)
-    if widest < MANY_INPUTS or not method.rivals or mode == "one-shot":
+    if widest < MANY_INPUTS:
+        return method
+    if "reconstruct" not in asked:
+        method = replace(method, reconstruct=min(method.reconstruct, FEW))
+    if not method.rivals or mode == "one-shot":
         return method
     first = method.rivals[0]
     return replace(method, metric=first.metric, pattern=first.pattern, rivals=())

@@ -123,7 +123,7 @@ def prune(
         method, include = replace(method, pattern=fitted), fitted.include or include
     if checked.is_default:
         matrices = find_matrices(language_model.model, include, checked.exclude)
-        method = for_width(method, matrices, checked.mode)
+        method = for_width(method, matrices, checked.mode, checked.model_fields_set)
         if checked.offload and "distill" not in checked.model_fields_set:
             method = _within_memory(language_model, method, include, checked.exclude)
     matrices = check_plan(language_model, method, include, checked.exclude)
