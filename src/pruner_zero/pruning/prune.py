@@ -53,7 +53,7 @@ _CHOSEN = (
     "{more}"
 )
 # More steps on the same windows gain little (benchmarks/why.md), training on the text that the
-# model is for gains much (benchmarks/recovery.md).
+# model is for gains much (benchmarks/decisions.md).
 _MORE = (
     "; for a better model, run pruner-zero recover afterwards, with the dense model as --teacher "
     "and much text of the kind that the model is for"
