@@ -15,6 +15,7 @@ from pruner_zero.models.blocks import (
     BlockCalls,
     blocks_recomputed,
     check_block_calls,
+    first_token_apart,
     record_block_calls,
     run_batch,
     run_block,
@@ -183,6 +184,33 @@ def test_bfloat16_runs_in_bfloat16() -> None:
     calls = record_block_calls(model, windows)
     with torch.no_grad():
         assert through_blocks(model, calls, 0).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral"])
+def test_what_blocks_give_for_the_first_token_gets_no_gradient(architecture: str) -> None:
+    model, windows = tiny_model(architecture), tiny_windows()
+
+    def constant(_block: nn.Module, _inputs: Any, output: Any) -> Any:
+        hidden = output[0] if isinstance(output, tuple) else output
+        hidden = torch.cat([hidden[:, :1].detach(), hidden[:, 1:]], 1)
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    def gradients() -> dict[str, Tensor]:
+        model.zero_grad()
+        run_blocks(model, windows)[0].square().sum().backward()
+        return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+    before = gradients()
+    with first_token_apart(model):
+        apart = gradients()
+    hooks = [block.register_forward_hook(constant) for block in find_blocks(model)]
+    expected = gradients()
+    for hook in hooks:
+        hook.remove()
+    for name, gradient in apart.items():
+        torch.testing.assert_close(gradient, expected[name])
+    assert all(torch.equal(gradient, before[name]) for name, gradient in gradients().items())
+    assert any(not torch.allclose(gradient, before[name]) for name, gradient in apart.items())
 
 
 def test_a_model_that_never_reaches_its_blocks_is_a_defect() -> None:

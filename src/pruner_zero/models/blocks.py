@@ -271,6 +271,30 @@ def blocks_recomputed(model: nn.Module) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def first_token_apart(model: nn.Module) -> Iterator[None]:
+    """What a block gives in the context for the first token of a window gets no gradient, ever.
+
+    Later tokens attend to it wherever they have nothing to attend to (attention sinks, 2309.17453),
+    and its activations are up to a thousand times larger (massive activations, 2402.17762). The
+    gradients that they send to it agree from step to step, and halve such an activation within 40
+    steps of an optimizer whose steps do not depend on their size (benchmarks/why.md).
+    """
+
+    def without_first(gradient: Tensor) -> Tensor:
+        return torch.cat([torch.zeros_like(gradient[:, :1]), gradient[:, 1:]], 1)
+
+    def hook(_block: nn.Module, _inputs: Any, output: Any) -> None:
+        hidden = _hidden_of(output)
+        if hidden.requires_grad:
+            hidden.register_hook(without_first)
+
+    with ExitStack() as stack:
+        for block in find_blocks(model):
+            stack.callback(block.register_forward_hook(hook).remove)
+        yield
+
+
 def run_block(block: nn.Module, hidden: Tensor, arguments: Arguments) -> Tensor:
     """The output (1, tokens, width) of `block` for `hidden` and recorded `arguments`.
 

@@ -15,7 +15,7 @@ from pruner_zero.calibration.gradients import gradients_to
 from pruner_zero.devices import has_fast_bfloat16
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.journal import Journal
-from pruner_zero.models.blocks import blocks_recomputed, run_blocks
+from pruner_zero.models.blocks import blocks_recomputed, first_token_apart, run_blocks
 from pruner_zero.models.loss import fast_products
 from pruner_zero.models.structure import OUTSIDE, Matrix, parameters_of
 from pruner_zero.progress import note, track
@@ -101,7 +101,8 @@ class Training:
     Each parameter is changed during the backward pass, as soon as its gradient is complete and the
     weights are not needed any more, and activations are computed again block by block, so that
     neither two gradients nor the activations of two blocks are in memory. Tables of tokens among
-    the matrices are changed after the pass. The trained weights are float32 meanwhile; products are
+    the matrices are changed after the pass. What is computed for the first token of a window gets
+    no gradient (`first_token_apart`). The trained weights are float32 meanwhile; products are
     computed in bfloat16 where the device has it natively. The model stays in evaluation mode,
     without dropout, and its other weights as they are.
 
@@ -218,7 +219,8 @@ class Training:
         """One optimizer step; the loss before it."""
         windows, total, gradients = batch.windows.to(self.device), 0.0, []
         with fast_products(self.model, self.device):
-            hidden, as_tuple = run_blocks(self.model, windows)
+            with first_token_apart(self.model):
+                hidden, as_tuple = run_blocks(self.model, windows)
             for positions, inputs, logits in logits_in_chunks(
                 self.model, windows, hidden, as_tuple
             ):
