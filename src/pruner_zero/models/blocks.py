@@ -275,10 +275,10 @@ def blocks_recomputed(model: nn.Module) -> Iterator[None]:
 def first_token_apart(model: nn.Module) -> Iterator[None]:
     """What a block gives in the context for the first token of a window gets no gradient, ever.
 
-    Later tokens attend to it wherever they have nothing to attend to (attention sinks, 2309.17453),
-    and its activations are up to a thousand times larger (massive activations, 2402.17762). The
-    gradients that they send to it agree from step to step, and halve such an activation within 40
-    steps of an optimizer whose steps do not depend on their size (benchmarks/why.md).
+    Later tokens attend to it wherever they have nothing to attend to, so that it gets gradients of
+    all of them (attention sinks induce gradient sinks, 2603.17771). They agree from step to step,
+    and within 40 steps of an optimizer whose steps do not depend on their size they halve that
+    token's massive activations (2402.17762), which the kept weights rely on (benchmarks/why.md).
     """
 
     def without_first(gradient: Tensor) -> Tensor:
