@@ -1,8 +1,11 @@
 """Small random language models, one for every kind of block that the program supports."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     BloomConfig,
     FalconConfig,
@@ -24,6 +27,8 @@ from transformers import (
     Qwen3MoeConfig,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from pruner_zero.models.structure import find_blocks
 
 # The vocabulary of tests/tiny.py's tokenizer. All widths differ from each other, so that a
 # matrix that is seen the wrong way round shows.
@@ -152,3 +157,20 @@ CONFIGURATIONS: dict[str, Callable[[int], PreTrainedConfig]] = {
 }
 
 ARCHITECTURES = tuple(CONFIGURATIONS)
+
+
+@contextmanager
+def first_token_constant(model: nn.Module) -> Iterator[None]:
+    """Within the context, what a block gives for the first token of a window is a constant."""
+
+    def constant(_block: nn.Module, _inputs: Any, output: Any) -> Any:
+        hidden = output[0] if isinstance(output, tuple) else output
+        hidden = torch.cat([hidden[:, :1].detach(), hidden[:, 1:]], 1)
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    hooks = [block.register_forward_hook(constant) for block in find_blocks(model)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

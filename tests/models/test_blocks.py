@@ -27,7 +27,14 @@ from pruner_zero.models.structure import find_blocks
 from pruner_zero.offload.model import load_offloaded
 from tests.models.expected import FINAL_NORM
 from tests.tiny import tiny_tokenizer
-from tests.tiny_models import ARCHITECTURES, SLIDING, SLIDING_WINDOW, tiny_model, tiny_windows
+from tests.tiny_models import (
+    ARCHITECTURES,
+    SLIDING,
+    SLIDING_WINDOW,
+    first_token_constant,
+    tiny_model,
+    tiny_windows,
+)
 
 every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
 
@@ -190,11 +197,6 @@ def test_bfloat16_runs_in_bfloat16() -> None:
 def test_what_blocks_give_for_the_first_token_gets_no_gradient(architecture: str) -> None:
     model, windows = tiny_model(architecture), tiny_windows()
 
-    def constant(_block: nn.Module, _inputs: Any, output: Any) -> Any:
-        hidden = output[0] if isinstance(output, tuple) else output
-        hidden = torch.cat([hidden[:, :1].detach(), hidden[:, 1:]], 1)
-        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
-
     def gradients() -> dict[str, Tensor]:
         model.zero_grad()
         run_blocks(model, windows)[0].square().sum().backward()
@@ -203,10 +205,8 @@ def test_what_blocks_give_for_the_first_token_gets_no_gradient(architecture: str
     before = gradients()
     with first_token_apart(model):
         apart = gradients()
-    hooks = [block.register_forward_hook(constant) for block in find_blocks(model)]
-    expected = gradients()
-    for hook in hooks:
-        hook.remove()
+    with first_token_constant(model):
+        expected = gradients()
     for name, gradient in apart.items():
         torch.testing.assert_close(gradient, expected[name])
     assert all(torch.equal(gradient, before[name]) for name, gradient in gradients().items())

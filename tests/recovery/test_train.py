@@ -13,7 +13,7 @@ from torch import Tensor
 from pruner_zero.journal import JOURNAL, Journal
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.loss import next_token_loss
-from pruner_zero.models.structure import find_blocks, find_matrices, find_tables
+from pruner_zero.models.structure import find_matrices, find_tables
 from pruner_zero.progress import Progress, reported_to
 from pruner_zero.recovery import train
 from pruner_zero.recovery.distillation import distillation
@@ -27,7 +27,7 @@ from tests.recovery.conftest import prune_half, pruned_model
 from tests.recovery.test_targets import few, plain_divergence  # noqa: F401
 from tests.text.refusals import refusal
 from tests.tiny import tiny_tokenizer
-from tests.tiny_models import tiny_model, tiny_windows
+from tests.tiny_models import first_token_constant, tiny_model, tiny_windows
 
 SEQLEN = 16
 BATCH, STEPS, HELD_OUT = 3, 5, 1
@@ -85,19 +85,14 @@ def plain_training(
     Blocks give a constant for the first token.
     """
 
-    def constant(_block: torch.nn.Module, _inputs: Any, output: Any) -> Any:
-        hidden = output[0] if isinstance(output, tuple) else output
-        hidden = torch.cat([hidden[:, :1].detach(), hidden[:, 1:]], 1)
-        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
-
-    hooks = [block.register_forward_hook(constant) for block in find_blocks(model)]
     matrices = find_matrices(model) + (find_tables(model) if tables else [])
     masks = [matrix.weight != 0 for matrix in matrices]
     sizes = [matrix.weight.square().mean().sqrt() for matrix in matrices]
     averages = [torch.zeros_like(matrix.weight) for matrix in matrices]
     losses = []
     for step, batch in enumerate(batches):
-        loss = loss_of(batch)
+        with first_token_constant(model):
+            loss = loss_of(batch)
         model.zero_grad()
         loss.backward()
         losses.append(float(loss.detach()))
@@ -111,8 +106,6 @@ def plain_training(
             move = torch.where(mask, gradient / estimate, 0.0).nan_to_num(0.0)
             move /= max(1.0, float(move[mask].square().mean().sqrt()))
             matrix.weight.sub_(RATE * rate((step + 0.5) / len(batches)) * size * move)
-    for hook in hooks:
-        hook.remove()
     return losses
 
 

@@ -273,7 +273,7 @@ def blocks_recomputed(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def first_token_apart(model: nn.Module) -> Iterator[None]:
-    """What a block gives in the context for the first token of a window gets no gradient, ever.
+    """Outputs (n, tokens, width) of blocks in the context have no gradient for the first token.
 
     Later tokens attend to it wherever they have nothing to attend to, so that it gets gradients of
     all of them (attention sinks induce gradient sinks, 2603.17771). They agree from step to step,

@@ -68,7 +68,7 @@ def load_model(
 def _leave_file(model: nn.Module) -> None:
     """Copy the parameters, which transformers leaves in the mapped file where they have its dtype.
 
-    Products with mapped weights take 1.6 to 3 times as long on a CPU.
+    Products with mapped weights take 1.6 times as long on a CPU (benchmarks/decisions.md).
     """
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()

@@ -13,7 +13,7 @@ from pruner_zero.metric.expression import collected_for
 from pruner_zero.metric.metric import Metric
 from pruner_zero.models.structure import Matrix
 from pruner_zero.plugins import Registry
-from pruner_zero.settings.prune import FEW, MANY_INPUTS
+from pruner_zero.settings.prune import MANY_INPUTS, WIDE_PASSES
 from pruner_zero.sparsity.pattern import Pattern
 from pruner_zero.sparsity.steps.step import STEPS, plan
 
@@ -218,7 +218,7 @@ def for_width(
     if widest < MANY_INPUTS:
         return method
     if "reconstruct" not in asked:
-        method = replace(method, reconstruct=min(method.reconstruct, FEW))
+        method = replace(method, reconstruct=min(method.reconstruct, WIDE_PASSES))
     if not method.rivals or mode == "one-shot":
         return method
     first = method.rivals[0]

@@ -39,10 +39,7 @@ from pruner_zero.text.mixture import Source
 from pruner_zero.text.windows import Windows
 
 # The settings that `parse_method` takes under their names.
-_OPTIONS = (
-    *("sparsity", "scope", "update", "refine", "asymmetric"),
-    *("structure", "parameters"),
-)
+_OPTIONS = ("sparsity", "scope", "update", "refine", "asymmetric", "structure", "parameters")
 # Those of one kind of unit.
 _OF_UNITS = ("multiple_of", "tokens", "keep", "scripts")
 # Settings of the statistics that `identity` names one by one.

@@ -220,7 +220,7 @@ def divergence(logits: Tensor, target: Target) -> tuple[Tensor, Tensor]:
 
 
 def _to_gradient(scores: Tensor, tokens: Tensor, log_p: Tensor, log_rest: Tensor) -> Tensor:
-    """The loss of some rows, whose `scores` become the gradient."""
+    """The loss of some rows, summed; their `scores` (rows, vocabulary) become its gradient."""
     top = scores.gather(-1, tokens)
     scores.scatter_(-1, tokens, -torch.inf)
     rest = scores.logsumexp(-1, keepdim=True)

@@ -32,11 +32,11 @@ DEFAULT: Mapping[str, Any] = MappingProxyType(
         "distill": 40,
     }
 )
-# Where a matrix has `MANY_INPUTS` inputs or more, the mask is Wanda's and the passes are `FEW`: on
-# Qwen2.5-Coder-1.5B the default's own mask is no better on texts unlike its calibration, and G
-# takes a backward pass and as much memory as the weights; more passes over the same text gain
-# little there (benchmarks/why.md).
-MANY_INPUTS, FEW = 4096, 2
+# Where a matrix has `MANY_INPUTS` inputs or more, the mask is Wanda's and the passes are
+# `WIDE_PASSES`: on Qwen2.5-Coder-1.5B the default's own mask is no better on texts unlike its
+# calibration, and G takes a backward pass and as much memory as the weights; more passes over the
+# same text gain little there (benchmarks/why.md).
+MANY_INPUTS, WIDE_PASSES = 4096, 2
 # The windows of the default method, as a multiple of those of others: more text is worth more than
 # more passes over it, and the distillation has windows of its own (benchmarks/why.md).
 MORE_WINDOWS = 2
@@ -103,7 +103,7 @@ class PruneSettings(ModelSettings, MethodSettings, SizeSettings):
             first=True,
             default=f"{DEFAULT['metric']} --scope global --reconstruct {DEFAULT['reconstruct']} "
             f"--distill {DEFAULT['distill']}, or {WITHIN}'s mask or that of scope row where it is "
-            f"better; {WITHIN}'s, and --reconstruct {FEW}, from {MANY_INPUTS} inputs on",
+            f"better; {WITHIN}'s, and --reconstruct {WIDE_PASSES}, from {MANY_INPUTS} inputs on",
         ),
     ] = Field(
         description=f"A name, an expression or a .json tree file, as {METHOD}; `pruner-zero metric "
