@@ -241,7 +241,7 @@ def test_the_description_says_who_wrote_the_text(write: Write) -> None:
 @pytest.fixture
 def not_rotated(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every window begins with the first token of a document."""
-    monkeypatch.setattr(self_text, "begun_anywhere", lambda tokens, _generator: tokens)
+    monkeypatch.setattr(self_text, "begun_anywhere", lambda tokens, *_: tokens)
 
 
 def test_about_half_of_the_windows_begin_in_the_middle() -> None:
@@ -253,6 +253,16 @@ def test_about_half_of_the_windows_begin_in_the_middle() -> None:
     assert len(set(starts)) == 16
     for row, start in zip(rotated, starts, strict=True):
         assert (row % 100).tolist() == [*range(start, 16), *range(start)]
+
+
+def test_about_a_quarter_of_the_windows_get_a_token_that_begins_none_of_them() -> None:
+    tokens = torch.arange(200)[:, None] * 100 + torch.arange(16)
+    rotated = begun_anywhere(tokens, torch.Generator().manual_seed(0))
+    begun = begun_anywhere(tokens, torch.Generator().manual_seed(0), start=-1)
+    chosen = begun[:, 0] == -1
+    assert 35 < chosen.sum() < 65
+    assert torch.equal(begun[chosen, 1:], rotated[chosen, :-1])
+    assert torch.equal(begun[~chosen], rotated[~chosen])
 
 
 def test_a_window_of_written_text_may_begin_in_the_middle(write: Write) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from pruner_zero.cache import filling, use
 from pruner_zero.calibration.store import cache_key
@@ -31,6 +32,7 @@ from pruner_zero.models.sampling import (
     control_tokens,
     end_tokens,
     sample_windows,
+    start_token,
     writing_dtype,
 )
 from pruner_zero.tensor_file import TensorFile, write_tensors
@@ -45,6 +47,8 @@ BATCH_TOKENS, BATCH_WINDOWS = 24 * 1024, 96
 # Spare windows of a batch, as a share of its windows, take the place of windows of which more than
 # the share REPEATED repeats itself, as long as there are any.
 REPEATED, SPARE = 0.5, 1 / 8
+# The share of dialogues that the token of a plain document stands before.
+STARTED = 1 / 4
 # Tokens of each document by which `self` decides between documents and dialogues.
 GLANCE = 64
 SELF_TEXT = SelfText()
@@ -100,6 +104,7 @@ def _write(
 ) -> Windows:
     """The windows of `self_windows`, of exactly `text`."""
     documents, joined = documents_of(language_model, text)
+    start = _start_of_others(language_model, documents)
     ends = end_tokens(language_model).union(*(turn_ends(language_model, d) for d in documents))
     dtype = writing_dtype(language_model.model)
     largest = max(token for document in documents for piece in document for token in piece)
@@ -115,12 +120,13 @@ def _write(
         "seqlen": seqlen,
         "seed": seed,
         "documents": documents,
+        "start": start,
         "ends": sorted(ends),
         "scripts": text.scripts,
         "dtype": str(dtype),
         "torch": torch.__version__,
         "transformers": metadata.version("transformers"),
-        "format": 6,
+        "format": 7,
     }
     cache = Path(folder) if folder is not None else default_cache()
     size = max(1, min(BATCH_TOKENS // seqlen, BATCH_WINDOWS))
@@ -156,7 +162,7 @@ def _write(
             )
             repetitive = repeated_shares(tokens, documents) > REPEATED
             tokens = tokens[repetitive.to(torch.int8).argsort(stable=True)[:size].sort().values]
-            tokens = begun_anywhere(tokens, batches.generator(number))
+            tokens = begun_anywhere(tokens, batches.generator(number), start)
             batches.write(number, tokens)
             written[number] = tokens
     tokens = torch.cat([written[number] for number in numbers])
@@ -173,17 +179,34 @@ def _write(
     )
 
 
-def begun_anywhere(tokens: Tensor, generator: torch.Generator) -> Tensor:
+def begun_anywhere(tokens: Tensor, generator: torch.Generator, start: int | None = None) -> Tensor:
     """Windows (n, seqlen) of which about half begin in the middle: they are rotated.
 
     Models give the first token of a text, whatever it is, activations of a hundred times the size
     of others and attend to it where there is nothing to attend to (attention sinks, 2309.17453).
     Were it always the token that begins a document, a pruned model would keep that one alone.
+    start: a token that takes the first place of about a quarter of the windows, whose last token
+    goes: the pruned model would lose it otherwise (benchmarks/why.md).
     """
     count, seqlen = tokens.shape
     starts = torch.randint(seqlen, (count, 1), generator=generator)
     starts *= torch.randint(2, (count, 1), generator=generator)
-    return tokens.gather(1, (starts + torch.arange(seqlen)) % seqlen)
+    tokens = tokens.gather(1, (starts + torch.arange(seqlen)) % seqlen)
+    if start is None:
+        return tokens
+    chosen = torch.rand(count, 1, generator=generator) < STARTED
+    moved = functional.pad(tokens[:, :-1], (1, 0), value=start)
+    return torch.where(chosen, moved, tokens)
+
+
+def _start_of_others(language_model: LanguageModel, documents: Sequence[Document]) -> int | None:
+    """The token that begins a plain document, where none of `documents` begins with it."""
+    try:
+        start = start_token(language_model)
+    except PrunerZeroError:
+        # Dialogues need no such token.
+        return None
+    return None if any(document[0][0] == start for document in documents) else start
 
 
 def _in_turn(documents: Sequence[Document], row: int, size: int, number: int) -> Iterator[Document]:
