@@ -12,7 +12,9 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.structure import find_matrices
 from pruner_zero.progress import reported_to
+from pruner_zero.pruning.method import for_wide
 from pruner_zero.pruning.model import for_training
+from pruner_zero.pruning.parse_method import parse_method
 from pruner_zero.pruning.prune import prune
 from pruner_zero.settings.prune import DEFAULT, PruneSettings
 from pruner_zero.settings.read import read_settings
@@ -143,6 +145,42 @@ def test_amounts_that_are_asked_for_stay_where_matrices_are_wide(
     result = prune(language_model(), cache=tmp_path, **SMALL, reconstruct=3)
     assert (result.method.reconstruct, result.method.distill) == (3, 3)
     assert str(result.method.metric.expression) == "W * X"
+
+
+@pytest.mark.parametrize(
+    ("options", "windows"),
+    [
+        ({}, 288),
+        ({"calibration": "builtin:pydoc"}, 72),
+        ({"windows": 8}, 8),
+        ({"mode": "one-shot"}, 96),
+        ({"structure": "channels"}, 96),
+    ],
+    ids=str,
+)
+def test_wide_matrices_get_more_text(options: dict[str, Any], windows: int) -> None:
+    assert settings(**options).for_wide().windows == windows
+
+
+@pytest.mark.parametrize(
+    ("options", "amounts"),
+    [({}, (2, 80)), ({"distill": 5}, (2, 5)), ({"mode": "one-shot"}, (0, 40))],
+    ids=str,
+)
+def test_wide_matrices_get_fewer_passes_and_more_steps_of_distillation(
+    options: dict[str, Any], amounts: tuple[int, int]
+) -> None:
+    chosen = settings(**options)
+    method = parse_method(
+        chosen.metric,
+        sparsity=0.5,
+        scope=chosen.scope,
+        update=chosen.update,
+        reconstruct=chosen.reconstruct,
+        distill=chosen.distill,
+    )
+    method = for_wide(method, chosen.mode, chosen.model_fields_set)
+    assert (method.reconstruct, method.distill) == amounts
 
 
 def test_with_a_metric_nothing_is_added() -> None:

@@ -104,7 +104,7 @@ def _write(
 ) -> Windows:
     """The windows of `self_windows`, of exactly `text`."""
     documents, joined = documents_of(language_model, text)
-    start = _start_of_others(language_model, documents)
+    start = _unseen_start(language_model, documents)
     ends = end_tokens(language_model).union(*(turn_ends(language_model, d) for d in documents))
     dtype = writing_dtype(language_model.model)
     largest = max(token for document in documents for piece in document for token in piece)
@@ -199,7 +199,7 @@ def begun_anywhere(tokens: Tensor, generator: torch.Generator, start: int | None
     return torch.where(chosen, moved, tokens)
 
 
-def _start_of_others(language_model: LanguageModel, documents: Sequence[Document]) -> int | None:
+def _unseen_start(language_model: LanguageModel, documents: Sequence[Document]) -> int | None:
     """The token that begins a plain document, where none of `documents` begins with it."""
     try:
         start = start_token(language_model)

@@ -23,7 +23,7 @@ from pruner_zero.models.structure import find_matrices, parameters_of, size_of
 from pruner_zero.progress import note
 from pruner_zero.provenance import measured, provenance
 from pruner_zero.pruning.matrix import MatrixRecord, total_sparsity
-from pruner_zero.pruning.method import Method, Order, for_width
+from pruner_zero.pruning.method import Method, Order, for_wide, is_wide
 from pruner_zero.pruning.model import Pruned, check_parameters, check_plan, prune_model
 from pruner_zero.pruning.parse_method import default_rivals, parse_method, split_methods
 from pruner_zero.settings.base import name_of, names_of
@@ -166,7 +166,8 @@ def _plan(method: Method, language_model: LanguageModel, settings: CompareSettin
         method, include = replace(method, pattern=fitted), fitted.include
     if method.name == DEFAULT:
         matrices = find_matrices(language_model.model, include, settings.exclude)
-        method = for_width(method, matrices, settings.mode, settings.model_fields_set)
+        if is_wide(matrices):
+            method = for_wide(method, settings.mode, settings.model_fields_set)
     check_plan(language_model, method, include, settings.exclude, weights=False)
     return method
 

@@ -13,7 +13,7 @@ from pruner_zero.metric.expression import collected_for
 from pruner_zero.metric.metric import Metric
 from pruner_zero.models.structure import Matrix
 from pruner_zero.plugins import Registry
-from pruner_zero.settings.prune import MANY_INPUTS, WIDE_PASSES
+from pruner_zero.settings.prune import MANY_INPUTS, WIDE
 from pruner_zero.sparsity.pattern import Pattern
 from pruner_zero.sparsity.steps.step import STEPS, plan
 
@@ -207,18 +207,18 @@ class Method:
         return "one-shot"
 
 
-def for_width(
-    method: Method, matrices: Sequence[Matrix], mode: Mode, asked: Collection[str]
-) -> Method:
-    """The default method for the `matrices` of a model: for wide ones the first rival's mask.
+def is_wide(matrices: Sequence[Matrix]) -> bool:
+    """Whether the default method for `matrices` is that of wide models."""
+    return max((matrix.weight.shape[1] for matrix in matrices), default=0) >= MANY_INPUTS
 
-    They have fewer passes, too, unless "reconstruct" is among the settings that are `asked` for.
+
+def for_wide(method: Method, mode: Mode, asked: Collection[str]) -> Method:
+    """The default method for a wide model: the mask of its first rival, and other amounts.
+
+    asked: the settings that were asked for, whose amounts stay.
     """
-    widest = max((matrix.weight.shape[1] for matrix in matrices), default=0)
-    if widest < MANY_INPUTS:
-        return method
-    if "reconstruct" not in asked:
-        method = replace(method, reconstruct=min(method.reconstruct, WIDE_PASSES))
+    if method.reconstruct:
+        method = replace(method, **{n: amount for n, amount in WIDE.items() if n not in asked})
     if not method.rivals or mode == "one-shot":
         return method
     first = method.rivals[0]

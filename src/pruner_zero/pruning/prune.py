@@ -26,7 +26,7 @@ from pruner_zero.models.structure import Matrix, find_matrices, size_of
 from pruner_zero.progress import note
 from pruner_zero.provenance import Cost, measured, provenance
 from pruner_zero.pruning.checkpoint import weight_files
-from pruner_zero.pruning.method import Method, describe_steps, for_width
+from pruner_zero.pruning.method import Method, describe_steps, for_wide, is_wide
 from pruner_zero.pruning.model import check_plan, prune_model
 from pruner_zero.pruning.parse_method import check_compares_weights, default_rivals, parse_method
 from pruner_zero.pruning.result import PruneResult
@@ -120,7 +120,9 @@ def prune(
         method, include = replace(method, pattern=fitted), fitted.include or include
     if checked.is_default:
         matrices = find_matrices(language_model.model, include, checked.exclude)
-        method = for_width(method, matrices, checked.mode, checked.model_fields_set)
+        if is_wide(matrices):
+            method = for_wide(method, checked.mode, checked.model_fields_set)
+            checked = checked.for_wide()
         if checked.offload and "distill" not in checked.model_fields_set:
             method = _within_memory(language_model, method, include, checked.exclude)
     matrices = check_plan(language_model, method, include, checked.exclude)

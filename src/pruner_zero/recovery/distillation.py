@@ -129,7 +129,8 @@ def distillation(
             model,
             matrices,
             lambda done: (of(learned[batch * step :][:batch]) for step in range(done, steps)),
-            lambda: (of([number]) for number in validation),
+            # As many at a time as in a step, since every batch casts all weights.
+            lambda: (of(validation[i:][:batch]) for i in range(0, held_out, batch)),
             Budget(steps),
             RATE,
             "distillation",

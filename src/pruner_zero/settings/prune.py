@@ -32,14 +32,16 @@ DEFAULT: Mapping[str, Any] = MappingProxyType(
         "distill": 40,
     }
 )
-# Where a matrix has `MANY_INPUTS` inputs or more, the mask is Wanda's and the passes are
-# `WIDE_PASSES`: on Qwen2.5-Coder-1.5B the default's own mask is no better on texts unlike its
-# calibration, and G takes a backward pass and as much memory as the weights; more passes over the
-# same text gain little there (benchmarks/why.md).
-MANY_INPUTS, WIDE_PASSES = 4096, 2
-# The windows of the default method, as a multiple of those of others: more text is worth more than
-# more passes over it, and the distillation has windows of its own (benchmarks/why.md).
-MORE_WINDOWS = 2
+# Where a matrix has `MANY_INPUTS` inputs or more, the mask is Wanda's and the amounts are `WIDE`:
+# on Qwen2.5-Coder-1.5B the default's own mask is no better on texts unlike its calibration, and G
+# takes a backward pass and as much memory as the weights; more text and more steps are worth more
+# there than more passes over the same text (benchmarks/why.md).
+MANY_INPUTS = 4096
+WIDE: Mapping[str, int] = MappingProxyType({"reconstruct": 2, "distill": 80})
+# The windows of the default method, and of wide models, as multiples of those of others: more text
+# is worth more than more passes over it, and the distillation has windows of its own
+# (benchmarks/why.md).
+MORE_WINDOWS, WIDE_WINDOWS = 2, 3
 # The default metric where the weights are not compared over the whole model, and that of heads,
 # which a search found (benchmarks/units.md).
 WITHIN, HEAD_METRIC = "wanda", "X * row_normalize(W * X)"
@@ -103,7 +105,8 @@ class PruneSettings(ModelSettings, MethodSettings, SizeSettings):
             first=True,
             default=f"{DEFAULT['metric']} --scope global --reconstruct {DEFAULT['reconstruct']} "
             f"--distill {DEFAULT['distill']}, or {WITHIN}'s mask or that of scope row where it is "
-            f"better; {WITHIN}'s, and --reconstruct {WIDE_PASSES}, from {MANY_INPUTS} inputs on",
+            f"better; {WITHIN}'s, --reconstruct {WIDE['reconstruct']} and --distill "
+            f"{WIDE['distill']} from {MANY_INPUTS} inputs on",
         ),
     ] = Field(
         description=f"A name, an expression or a .json tree file, as {METHOD}; `pruner-zero metric "
@@ -183,7 +186,7 @@ class PruneSettings(ModelSettings, MethodSettings, SizeSettings):
             usual = shape.get("windows", cls.model_fields["windows"].default)
             shape["windows"] = MORE_WINDOWS * usual
         settings = read({**shape, **chosen, **asked})
-        settings.model_fields_set.difference_update(chosen.keys() - asked.keys())
+        settings.model_fields_set.difference_update({"windows", *chosen} - asked.keys())
         return settings
 
     @model_validator(mode="before")
@@ -219,3 +222,9 @@ class PruneSettings(ModelSettings, MethodSettings, SizeSettings):
     def is_default(self) -> bool:
         """Whether no metric is named, so that the default method is taken."""
         return "metric" not in self.model_fields_set
+
+    def for_wide(self) -> Self:
+        """These settings with the windows of the default method for wide models."""
+        if "windows" in self.model_fields_set or not self.reconstruct:
+            return self
+        return self.model_copy(update={"windows": self.windows * WIDE_WINDOWS // MORE_WINDOWS})
