@@ -218,7 +218,8 @@ def for_wide(method: Method, mode: Mode, asked: Collection[str]) -> Method:
     asked: the settings that were asked for, whose amounts stay.
     """
     if method.reconstruct:
-        method = replace(method, **{n: amount for n, amount in WIDE.items() if n not in asked})
+        amounts: dict[str, Any] = {n: amount for n, amount in WIDE.items() if n not in asked}
+        method = replace(method, **amounts)
     if not method.rivals or mode == "one-shot":
         return method
     first = method.rivals[0]
