@@ -162,6 +162,17 @@ def test_wide_matrices_get_more_text(options: dict[str, Any], windows: int) -> N
     assert settings(**options).for_wide().windows == windows
 
 
+def test_prune_takes_more_text_for_wide_matrices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pruner_zero.pruning.method.MANY_INPUTS", 32)
+    text = tmp_path / "text.txt"
+    text.write_text("one two three four five " * 500)
+    options = {"sparsity": 0.5, "seqlen": 4, "distill": 1, "calibration": text}
+    recorded = prune(language_model(), cache=tmp_path, **options).to_json()
+    assert (recorded["calibration"]["windows"], recorded["settings"]["windows"]) == (72, 72)
+
+
 @pytest.mark.parametrize(
     ("options", "amounts"),
     [({}, (2, 80)), ({"distill": 5}, (2, 5)), ({"mode": "one-shot"}, (0, 40))],
