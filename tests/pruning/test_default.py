@@ -168,8 +168,8 @@ def test_prune_takes_more_text_for_wide_matrices(
     monkeypatch.setattr("pruner_zero.pruning.method.MANY_INPUTS", 32)
     text = tmp_path / "text.txt"
     text.write_text("one two three four five " * 500)
-    options = {"sparsity": 0.5, "seqlen": 4, "distill": 1, "calibration": text}
-    recorded = prune(language_model(), cache=tmp_path, **options).to_json()
+    options: dict[str, Any] = {"sparsity": 0.5, "seqlen": 4, "distill": 1}
+    recorded = prune(language_model(), calibration=text, cache=tmp_path, **options).to_json()
     assert (recorded["calibration"]["windows"], recorded["settings"]["windows"]) == (72, 72)
 
 
