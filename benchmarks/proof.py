@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pruner_zero import prune, recover
+from pruner_zero import prune
 from pruner_zero.calibration.self_text import self_windows
 from pruner_zero.devices import torch_threads
 from pruner_zero.evaluation.perplexity import perplexity
@@ -56,7 +56,7 @@ from tables import (
 )
 
 CELLS = results("proof")
-# Pruned models that cells recover, and with --folders those of all cells.
+# Pruned models, with --folders.
 FOLDERS = Path("runs/proof")
 # Windows that the dense model wrote, after those that calibrations use.
 WRITTEN, FIRST_WRITTEN = 6, 72
@@ -75,7 +75,7 @@ BASES = ("Wanda", "SparseGPT")
 DEFAULT, EARLIER = "default", "earlier default"
 CARRIED = "W * (O * X)^0.75@global"
 EVOLVED_ON_GEMMA = "W * G^0.75@global"
-# The metric of the default, with scores in part relative to the norm of their row.
+# The metric of an earlier default, with scores in part relative to the norm of their row.
 RELATIVE = "W * (O * X)^0.73 * row_normalize(W * X^0.73)^0.33@global"
 
 # Masks alone.
@@ -96,12 +96,6 @@ MASKS: Mapping[str, Mapping[str, str]] = {
         "published tree": "pruner-zero",
         "evolved on SmolLM2": CARRIED.removesuffix("@global"),
     },
-}
-# Masks alone on text that the model wrote.
-OF_OWN_TEXT: Mapping[str, str] = {
-    "Wanda": "wanda",
-    "mask of the default": RELATIVE,
-    "mask of the earlier default": "W * (O * X)^0.73@global",
 }
 # One step after each of these masks.
 STEPPED = ("magnitude", "Wanda", "RIA", "published tree", "evolved on SmolLM2")
@@ -130,8 +124,7 @@ class Cell:
     """A row of the table of a model: how it is pruned.
 
     method: as `prune` takes it or `DEFAULT`, None for the dense model. calibration: "text" or
-    "self". settings: other keywords of `prune`. minutes: of `recover`, on text that the dense model
-    writes, after the default.
+    "self". settings: other keywords of `prune`.
     """
 
     label: str
@@ -139,7 +132,6 @@ class Cell:
     method: str | None = None
     calibration: str = "text"
     settings: Mapping[str, Any] = field(default_factory=dict)
-    minutes: float = 0
 
     @property
     def name(self) -> str:
@@ -153,14 +145,8 @@ def all_cells() -> Iterator[Cell]:
     yield Cell("dense")
     for zeros in ZEROS:
         yield Cell("default", zeros, DEFAULT, "self")
-    yield Cell("default, recovered", "50", DEFAULT, "self", minutes=10)
-    # Masks of a model whose swaps take hours.
-    one_shot = {"windows": 64, "mode": "one-shot"}
-    for words, metric in OF_OWN_TEXT.items():
-        yield Cell(f"{words}, its own text", "50", metric, "self", one_shot)
-    # Block by block from the disk, which leaves out the distillation; needs --folders.
-    offloaded = {"windows": 64, "offload": True}
-    yield Cell("default without distillation", "50", DEFAULT, "self", offloaded)
+    of_own_text = {"windows": 64, "mode": "one-shot"}
+    yield Cell("Wanda, its own text", "50", "wanda", "self", of_own_text)
     for zeros, masks in MASKS.items():
         for words, metric in masks.items():
             yield Cell(words, zeros, metric)
@@ -265,14 +251,6 @@ def make(
     row: dict[str, Any] = {"label": cell.label, "method": cell.method, **zeros}
     if cell.method is None:
         return load_model(given.source, given.dtype), row
-    if cell.minutes:
-        pruned = FOLDERS / given.model / cell.zeros
-        if not pruned.exists():
-            prune(given.source, output=pruned, dtype=given.dtype, **zeros)
-        model = load_model(pruned, given.dtype)
-        teacher = load_model(given.source, given.dtype)
-        recovered = recover(model, teacher=teacher, minutes=cell.minutes)
-        return model, row | {"recovery": recovered.to_json(), "seconds": recovered.cost.to_json()}
     calibration, settings = "self", {**cell.settings, **zeros}
     if cell.calibration == "text":
         calibration, settings["windows"] = given.calibration, given.windows
