@@ -372,11 +372,15 @@ def measured_tables(
 
 
 def texts_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Perplexities, divergence and minutes, a row a method."""
+    """Perplexities, divergence and minutes, a row a method.
+
+    Divergences that were not measured together with the agreement are of other windows.
+    """
     cells = []
     for row in rows:
         values = [f"{text['perplexity']:.2f}" for text in row["texts"].values()]
-        values.append(f"{row['divergence']:.3f}" if "divergence" in row else "")
+        mark = "" if "agreement" in row else " *"
+        values.append(f"{row['divergence']:.3f}{mark}" if "divergence" in row else "")
         values.append(f"{row['seconds']['seconds'] / 60:.0f}" if "seconds" in row else "")
         cells.append([row["label"], *values])
     return markdown(["method", *rows[0]["texts"], "divergence", "minutes"], cells)
