@@ -271,6 +271,17 @@ def test_a_window_of_written_text_may_begin_in_the_middle(write: Write) -> None:
     assert not begins.all()
 
 
+def test_dialogues_stand_after_the_token_that_begins_a_document(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(self_text, "STARTED", 1.0)
+    start = language_model().tokenizer.bos_token_id
+    dialogues = write(BATCH, seqlen=80, model=with_template(), text=SelfText("self:chat"))
+    assert (dialogues.tokens[:, 0] == start).all()
+    # It begins documents already.
+    assert not (write(4 * BATCH).tokens[:, 0] == start).all()
+
+
 def with_template() -> LanguageModel:
     model = language_model()
     model.tokenizer.chat_template = TEMPLATE

@@ -34,8 +34,8 @@ DEFAULT: Mapping[str, Any] = MappingProxyType(
 )
 # Where a matrix has `MANY_INPUTS` inputs or more, the mask is Wanda's and the amounts are `WIDE`:
 # on Qwen2.5-Coder-1.5B the default's own mask is no better on texts unlike its calibration, and G
-# takes a backward pass and as much memory as the weights; more text and more steps are worth more
-# there than more passes over the same text (benchmarks/why.md).
+# takes a backward pass and as much memory as the weights; more text is worth more there than more
+# passes over the same text (benchmarks/why.md), and more steps gain a little (benchmarks/proof.md).
 MANY_INPUTS = 4096
 WIDE: Mapping[str, int] = MappingProxyType({"reconstruct": 2, "distill": 80})
 # The windows of the default method, and of wide models, as multiples of those of others: more text
