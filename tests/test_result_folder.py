@@ -12,9 +12,9 @@ from pruner_zero import result_folder
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.journal import Journal
 from pruner_zero.provenance import Cost
-from pruner_zero.result_folder import GGUF_RECORD, build_folder, check_output
+from pruner_zero.result_folder import GGUF_PRUNING, build_folder, check_output
 
-WEIGHTS = f"all of them, {GGUF_RECORD}"
+WEIGHTS = f"all of them, {GGUF_PRUNING}"
 
 
 def work_in(partial: Path, name: str = "blocks") -> Journal:
@@ -239,7 +239,7 @@ def test_a_gguf_file_is_a_result_of_one_file(tmp_path: Path) -> None:
     with pytest.raises(PrunerZeroError, match="exists: choose another file, or add --overwrite"):
         check_output(output, overwrite=False, gguf=True)
     assert [path.name for path in tmp_path.iterdir()] == ["out.gguf"]
-    output.write_text(f"older, {GGUF_RECORD}")
+    output.write_text(f"older, {GGUF_PRUNING}")
     build(output, overwrite=True)
     assert output.read_text() == WEIGHTS
 

@@ -18,13 +18,15 @@ from pruner_zero.provenance import Cost
 # In the folder of an unfinished run: the result, and a marker file that says it is complete. A
 # marker without a result means that the result has been moved to its final path.
 _RESULT, _COMPLETE = "result", "complete"
-# The record is the second key of a GGUF file that `prune` wrote, within this many bytes.
+# A record is the second key of a GGUF file that this program wrote, within this many bytes.
 _HEAD = 4096
 TIMING = "timing.json"
 # In the cards of pruned models.
 NOT_RETRAINED = "Nothing was retrained."
-# The key of a GGUF file that `prune` wrote: the JSON text of `pruning.json`.
-GGUF_RECORD = "pruner_zero.pruning"
+# The keys of the records in a GGUF file that this program wrote: the JSON texts of pruning.json and
+# recovery.json.
+GGUF_RECORDS = "pruner_zero."
+GGUF_PRUNING, GGUF_RECOVERY = f"{GGUF_RECORDS}pruning", f"{GGUF_RECORDS}recovery"
 
 R = TypeVar("R")
 
@@ -86,7 +88,7 @@ def _check_replaceable(folder: Path, inputs: Iterable[str | Path | None]) -> Non
             )
     if _is_file(folder):
         with open(folder, "rb") as file:
-            if GGUF_RECORD.encode() not in file.read(_HEAD):
+            if GGUF_RECORDS.encode() not in file.read(_HEAD):
                 raise PrunerZeroError(
                     f"{folder} was not written by this program, and --overwrite replaces no other "
                     "file: choose another file"

@@ -20,7 +20,8 @@ from pruner_zero.models.gguf_file import save_gguf
 from pruner_zero.models.gguf_source import read_source
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.pruning.prune import prune
-from pruner_zero.result_folder import GGUF_RECORD
+from pruner_zero.recovery.recover import recover
+from pruner_zero.result_folder import GGUF_PRUNING, GGUF_RECOVERY
 from tests.benchmarks.conftest import load_benchmark
 from tests.cli.conftest import Cli, cli, tree
 from tests.full_disk import full_disk
@@ -143,7 +144,7 @@ def test_metadata_stays_but_for_the_sizes(
         for key in ("attention.key_length", "attention.value_length", "rope.dimension_count"):
             assert after[f"llama.{key}"] == 8
     assert after["general.file_type"] == gguf.LlamaFileType.MOSTLY_F16
-    assert json.loads(after[GGUF_RECORD])["settings"]["model"] == str(source("llama"))
+    assert json.loads(after[GGUF_PRUNING])["settings"]["model"] == str(source("llama"))
     for key in ("tokens", "scores", "token_type"):
         assert len(after[f"tokenizer.ggml.{key}"]) == after["llama.vocab_size"]
     end = after["tokenizer.ggml.eos_token_id"]
@@ -170,11 +171,38 @@ def test_matrices_have_the_type_that_is_asked_for(
             assert difference < {"BF16": 0.01, "Q8_0": 0.02, "Q4_0": 0.2}[kind]
 
 
+@pytest.mark.parametrize("run", ["zeros", "vocabulary"])
+def test_a_pruned_file_can_be_recovered_to_a_file(
+    run: str, source: Callable[[str], Path], tmp_path: Path
+) -> None:
+    small, file, folder = tmp_path / "small.gguf", tmp_path / "out.gguf", tmp_path / "out"
+    pruned(source("llama"), run, small)
+    for output in (file, folder):
+        settings: dict[str, Any] = {"text": TEXT, "seqlen": 16, "steps": 2}
+        recover(small, output=output, teacher=source("llama"), **settings)
+    (model, tokenizer), (expected, _) = loaded(file), loaded(folder)
+    trained = "model.layers.1.mlp.up_proj.weight"
+    assert not torch.equal(model.state_dict()[trained], loaded(small)[0].state_dict()[trained])
+    for name, tensor in expected.state_dict().items():
+        rounded = tensor.half().float() if tensor.ndim == 2 else tensor
+        assert torch.equal(model.state_dict()[name], rounded)
+    assert tokenizer.get_vocab() == loaded(small)[1].get_vocab()
+    after = fields(file)
+    assert after[GGUF_PRUNING] == fields(small)[GGUF_PRUNING]
+    recovery = json.loads((folder / "recovery.json").read_text())
+    assert json.loads(after[GGUF_RECOVERY])["curve"] == recovery["curve"]
+    # `--overwrite` knows the file as its own.
+    recover(small, output=file, teacher=source("llama"), overwrite=True, **settings)
+    # What a new pruning changes was not recovered.
+    pruned(file, "channels", tmp_path / "again.gguf")
+    assert GGUF_RECOVERY not in fields(tmp_path / "again.gguf")
+
+
 def test_a_pruned_file_can_be_pruned_again(source: Callable[[str], Path], tmp_path: Path) -> None:
     first, again = tmp_path / "first.gguf", tmp_path / "again.gguf"
     pruned(source("llama"), "vocabulary", first)
     pruned(first, "channels", again)
-    assert json.loads(fields(again)[GGUF_RECORD])["settings"]["structure"] == "channels"
+    assert json.loads(fields(again)[GGUF_PRUNING])["settings"]["structure"] == "channels"
     assert fields(again)["tokenizer.ggml.tokens"] == fields(first)["tokenizer.ggml.tokens"]
 
 
@@ -296,7 +324,7 @@ def test_other_models_and_other_outputs_are_refused_before_any_work(
     line = cli("prune", "builtin:smollm2-135m", "--offload", *MAGNITUDE, "-o", file).error
     assert line == "--offload cannot be combined with a .gguf output: write a folder"
     line = cli("recover", llama_folder, "--text", path, "--steps", 1, "-o", file).error
-    assert line == f"{file} names a GGUF file: choose a folder for the result"
+    assert line.startswith(f"a .gguf output is made after a .gguf file, and {llama_folder} is none")
     model, tokenizer = loaded(path)
     with pytest.raises(PrunerZeroError, match="a model object cannot be combined"):
         prune(model, tokenizer=tokenizer, output=file, **RUNS["zeros"])

@@ -16,9 +16,6 @@ from pruner_zero.settings.base import FILES, ModelSettings, Settings
 from pruner_zero.settings.options import Option, options_of
 from pruner_zero.settings.read import read_settings
 
-OutputFolder = Annotated[
-    Path, typer.Option("--output", "-o", help="Folder for the result.", show_default=False)
-]
 OutputModel = Annotated[
     Path,
     typer.Option(

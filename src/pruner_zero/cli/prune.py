@@ -48,7 +48,7 @@ def prune(
 @options.with_settings(RecoverSettings)
 def recover(
     settings: dict[str, Any],
-    output: options.OutputFolder,
+    output: options.OutputModel,
     overwrite: options.Overwrite = False,
     cache: options.Cache = None,
     config: options.Config = None,

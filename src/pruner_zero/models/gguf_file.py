@@ -15,7 +15,6 @@ from pruner_zero.choices import GgufType
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.files import sync, writing
 from pruner_zero.models.gguf_source import INSTEAD, SIZES, Field, GgufSource
-from pruner_zero.result_folder import GGUF_RECORD
 
 # The sizes of a head, which follow from the number of heads where they are not given.
 _HEAD = ("attention.key_length", "attention.value_length", "rope.dimension_count")
@@ -23,8 +22,8 @@ _TOKENS, _MERGES = "tokenizer.ggml.tokens", "tokenizer.ggml.merges"
 _PER_TOKEN = (_TOKENS, "tokenizer.ggml.scores", "tokenizer.ggml.token_type")
 # Keys that are written anew, or hold for the bytes of the source alone.
 _OF_SOURCE = re.compile(
-    r"(GGUF|quantize)\..*|general\.(architecture|alignment|file_type|size_label|quantization_version)|"
-    + re.escape(GGUF_RECORD)
+    r"(GGUF|quantize|pruner_zero)\..*|"
+    r"general\.(architecture|alignment|file_type|size_label|quantization_version)"
 )
 
 
@@ -34,13 +33,13 @@ def save_gguf(
     file: Path,
     kind: GgufType,
     stay: Sequence[int],
-    record: Mapping[str, Any],
+    records: Mapping[str, Any],
 ) -> None:
     """Write the pruned `model` as `file`, with the metadata of `source`, its sizes and tokens anew.
 
     kind: the type of the matrices; those whose rows are no whole blocks of it are F16, and vectors
-    are F32. stay: the tokens that stayed by their numbers, empty where all did. record: kept as
-    JSON text under the key `GGUF_RECORD`. Raises PrunerZeroError where a tensor does not fit
+    are F32. stay: the tokens that stayed by their numbers, empty where all did. records: those of
+    the runs, by their keys, kept as JSON text. Raises PrunerZeroError where a tensor does not fit
     `source`, and where the disk is full.
     """
     fields = _resized(source, model.config)
@@ -53,8 +52,9 @@ def save_gguf(
             f"{source.name} has {tokens} tokens, and the model embeds {rows}: {INSTEAD}"
         )
     writer = gguf.GGUFWriter(file, source.architecture)
-    # The first key, where `check_output` finds it.
-    writer.add_string(GGUF_RECORD, json.dumps(record))
+    # First, where `check_output` finds them.
+    for key, record in records.items():
+        writer.add_string(key, json.dumps(record))
     writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{kind}"])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     for key, (value, *types) in fields.items():

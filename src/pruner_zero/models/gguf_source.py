@@ -1,5 +1,6 @@
 """The GGUF file that a model was read from, and its tensors as such files store them."""
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,11 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pruner_zero.choices import Structure
+from pruner_zero.choices import GgufType, Structure
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.load import PREFIX, installed_file
 from pruner_zero.models.read import is_gguf, readable
 from pruner_zero.models.transformers_private import gguf_reading
+from pruner_zero.result_folder import GGUF_RECORDS
 
 Array = NDArray[Any]
 # The value of a key, its type, and the type of the items where it is an array.
@@ -56,6 +58,12 @@ class GgufSource:
     names: Mapping[str, str]
     store: Callable[[str, Array, Any], Array]
 
+    @property
+    def records(self) -> dict[str, Any]:
+        """What this program wrote on earlier runs into the file, by key."""
+        texts = {k: value for k, (value, *_) in self.fields.items() if k.startswith(GGUF_RECORDS)}
+        return {key: json.loads(text) for key, text in texts.items()}
+
     def tensors(self, model: PreTrainedModel) -> dict[str, Tensor]:
         """The tensors of `model`, dense or pruned, by their names in the file, in its order.
 
@@ -85,7 +93,7 @@ class GgufSource:
         return tensors
 
 
-def gguf_path(name: str) -> Path:
+def path_of(name: str) -> Path:
     """The GGUF file that the model `name` is read from. Raises PrunerZeroError for other models."""
     if name.startswith(PREFIX):
         return installed_file(name)
@@ -96,8 +104,29 @@ def gguf_path(name: str) -> Path:
     return Path(name)
 
 
+def source_of(
+    output: Path | None, kind: GgufType | None, name: str | None, other: str = ""
+) -> Path | None:
+    """The GGUF file after which `output` is made; None where it is none, or there is no output.
+
+    kind: the type of matrices that was asked for. name: of the model that is changed, None for an
+    object. other: an option that was given and needs a folder. Raises PrunerZeroError for what
+    cannot be combined with `output`.
+    """
+    if output is None or not is_gguf(output):
+        if kind:
+            raise PrunerZeroError(
+                "--gguf-type is for an output whose name ends in .gguf: leave it out"
+            )
+        return None
+    if name is None or other:
+        given = other or "a model object"
+        raise PrunerZeroError(f"{given} cannot be combined with a .gguf output: write a folder")
+    return path_of(name)
+
+
 def read_source(
-    path: Path, name: str, model: PreTrainedModel, structure: Structure | None
+    path: Path, name: str, model: PreTrainedModel, structure: Structure | None = None
 ) -> GgufSource:
     """Read from the file `path` all but the weights of the dense `model`, known as `name`.
 

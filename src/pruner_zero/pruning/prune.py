@@ -17,10 +17,9 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.journal import Journal
 from pruner_zero.metric.metric import Metric
 from pruner_zero.models.gguf_file import save_gguf
-from pruner_zero.models.gguf_source import GgufSource, gguf_path, read_source
+from pruner_zero.models.gguf_source import GgufSource, read_source, source_of
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import OPENERS, as_language_model
-from pruner_zero.models.read import is_gguf
 from pruner_zero.models.save import save_model
 from pruner_zero.models.structure import Matrix, find_matrices, size_of
 from pruner_zero.progress import note
@@ -30,7 +29,7 @@ from pruner_zero.pruning.method import Method, describe_steps, for_wide, is_wide
 from pruner_zero.pruning.model import check_plan, prune_model
 from pruner_zero.pruning.parse_method import check_compares_weights, default_rivals, parse_method
 from pruner_zero.pruning.result import PruneResult
-from pruner_zero.result_folder import build_folder, check_output
+from pruner_zero.result_folder import GGUF_PRUNING, build_folder, check_output
 from pruner_zero.settings.base import name_of, names_of
 from pruner_zero.settings.prune import PruneSettings
 from pruner_zero.settings.read import read_settings
@@ -98,7 +97,8 @@ def prune(
     checked, method = _read(model, metric, calibration, config, settings)
     folder = None if output is None else check_output(output, overwrite, [checked.model], gguf=True)
     is_object = model is not None and not isinstance(model, str | Path)
-    gguf = _check_gguf(checked, is_object, folder)
+    name = None if is_object else checked.model
+    gguf = source_of(folder, checked.gguf_type, name, "--offload" * checked.offload)
     if checked.offload:
         _check_offload(is_object, folder)
     text = checked.calibration if calibration is None else calibration
@@ -179,23 +179,6 @@ def _read(
             "--sparsity"
         )
     return checked, method
-
-
-def _check_gguf(settings: PruneSettings, is_object: bool, output: Path | None) -> Path | None:
-    """The .gguf file after which `output` is made; None where it is none, or there is no output.
-
-    Raises PrunerZeroError for what cannot be combined with it.
-    """
-    if output is None or not is_gguf(output):
-        if settings.gguf_type:
-            raise PrunerZeroError(
-                "--gguf-type is for an output whose name ends in .gguf: leave it out"
-            )
-        return None
-    if is_object or settings.offload:
-        given = "a model object" if is_object else "--offload"
-        raise PrunerZeroError(f"{given} cannot be combined with a .gguf output: write a folder")
-    return gguf_path(settings.model)
 
 
 def _check_offload(is_object: bool, folder: Path | None) -> None:
@@ -281,7 +264,7 @@ class _Run:
         if self.source:
             kind: GgufType = self.settings.gguf_type or "F16"
             model, stay = self.language_model.model, result.method.pattern.kept_tokens
-            save_gguf(self.source, model, staged, kind, stay, result.to_json())
+            save_gguf(self.source, model, staged, kind, stay, {GGUF_PRUNING: result.to_json()})
             return result.cost
         if disk := self.language_model.on_disk:
             pattern, files = self.method.pattern, weight_files(journal, self.method.distill)

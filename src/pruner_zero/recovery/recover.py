@@ -10,6 +10,8 @@ from torch import Tensor
 from pruner_zero.devices import naming_out_of_memory, torch_threads
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.journal import Journal
+from pruner_zero.models.gguf_file import save_gguf
+from pruner_zero.models.gguf_source import read_source, source_of
 from pruner_zero.models.language_model import LanguageModel, check_tokens
 from pruner_zero.models.load import as_language_model
 from pruner_zero.models.save import save_model
@@ -26,7 +28,7 @@ from pruner_zero.recovery.loss import taught_loss, text_loss
 from pruner_zero.recovery.result import LEAST_SPARSITY, RecoverResult
 from pruner_zero.recovery.train import Batch, Budget, Training
 from pruner_zero.recovery.windows import in_training_order, split_texts
-from pruner_zero.result_folder import build_folder, check_output
+from pruner_zero.result_folder import GGUF_RECOVERY, build_folder, check_output
 from pruner_zero.settings.base import name_of, names_of
 from pruner_zero.settings.read import read_settings
 from pruner_zero.settings.recover import RecoverSettings
@@ -35,7 +37,7 @@ from pruner_zero.text.translation import Translation
 from pruner_zero.text.windows import mix_windows
 
 # Settings that may change when an interrupted run is resumed.
-_PLACE = {"device", "threads"}
+_PLACE = {"device", "gguf_type", "threads"}
 
 
 @naming_out_of_memory("choose a smaller --batch or a shorter --seqlen")
@@ -52,6 +54,9 @@ def recover(
     **settings: Any,
 ) -> RecoverResult:
     """Fine-tune a pruned model so that every zero weight stays zero, and save it to `output`.
+
+    output: a folder, or for a model that is read from a .gguf file also a .gguf file, which keeps
+    its metadata, and `recovery.json` under the key pruner_zero.recovery.
 
     model: what `load_model` takes, or a model object with its `tokenizer`, which is changed in
     place; None where `config` names it. Its zeros are its mask; where whole units were removed, all
@@ -70,13 +75,16 @@ def recover(
     given = {"model": name_of(model), "text": names_of(text), "teacher": name_of(teacher)}
     checked = read_settings(RecoverSettings, {**settings, **given}, config)
     inputs = [checked.model, checked.teacher]
-    folder = None if output is None else check_output(output, overwrite, inputs)
+    folder = None if output is None else check_output(output, overwrite, inputs, gguf=True)
+    is_object = model is not None and not isinstance(model, str | Path)
+    gguf = source_of(folder, checked.gguf_type, None if is_object else checked.model)
     mixture = load_mixture(
         checked.text if text is None else text, prompts=checked.prompts, scripts=checked.scripts
     )
     pruned = as_language_model(
         checked.model if model is None else model, tokenizer, **checked.loading
     )
+    source = read_source(gguf, checked.model, pruned.model) if gguf else None
     matrices = find_matrices(pruned.model)
     check_weights(matrices)
     teacher = checked.teacher if teacher is None else teacher
@@ -145,8 +153,12 @@ def recover(
         )
 
     def write(result: RecoverResult, _: Journal, staged: Path) -> Cost:
-        save_model(pruned, staged)
-        result.write(staged)
+        if source:
+            records = {**source.records, GGUF_RECOVERY: result.to_json()}
+            save_gguf(source, pruned.model, staged, checked.gguf_type or "F16", (), records)
+        else:
+            save_model(pruned, staged)
+            result.write(staged)
         return result.cost
 
     # The values that an unfinished run must share with this run to be resumed.

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from pruner_zero.choices import Dtype
+from pruner_zero.choices import Dtype, GgufType
 from pruner_zero.errors import PrunerZeroError
 
 
@@ -146,3 +146,11 @@ class ModelSettings(Settings):
         """The keyword arguments of `load_model`."""
         names = ("dtype", "device", "revision", "attn_implementation")
         return {name: getattr(self, name) for name in names}
+
+
+class OutputSettings(ModelSettings):
+    """A model that is changed and written as a folder or as a .gguf file."""
+
+    gguf_type: Annotated[GgufType | None, Cli(panel=FILES, default="F16")] = Field(
+        None, description="Type of the matrices in a .gguf output."
+    )

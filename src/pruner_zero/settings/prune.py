@@ -6,9 +6,9 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from pruner_zero.choices import GgufType, Scope, Structure
+from pruner_zero.choices import Scope, Structure
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.settings.base import FILES, MAIN, Cli, ModelSettings, PathText
+from pruner_zero.settings.base import MAIN, Cli, ModelSettings, OutputSettings, PathText
 from pruner_zero.settings.calibration import (
     COUNTED,
     WRITTEN,
@@ -93,7 +93,7 @@ def _shape_of_windows(asked: Mapping[str, Any]) -> Mapping[str, int]:
     return COUNTED if asked.get("structure") == "vocabulary" else {}
 
 
-class PruneSettings(ModelSettings, MethodSettings, SizeSettings):
+class PruneSettings(OutputSettings, MethodSettings, SizeSettings):
     """All that decides the result of `prune`."""
 
     panel: ClassVar[str] = "What follows the mask"
@@ -162,9 +162,6 @@ class PruneSettings(ModelSettings, MethodSettings, SizeSettings):
         None,
         description="With --structure vocabulary: a text file whose words must be encoded as "
         "before; all of their tokens stay.",
-    )
-    gguf_type: Annotated[GgufType | None, Cli(panel=FILES, default="F16")] = Field(
-        None, description="Type of the matrices in a .gguf output."
     )
     offload: Annotated[bool, Cli(panel=ModelSettings.panel)] = Field(
         False, description="Leave the model on disk and read one block at a time."

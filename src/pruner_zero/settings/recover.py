@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from pruner_zero.choices import SELF
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.settings.base import MAIN, TEXT_HELP, Cli, ModelSettings
+from pruner_zero.settings.base import MAIN, TEXT_HELP, Cli, OutputSettings
 from pruner_zero.settings.calibration import (
     SELF_HELP,
     SHARES,
@@ -19,7 +19,7 @@ from pruner_zero.settings.calibration import (
 DEFAULT_MINUTES = 10.0
 
 
-class RecoverSettings(ModelSettings, WritingSettings):
+class RecoverSettings(OutputSettings, WritingSettings):
     """All that decides the result of `recover`.
 
     The weights are loaded and saved in `dtype` and trained in float32. A run with a budget of
