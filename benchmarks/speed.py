@@ -1,15 +1,14 @@
-"""How much faster smaller models run, in PyTorch and in llama.cpp, and whether folders load there.
+"""How much faster smaller models run, in PyTorch and in llama.cpp.
 
     python benchmarks/speed.py torch
-    python benchmarks/speed.py llama.cpp --converter llama.cpp/convert_hf_to_gguf.py
+    python benchmarks/speed.py llama.cpp gemma-3-270m-q4_k_m.gguf
     python benchmarks/speed.py page
 
 In PyTorch models of two shapes with random weights, on which speed does not depend, take turns
-with the dense shape. For llama.cpp (`pip install xllamacpp sentencepiece`), SmolLM2-135M is pruned
-in several ways; every folder is converted by the public converter (in the repository of llama.cpp,
-and in the source archive of llama-cpp-python from 0.3.36 on) and run by the public runtime. Every
-model continues a prompt greedily in llama.cpp from 32-bit weights and in transformers; the script
-compares the two texts. Writes results/speed.json, results/llama-cpp.json and speed.md.
+with the dense shape. For llama.cpp, SmolLM2-135M and Gemma 3 270M are pruned in several ways,
+written as GGUF files, and run by the public runtime. Every model continues a prompt greedily in
+llama.cpp from its F16 file and in transformers from the same weights; the script compares the two
+texts. Writes results/speed.json, results/llama-cpp.json and speed.md.
 """
 
 import argparse
@@ -17,7 +16,7 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,11 +26,13 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
 
 from pruner_zero import prune
+from pruner_zero.choices import GgufType
 from pruner_zero.evaluation.speed import measure_speed
 from pruner_zero.files import write_json
+from pruner_zero.models.gguf_file import save_gguf
+from pruner_zero.models.gguf_source import path_of, read_source
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import load_model
-from pruner_zero.models.save import save_model
 from pruner_zero.models.structure import find_matrices
 from pruner_zero.provenance import provenance
 from pruner_zero.sparsity.pattern import keep_mask
@@ -41,17 +42,28 @@ from tables import markdown, results, script_parser, write_page
 TORCH, LLAMA_CPP = results("speed.json"), results("llama-cpp.json")
 MODEL = "builtin:smollm2-135m"
 TEXT: Mapping[str, Any] = {"calibration": "builtin:pydoc", "windows": 8, "distill": 0}
-CASES: Mapping[str, Mapping[str, Any]] = {
-    "dense": {},
-    "half of the weights zero": {"metric": "wanda", "sparsity": 0.5},
-    "a quarter of the channels": {"metric": "wanda", "structure": "channels", "sparsity": 0.25},
-    "a third of the heads": {"metric": "wanda", "structure": "heads", "sparsity": 1 / 3},
-    "a fifth of the blocks": {"structure": "blocks", "sparsity": 0.2},
+# By the model, what is done to it.
+CASES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "SmolLM2-135M": {
+        "dense": {},
+        "half of the weights zero": {"metric": "wanda", "sparsity": 0.5},
+        "a quarter of the channels": {"metric": "wanda", "structure": "channels", "sparsity": 0.25},
+        "a third of the heads": {"metric": "wanda", "structure": "heads", "sparsity": 1 / 3},
+        "a fifth of the blocks": {"structure": "blocks", "sparsity": 0.2},
+        "half of the tokens": {"structure": "vocabulary", "sparsity": 0.5},
+    },
+    "Gemma 3 270M": {
+        "dense": {},
+        "three quarters of the tokens": {"structure": "vocabulary", "sparsity": 0.75},
+    },
+}
+TYPES: Mapping[str, Sequence[GgufType]] = {
+    "SmolLM2-135M": ("F16",),
+    "Gemma 3 270M": ("F16", "Q8_0", "Q4_0"),
 }
 QUESTION = "Python is a programming language that"
 # Numbers of tokens: of the compared greedy continuation; of the timed prompt and continuation.
 GREEDY, PREFILL, DECODE = 24, 512, 64
-FILES = ("f32", "f16")
 TURNS = 5
 KINDS = ("prefill", "decode")
 # TinyLlama's shape.
@@ -86,7 +98,7 @@ def main() -> None:
     """Measure, and write the page."""
     parser = script_parser(__doc__)
     parser.add_argument("what", choices=["torch", "llama.cpp", "page"])
-    parser.add_argument("--converter", type=Path, help="convert_hf_to_gguf.py")
+    parser.add_argument("gemma", nargs="?", type=Path, help="the GGUF file of Gemma 3 270M")
     parser.add_argument("--turns", type=int, default=TURNS)
     given = parser.parse_args()
     if given.what == "torch":
@@ -153,41 +165,48 @@ def torch_speed(
 
 def run_llama_cpp(given: argparse.Namespace) -> None:
     """Measure all cases in llama.cpp anew."""
+    sources = dict(zip(CASES, (MODEL, str(given.gemma)), strict=True))
     with TemporaryDirectory() as temporary:
-        rows = {name: prepare(name, Path(temporary), given.converter) for name in CASES}
+        rows = {
+            f"{model}, {case}, {kind}": row
+            for model, cases in CASES.items()
+            for case in cases
+            for kind, row in prepare(model, case, sources[model], Path(temporary)).items()
+        }
         turns = [
-            {name: llama_speed(Path(row["f16"])) for name, row in rows.items()}
+            {name: llama_speed(Path(row["file"])) for name, row in rows.items()}
             for _ in range(given.turns)
         ]
     report = {}
     for name, row in rows.items():
         measured = {kind: [turn[name][kind] for turn in turns] for kind in KINDS}
-        kept = {key: value for key, value in row.items() if key not in FILES}
-        report[name] = {**kept, **measured}
+        report[name] = {**{key: row[key] for key in row if key != "file"}, **measured}
     write_json(LLAMA_CPP, report)
 
 
-def prepare(name: str, folder: Path, converter: Path) -> dict[str, Any]:
-    """Prune and convert a case; its files and sizes, and the two continuations of the prompt."""
-    print(name, flush=True)
-    settings, place = CASES[name], folder / name.replace(" ", "-")
-    model = load_model(MODEL, dtype="float32")
+def prepare(model: str, case: str, name: str, folder: Path) -> dict[str, dict[str, Any]]:
+    """Prune a case and write its files; by their types, their sizes and the continuations."""
+    print(model, case, flush=True)
+    loaded, settings = load_model(name, dtype="float32"), CASES[model][case]
+    source = read_source(path_of(name), name, loaded.model)
+    tokens: Sequence[int] = ()
     if settings:
-        prune(model, output=place, **TEXT, **settings)
-    else:
-        save_model(model, place)
-    row: dict[str, Any] = {"parameters": sum(p.numel() for p in model.model.parameters())}
-    for kind in FILES:
-        row[kind] = str(place.with_suffix(f".{kind}.gguf"))
-        command = [sys.executable, converter, place, "--outfile", row[kind], "--outtype", kind]
-        subprocess.run([*map(str, command)], check=True, capture_output=True)
-    row["bytes"] = Path(row["f16"]).stat().st_size
+        tokens = prune(loaded, **TEXT, **settings).method.pattern.kept_tokens
+    rows: dict[str, dict[str, Any]] = {}
+    for kind in TYPES[model]:
+        file = folder / f"{model}-{case}-{kind}.gguf".replace(" ", "-")
+        save_gguf(source, loaded.model, file, kind, tokens, {})
+        parameters = sum(p.numel() for p in loaded.model.parameters())
+        rows[kind] = {"file": str(file), "parameters": parameters, "bytes": file.stat().st_size}
     with torch.no_grad():
-        tokens = model.tokenizer(QUESTION, return_tensors="pt").input_ids
-        ends = model.model.generate(tokens, max_new_tokens=GREEDY, do_sample=False)
-    row["transformers"] = model.tokenizer.decode(ends[0, tokens.shape[1] :])
-    row["llama.cpp"] = ask(Path(row["f32"]), QUESTION, GREEDY)["text"]
-    return row
+        for parameter in loaded.model.parameters():
+            if parameter.ndim > 1:
+                parameter.copy_(parameter.half())
+        ids = loaded.tokenizer(QUESTION, return_tensors="pt").input_ids
+        ends = loaded.model.generate(ids, max_new_tokens=GREEDY, do_sample=False)
+    rows["F16"]["transformers"] = loaded.tokenizer.decode(ends[0, ids.shape[1] :])
+    rows["F16"]["llama.cpp"] = ask(Path(rows["F16"]["file"]), QUESTION, GREEDY)["text"]
+    return rows
 
 
 def llama_speed(path: Path) -> dict[str, float]:
@@ -224,20 +243,22 @@ def page(of_torch: Mapping[str, Any], of_llama_cpp: Mapping[str, Any]) -> str:
         [name, *(f"×{row[kind]:.2f} (×{row[f'fewer_{kind}']:.2f})" for kind in KINDS)]
         for name, row in of_torch.items()
     ]
-    dense = of_llama_cpp["dense"]
     rows = []
     for name, row in of_llama_cpp.items():
+        model, _, kind = name.split(", ")
+        dense = of_llama_cpp[f"{model}, dense, {kind}"]
         fewer = f"×{dense['parameters'] / row['parameters']:.2f}"
         cells = [name, f"{row['parameters'] / 1e6:.1f}", fewer, f"{row['bytes'] / 1e6:.0f}"]
-        for kind in KINDS:
-            median = statistics.median(row[kind])
-            cells.append(f"{median:.0f} ({min(row[kind]):.0f} to {max(row[kind]):.0f})")
-            cells.append(f"×{median / statistics.median(dense[kind]):.2f}")
-        rows.append([*cells, "yes" if row["transformers"] == row["llama.cpp"] else "no"])
+        for of in KINDS:
+            median = statistics.median(row[of])
+            cells.append(f"{median:.0f} ({min(row[of]):.0f} to {max(row[of]):.0f})")
+            cells.append(f"×{median / statistics.median(dense[of]):.2f}")
+        same = row["transformers"] == row["llama.cpp"] if "llama.cpp" in row else None
+        rows.append([*cells, {True: "yes", False: "no", None: ""}[same]])
     header = ["", "million parameters", "fewer", "MB", "prefill", "faster", "decode", "faster"]
     return (
         "# The speed of smaller models\n\nMade by `python benchmarks/speed.py torch` and `python"
-        " benchmarks/speed.py llama.cpp --converter convert_hf_to_gguf.py`: one thread of a CPU,"
+        " benchmarks/speed.py llama.cpp gemma-3-270m-q4_k_m.gguf`: one thread of a CPU,"
         f" batch 1, medians of {TURNS} turns in which the models follow one another. *Prefill*: a"
         f" pass over {PREFILL} tokens; *decode*: the tokens after them, one by one, 32 in PyTorch"
         f" and {DECODE} in llama.cpp. Result files: [PyTorch](results/{TORCH.name}),"
@@ -246,12 +267,12 @@ def page(of_torch: Mapping[str, Any], of_llama_cpp: Mapping[str, Any]) -> str:
         " attention, and in prefill without the head, which is needed for one token. Random"
         " weights; 135 M: the shape of SmolLM2-135M in float32, 1.1 B: that of TinyLlama in"
         " bfloat16. The machine was busy with other work, so that single rows are off by a tenth"
-        f" or two.\n\n{markdown(('removed', *KINDS), faster)}\n## In llama.cpp\n\nSmolLM2-135M,"
-        " converted by the public converter and run by the public runtime. *MB*: of the file with"
-        " 16-bit weights. *Fewer*: the dense model's parameters over those of the row. *Prefill*,"
-        " *decode*: tokens a second (lowest to highest). *Same text*: the first"
-        f" {GREEDY} greedy tokens, from 32-bit weights, are those that transformers generates from"
-        f" the folder.\n\n{markdown([*header, 'same text'], rows)}"
+        f" or two.\n\n{markdown(('removed', *KINDS), faster)}\n## In llama.cpp\n\nWhat was removed"
+        " from which model, and the type of the GGUF file that this program wrote, run by the"
+        " public runtime. *Fewer*, *faster*: beside the dense model in a file of the same type."
+        " *Prefill*, *decode*: tokens a second (lowest to highest). *Same text*: the first"
+        f" {GREEDY} greedy tokens are those that transformers generates from the same weights."
+        f"\n\n{markdown([*header, 'same text'], rows)}"
     )
 
 

@@ -6,9 +6,9 @@
         -o benchmarks/results/vocabulary/gemma3-270m/65536.json
     python benchmarks/vocabulary.py
 
-The texts are the first 60,000 bytes of WikiText-2 test, of the test part of Python's documentation,
-and of the news of proof.md; for Qwen2.5-Coder-1.5B, in bfloat16, the first 16,000. A row is a file
-of `ROWS`.
+The texts are the first 60,000 bytes of WikiText-2 test and of the news of proof.md, and as many
+characters of the test part of Python's documentation; for Qwen2.5-Coder-1.5B, in bfloat16, the
+first 16,000. A row is a file of `ROWS`.
 """
 
 import json

@@ -292,7 +292,6 @@ def test_a_full_disk_is_one_line(source: Callable[[str], Path], tmp_path: Path) 
 def test_llama_cpp_continues_a_text_as_transformers_does(
     load_benchmark: Callable[[str], ModuleType], tmp_path: Path
 ) -> None:
-    pytest.importorskip("xllamacpp")
     settings: dict[str, Any] = {
         "calibration": "builtin:pydoc",
         "windows": 100,
