@@ -16,7 +16,7 @@ from pruner_zero.pruning.method import for_wide
 from pruner_zero.pruning.model import for_training
 from pruner_zero.pruning.parse_method import parse_method
 from pruner_zero.pruning.prune import prune
-from pruner_zero.settings.prune import DEFAULT, PruneSettings
+from pruner_zero.settings.prune import DEFAULT, WIDE_METRIC, PruneSettings
 from pruner_zero.settings.read import read_settings
 from pruner_zero.text.windows import Windows
 from tests.text.refusals import refusal
@@ -106,8 +106,10 @@ def test_a_note_describes_the_default_method(
     assert "40 steps of distillation" in note
 
 
-@pytest.mark.parametrize("options", [{}, {"pattern": "2:4", "sparsity": None}])
-def test_wide_matrices_get_the_mask_of_wanda(
+@pytest.mark.parametrize(
+    "options", [{}, {"scope": "row"}, {"pattern": "2:4", "sparsity": None}], ids=str
+)
+def test_wide_matrices_get_a_mask_without_gradients(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
     monkeypatch.setattr("pruner_zero.pruning.method.MANY_INPUTS", 32)
@@ -115,7 +117,8 @@ def test_wide_matrices_get_the_mask_of_wanda(
     with reported_to(progress):
         result = prune(language_model(), cache=tmp_path, **{**SMALL, **options})
     assert (result.method.steps, result.method.reconstruct, result.method.distill) == ((), 2, 3)
-    assert str(result.method.metric.expression) == "W * X"
+    assert str(result.method.metric.expression) == WIDE_METRIC
+    assert result.method.pattern.reach != "model"
     assert not result.raced
     (note,) = [note for note in progress.lines if "No --metric" in note]
     assert "each block trained towards the dense block in 2 passes" in note
@@ -144,7 +147,7 @@ def test_amounts_that_are_asked_for_stay_where_matrices_are_wide(
     monkeypatch.setattr("pruner_zero.pruning.method.MANY_INPUTS", 32)
     result = prune(language_model(), cache=tmp_path, **SMALL, reconstruct=3)
     assert (result.method.reconstruct, result.method.distill) == (3, 3)
-    assert str(result.method.metric.expression) == "W * X"
+    assert str(result.method.metric.expression) == WIDE_METRIC
 
 
 @pytest.mark.parametrize(
@@ -175,7 +178,7 @@ def test_prune_takes_more_text_for_wide_matrices(
 
 @pytest.mark.parametrize(
     ("options", "amounts"),
-    [({}, (2, 80)), ({"distill": 5}, (2, 5)), ({"mode": "one-shot"}, (0, 40))],
+    [({}, (2, 60)), ({"distill": 5}, (2, 5)), ({"mode": "one-shot"}, (0, 40))],
     ids=str,
 )
 def test_wide_matrices_get_fewer_passes_and_more_steps_of_distillation(

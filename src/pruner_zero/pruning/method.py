@@ -13,7 +13,7 @@ from pruner_zero.metric.expression import collected_for
 from pruner_zero.metric.metric import Metric
 from pruner_zero.models.structure import Matrix
 from pruner_zero.plugins import Registry
-from pruner_zero.settings.prune import MANY_INPUTS, WIDE
+from pruner_zero.settings.prune import MANY_INPUTS, WIDE, WIDE_METRIC
 from pruner_zero.sparsity.pattern import Pattern
 from pruner_zero.sparsity.steps.step import STEPS, plan
 
@@ -213,17 +213,19 @@ def is_wide(matrices: Sequence[Matrix]) -> bool:
 
 
 def for_wide(method: Method, mode: Mode, asked: Collection[str]) -> Method:
-    """The default method for a wide model: the mask of its first rival, and other amounts.
+    """The default method for a wide model: a mask without gradients, and other amounts.
 
     asked: the settings that were asked for, whose amounts stay.
     """
     if method.reconstruct:
         amounts: dict[str, Any] = {n: amount for n, amount in WIDE.items() if n not in asked}
         method = replace(method, **amounts)
-    if not method.rivals or mode == "one-shot":
+    if mode == "one-shot" or method.pattern.unit:
         return method
-    first = method.rivals[0]
-    return replace(method, metric=first.metric, pattern=first.pattern, rivals=())
+    pattern = method.rivals[0].pattern if method.rivals else method.pattern
+    if pattern.reach == "model":
+        return method
+    return replace(method, metric=Metric.of(WIDE_METRIC), pattern=pattern, rivals=())
 
 
 def describe_steps(steps: Sequence[str], asymmetric: bool = False, reconstruct: int = 0) -> str:

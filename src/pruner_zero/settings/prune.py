@@ -32,12 +32,14 @@ DEFAULT: Mapping[str, Any] = MappingProxyType(
         "distill": 40,
     }
 )
-# Where a matrix has `MANY_INPUTS` inputs or more, the mask is Wanda's and the amounts are `WIDE`:
-# on Qwen2.5-Coder-1.5B the default's own mask is no better on texts unlike its calibration, and G
-# takes a backward pass and as much memory as the weights; more text is worth more there than more
-# passes over the same text (benchmarks/why.md), and more steps gain a little (benchmarks/proof.md).
-MANY_INPUTS = 4096
-WIDE: Mapping[str, int] = MappingProxyType({"reconstruct": 2, "distill": 80})
+# Where a matrix has `MANY_INPUTS` inputs or more, the mask is that of `WIDE_METRIC` inside rows and
+# the amounts are `WIDE`: on Qwen2.5-Coder-1.5B it loses a tenth less than Wanda's, masks by
+# gradients are no better, and more text is worth more than more passes over the same text
+# (benchmarks/why.md). The order inside a row is that of W * (X / norm of W's column)^0.5.
+# Source: weights over the norms of their columns and a power of X, as in RIA (Zhang et al. 2024)
+# and BaWA (ICML 2025, PMLR 267); these exponents were found by hand.
+MANY_INPUTS, WIDE_METRIC = 4096, "W * column_normalize(W) * X"
+WIDE: Mapping[str, int] = MappingProxyType({"reconstruct": 2, "distill": 60})
 # The windows of the default method, and of wide models, as multiples of those of others: more text
 # is worth more than more passes over it, and the distillation has windows of its own
 # (benchmarks/why.md).
@@ -105,7 +107,7 @@ class PruneSettings(OutputSettings, MethodSettings, SizeSettings):
             first=True,
             default=f"{DEFAULT['metric']} --scope global --reconstruct {DEFAULT['reconstruct']} "
             f"--distill {DEFAULT['distill']}, or {WITHIN}'s mask or that of scope row where it is "
-            f"better; {WITHIN}'s, --reconstruct {WIDE['reconstruct']} and --distill "
+            f"better; {WIDE_METRIC} --reconstruct {WIDE['reconstruct']} --distill "
             f"{WIDE['distill']} from {MANY_INPUTS} inputs on",
         ),
     ] = Field(
