@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pruner_zero.errors import PrunerZeroError
+from pruner_zero.metric.metric import Metric
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.structure import find_matrices
 from pruner_zero.progress import reported_to
@@ -122,6 +123,15 @@ def test_wide_matrices_get_a_mask_without_gradients(
     assert not result.raced
     (note,) = [note for note in progress.lines if "No --metric" in note]
     assert "each block trained towards the dense block in 2 passes" in note
+
+
+def test_wide_matrices_whose_weights_all_compete_keep_the_metric_for_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without gradients the scores of two matrices cannot be compared (benchmarks/why.md)."""
+    monkeypatch.setattr("pruner_zero.pruning.method.MANY_INPUTS", 32)
+    result = prune(language_model(), cache=tmp_path, scope="global", **SMALL)
+    assert result.method.metric.expression == Metric.of(DEFAULT["metric"]).expression
 
 
 @pytest.mark.parametrize("options", [{}, {"distill": 2}, {"scope": "row"}, {"pattern": "2:4"}])

@@ -1,6 +1,8 @@
 """The training loop against a plain one, and within its budget of steps and minutes."""
 
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import islice, pairwise
 from pathlib import Path
@@ -369,3 +371,34 @@ def test_weights_are_float32_inside_and_of_their_own_dtype_afterwards(dtype: tor
     for name, tensor in pruned.weights():
         assert tensor.dtype == dtype
         assert torch.equal(tensor, before[name])
+
+
+def test_the_widened_weights_are_freed_before_the_rounded_ones_are_made(
+    parts: tuple[Windows, Windows], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both together take half as much memory again as the training."""
+    widened: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+
+    class Watched(Training):
+        def _train(self) -> None:
+            super()._train()
+            widened.extend(weakref.ref(kept.weight) for kept in self.learned.values())
+
+    @contextmanager
+    def watched(parameters: Sequence[torch.nn.Parameter]) -> Iterator[None]:
+        with float32_weights(parameters):
+            yield
+            # The parameters have other tensors over the same memory.
+            alive.append(sum(reference() is not None for reference in widened))
+
+    monkeypatch.setattr("pruner_zero.recovery.train.float32_weights", watched)
+    pruned, _ = pruned_model(dtype=torch.bfloat16)
+    plain = training(pruned, parts, 1)
+    names = ("model", "matrices", "batches", "validation", "budget", "learning_rate", "name")
+    given: dict[str, Any] = {name: getattr(plain, name) for name in names}
+    run = Watched(**given, remedy="")
+    run.run()
+    assert widened
+    assert alive == [0]
+    assert run.trained == sum(int((m.weight != 0).sum()) for m in find_matrices(pruned.model))

@@ -132,6 +132,8 @@ class Training:
         self.parameters = parameters_of(self.matrices)
         self.dtypes = {name: parameter.dtype for name, parameter in self.parameters.items()}
         self.learned: dict[Matrix, FactoredMatrix] = {}
+        # The number of trained weights, once the run has ended.
+        self.trained = 0
         self.best: dict[str, Tensor] = {}
         # Of tables, which have a gradient for each chunk of logits and for the inputs.
         self.gathered: dict[Matrix, Tensor] = {}
@@ -147,16 +149,14 @@ class Training:
             if self.journal and self.journal.lines:
                 self._restore(self.journal)
             self._train()
+            self.trained = sum(int(kept.count) for kept in self.learned.values())
+            # They hold the widened weights, which would stay in memory beside the rounded ones.
+            self.learned.clear()
             if not self.keep_best:
                 return self.state.step
             for name, parameter in self.parameters.items():
                 parameter.data.copy_(self.best[name])
             return self.state.best_step
-
-    @property
-    def trained(self) -> int:
-        """The number of trained weights."""
-        return sum(int(kept.count) for kept in self.learned.values())
 
     def _train(self) -> None:
         state, first = self.state, self.state.step
