@@ -31,17 +31,18 @@ def save_gguf(
     source: GgufSource,
     model: PreTrainedModel,
     file: Path,
-    kind: GgufType,
+    asked: GgufType | None,
     stay: Sequence[int],
     records: Mapping[str, Any],
 ) -> None:
     """Write the pruned `model` as `file`, with the metadata of `source`, its sizes and tokens anew.
 
-    kind: the type of the matrices; those whose rows are no whole blocks of it are F16, and vectors
-    are F32. stay: the tokens that stayed by their numbers, empty where all did. records: those of
-    the runs, by their keys, kept as JSON text. Raises PrunerZeroError where a tensor does not fit
-    `source`, and where the disk is full.
+    asked: the type of the matrices, F16 where None; those whose rows are no whole blocks of it are
+    F16, and vectors are F32. stay: the tokens that stayed by their numbers, empty where all did.
+    records: those of the runs, by their keys, kept as JSON text. Raises PrunerZeroError where a
+    tensor does not fit `source`, and where the disk is full.
     """
+    kind: GgufType = asked or "F16"
     fields = _resized(source, model.config)
     if stay:
         fields = _cut_tokens(fields, stay)

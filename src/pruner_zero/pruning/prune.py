@@ -11,7 +11,6 @@ from pruner_zero.calibration.gradients import check_gradients
 from pruner_zero.calibration.statistics import GradientStatistic, select
 from pruner_zero.calibration.store import StatisticsStore
 from pruner_zero.calibration.windows import calibration_texts, open_calibration
-from pruner_zero.choices import GgufType
 from pruner_zero.devices import naming_out_of_memory, torch_threads
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.journal import Journal
@@ -262,7 +261,7 @@ class _Run:
     def write(self, result: PruneResult, journal: Journal, staged: Path) -> Cost:
         """Write the pruned model and the record of the run to the folder or file `staged`."""
         if self.source:
-            kind: GgufType = self.settings.gguf_type or "F16"
+            kind = self.settings.gguf_type
             model, stay = self.language_model.model, result.method.pattern.kept_tokens
             save_gguf(self.source, model, staged, kind, stay, {GGUF_PRUNING: result.to_json()})
             return result.cost

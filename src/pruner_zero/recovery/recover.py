@@ -155,7 +155,7 @@ def recover(
     def write(result: RecoverResult, _: Journal, staged: Path) -> Cost:
         if source:
             records = {**source.records, GGUF_RECOVERY: result.to_json()}
-            save_gguf(source, pruned.model, staged, checked.gguf_type or "F16", (), records)
+            save_gguf(source, pruned.model, staged, checked.gguf_type, (), records)
         else:
             save_model(pruned, staged)
             result.write(staged)
