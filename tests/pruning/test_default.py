@@ -120,7 +120,8 @@ def test_wide_matrices_get_a_mask_without_gradients(
     assert (result.method.steps, result.method.reconstruct, result.method.distill) == ((), 2, 3)
     assert str(result.method.metric.expression) == WIDE_METRIC
     assert result.method.pattern.reach != "model"
-    assert not result.raced
+    patterns = {entry.pattern for entry in result.raced}
+    assert patterns == (set() if options else {"50% per row", "50% per row, shares by role"})
     (note,) = [note for note in progress.lines if "No --metric" in note]
     assert "each block trained towards the dense block in 2 passes" in note
 
@@ -203,7 +204,8 @@ def test_wide_matrices_get_fewer_passes_and_more_steps_of_distillation(
         reconstruct=chosen.reconstruct,
         distill=chosen.distill,
     )
-    method = for_wide(method, chosen.mode, chosen.model_fields_set)
+    matrices = find_matrices(tiny_model("llama"))
+    method = for_wide(method, chosen.mode, matrices, chosen.model_fields_set)
     assert (method.reconstruct, method.distill) == amounts
 
 

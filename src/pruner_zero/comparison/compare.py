@@ -167,7 +167,7 @@ def _plan(method: Method, language_model: LanguageModel, settings: CompareSettin
     if method.name == DEFAULT:
         matrices = find_matrices(language_model.model, include, settings.exclude)
         if is_wide(matrices):
-            method = for_wide(method, settings.mode, settings.model_fields_set)
+            method = for_wide(method, settings.mode, matrices, settings.model_fields_set)
     check_plan(language_model, method, include, settings.exclude, weights=False)
     return method
 

@@ -13,8 +13,10 @@ from pruner_zero.metric.expression import collected_for
 from pruner_zero.metric.metric import Metric
 from pruner_zero.models.structure import Matrix
 from pruner_zero.plugins import Registry
+from pruner_zero.pruning.shares import shares_by_role
 from pruner_zero.settings.prune import MANY_INPUTS, WIDE, WIDE_METRIC
 from pruner_zero.sparsity.pattern import Pattern
+from pruner_zero.sparsity.selection import Unstructured
 from pruner_zero.sparsity.steps.step import STEPS, plan
 
 Order = Literal["sequential", "one-shot"]
@@ -212,10 +214,14 @@ def is_wide(matrices: Sequence[Matrix]) -> bool:
     return max((matrix.weight.shape[1] for matrix in matrices), default=0) >= MANY_INPUTS
 
 
-def for_wide(method: Method, mode: Mode, asked: Collection[str]) -> Method:
+def for_wide(
+    method: Method, mode: Mode, matrices: Sequence[Matrix], asked: Collection[str]
+) -> Method:
     """The default method for a wide model: a mask without gradients, and other amounts.
 
-    asked: the settings that were asked for, whose amounts stay.
+    Where nothing else says which weights compete, the share of zeros differs between matrices, and
+    the mask of equal shares races with it. asked: the settings that were asked for, whose amounts
+    stay.
     """
     if method.reconstruct:
         amounts: dict[str, Any] = {n: amount for n, amount in WIDE.items() if n not in asked}
@@ -225,7 +231,11 @@ def for_wide(method: Method, mode: Mode, asked: Collection[str]) -> Method:
     pattern = method.rivals[0].pattern if method.rivals else method.pattern
     if pattern.reach == "model":
         return method
-    return replace(method, metric=Metric.of(WIDE_METRIC), pattern=pattern, rivals=())
+    even = replace(method, metric=Metric.of(WIDE_METRIC), pattern=pattern, rivals=())
+    if not method.rivals or not isinstance(pattern, Unstructured):
+        return even
+    zeros = shares_by_role(matrices, pattern.sparsity)
+    return replace(even, pattern=replace(pattern, zeros=zeros), rivals=(even,))
 
 
 def describe_steps(steps: Sequence[str], asymmetric: bool = False, reconstruct: int = 0) -> str:

@@ -120,7 +120,7 @@ def prune(
     if checked.is_default:
         matrices = find_matrices(language_model.model, include, checked.exclude)
         if is_wide(matrices):
-            method = for_wide(method, checked.mode, checked.model_fields_set)
+            method = for_wide(method, checked.mode, matrices, checked.model_fields_set)
             checked = checked.for_wide()
         if checked.offload and "distill" not in checked.model_fields_set:
             method = _within_memory(language_model, method, include, checked.exclude)

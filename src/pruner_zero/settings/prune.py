@@ -35,7 +35,7 @@ DEFAULT: Mapping[str, Any] = MappingProxyType(
 # Where a matrix has `MANY_INPUTS` inputs or more, the mask is that of `WIDE_METRIC` inside rows and
 # the amounts are `WIDE`: on Qwen2.5-Coder-1.5B it loses a tenth less than Wanda's, masks by
 # gradients are no better, and more text is worth more than more passes over the same text
-# (benchmarks/why.md). The order inside a row is that of W * (X / norm of W's column)^0.5.
+# (benchmarks/why.md). Shares of zeros: `pruning/shares.py`. The order inside a row is that of W * (X / norm of W's column)^0.5.
 # Source: weights over the norms of their columns and a power of X, as in RIA (Zhang et al. 2024)
 # and BaWA (ICML 2025, PMLR 267); these exponents were found by hand.
 MANY_INPUTS, WIDE_METRIC = 4096, "W * column_normalize(W) * X"
@@ -108,7 +108,8 @@ class PruneSettings(OutputSettings, MethodSettings, SizeSettings):
             default=f"{DEFAULT['metric']} --scope global --reconstruct {DEFAULT['reconstruct']} "
             f"--distill {DEFAULT['distill']}, or {WITHIN}'s mask or that of scope row where it is "
             f"better; {WIDE_METRIC} --reconstruct {WIDE['reconstruct']} --distill "
-            f"{WIDE['distill']} from {MANY_INPUTS} inputs on",
+            f"{WIDE['distill']} from {MANY_INPUTS} inputs on, with shares of zeros by role or "
+            "equal ones",
         ),
     ] = Field(
         description=f"A name, an expression or a .json tree file, as {METHOD}; `pruner-zero metric "
