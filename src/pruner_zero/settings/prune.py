@@ -35,7 +35,8 @@ DEFAULT: Mapping[str, Any] = MappingProxyType(
 # Where a matrix has `MANY_INPUTS` inputs or more, the mask is that of `WIDE_METRIC` inside rows and
 # the amounts are `WIDE`: on Qwen2.5-Coder-1.5B it loses a tenth less than Wanda's, masks by
 # gradients are no better, and more text is worth more than more passes over the same text
-# (benchmarks/why.md). Shares of zeros: `pruning/shares.py`. The order inside a row is that of W * (X / norm of W's column)^0.5.
+# (benchmarks/why.md). `pruning/shares.py` has the shares of zeros of its matrices. The order inside
+# a row is that of W * (X / norm of W's column)^0.5.
 # Source: weights over the norms of their columns and a power of X, as in RIA (Zhang et al. 2024)
 # and BaWA (ICML 2025, PMLR 267); these exponents were found by hand.
 MANY_INPUTS, WIDE_METRIC = 4096, "W * column_normalize(W) * X"
