@@ -1,7 +1,9 @@
 """The race of masks: the judged masks are those of each method, and the best one is taken."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +12,11 @@ from torch.nn import functional
 
 from pruner_zero import prune
 from pruner_zero.calibration.calibrate import calibrate, open_store
+from pruner_zero.models.blocks import Activations, run_windows
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.structure import find_matrices
+from pruner_zero.models.structure import Matrix, find_matrices
 from pruner_zero.progress import reported_to
+from pruner_zero.pruning.masks import masks_of
 from pruner_zero.pruning.model import prune_model
 from pruner_zero.pruning.parse_method import parse_method
 from pruner_zero.pruning.race import judged_apart, race
@@ -55,6 +59,33 @@ def test_divergences_are_those_of_models_pruned_one_shot(
         wanted = divergence(pruned.model, dense.model, windows.tokens)
         assert entry.divergence == pytest.approx(wanted, rel=1e-3)
     assert all(torch.equal(raced.model.state_dict()[name], value) for name, value in before.items())
+
+
+def test_masks_of_matrices_that_compete_with_no_other_are_computed_when_needed(
+    windows: Windows, new_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All scores at once would take more memory than the model."""
+    raced = language_model("llama")
+    method, store = parse_method("wanda", sparsity=0.5), new_store(raced)
+    calibrate(raced, windows, method.scoring_kinds, store)
+    events: list[str] = []
+
+    def masks_of_some(matrices: Sequence[Matrix], *args: Any, **options: Any) -> Any:
+        events.extend(matrix.name for matrix in matrices)
+        return masks_of(matrices, *args, **options)
+
+    def run(*args: Any) -> Activations:
+        events.append("run")
+        return run_windows(*args)
+
+    monkeypatch.setattr("pruner_zero.pruning.race.masks_of", masks_of_some)
+    monkeypatch.setattr("pruner_zero.pruning.race.run_windows", run)
+    matrices = find_matrices(raced.model)
+    race(raced, windows.tokens, [method], matrices, DenseStatistics(store, 0.01))
+    wanted: list[str] = []
+    for index in range(1 + max(matrix.block for matrix in matrices)):
+        wanted += [m.name for m in matrices if m.block == index] + ["run", "run"]
+    assert events == wanted
 
 
 def test_prune_takes_the_best_mask_and_says_so(tmp_path: Path) -> None:

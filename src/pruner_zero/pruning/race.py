@@ -140,14 +140,19 @@ def _masks(
 ) -> Mapping[str, Mask]:
     """The masks of all matrices, computed when they are asked for."""
     by_name = {matrix.name: matrix for matrix in matrices}
-    parts: dict[str, Mapping[str, Mask]] = {}
-    for names in groups(method.pattern, {matrix.name: matrix.block for matrix in matrices}):
-        masks = masks_of(
+    parts = groups(method.pattern, {matrix.name: matrix.block for matrix in matrices})
+
+    def of_group(names: Sequence[str]) -> Mapping[str, Mask]:
+        return masks_of(
             [by_name[name] for name in names],
             method,
             lambda matrix: statistics.read(matrix, method.scoring_kinds),
             load=language_model.block,
             hold=0 if language_model.on_disk else None,
         )
-        parts |= dict.fromkeys(names, masks)
-    return Lazy(parts, lambda name: parts[name][name])
+
+    if method.pattern.reach == "model":
+        return of_group(parts[0])
+    # Not before they are asked for: a group holds the scores of one matrix until then.
+    group_of = {name: names for names in parts for name in names}
+    return Lazy(group_of, lambda name: of_group(group_of[name])[name])
