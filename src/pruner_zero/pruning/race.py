@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -141,8 +142,11 @@ def _masks(
     """The masks of all matrices, computed when they are asked for."""
     by_name = {matrix.name: matrix for matrix in matrices}
     parts = groups(method.pattern, {matrix.name: matrix.block for matrix in matrices})
+    group_of = {name: tuple(names) for names in parts for name in names}
 
-    def of_group(names: Sequence[str]) -> Mapping[str, Mask]:
+    # One group at a time, because a group may hold scores until its masks are asked for.
+    @lru_cache(maxsize=1)
+    def of_group(names: tuple[str, ...]) -> Mapping[str, Mask]:
         return masks_of(
             [by_name[name] for name in names],
             method,
@@ -151,8 +155,4 @@ def _masks(
             hold=0 if language_model.on_disk else None,
         )
 
-    if method.pattern.reach == "model":
-        return of_group(parts[0])
-    # Not before they are asked for: a group holds the scores of one matrix until then.
-    group_of = {name: names for names in parts for name in names}
     return Lazy(group_of, lambda name: of_group(group_of[name])[name])
