@@ -100,13 +100,14 @@ def rate_scale(weights: Tensor, experts: Sequence[int] | None = None) -> float:
 
 
 def _mask(parameter: Tensor, experts: Sequence[int] | None) -> Tensor:
-    """Which weights are trained: the kept ones, of the `experts` alone where it stacks experts."""
+    """1 where weights are trained: the kept ones, of the `experts` alone where it stacks experts."""
     mask = parameter.data != 0
     if experts is not None:
         others = torch.ones(len(mask), dtype=torch.bool, device=mask.device)
         others[list(experts)] = False
         mask[others] = False
-    return mask
+    # In the dtype of the gradients, since a product would convert it in every step.
+    return mask.to(parameter.dtype)
 
 
 def relative_error(output: Tensor, goal: Tensor) -> Tensor:
