@@ -100,7 +100,7 @@ def rate_scale(weights: Tensor, experts: Sequence[int] | None = None) -> float:
 
 
 def _mask(parameter: Tensor, experts: Sequence[int] | None) -> Tensor:
-    """1 where weights are trained: the kept ones, of the `experts` alone where it stacks experts."""
+    """1 for trained weights: the kept ones, of the `experts` alone where it stacks experts."""
     mask = parameter.data != 0
     if experts is not None:
         others = torch.ones(len(mask), dtype=torch.bool, device=mask.device)
