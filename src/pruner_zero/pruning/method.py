@@ -220,8 +220,8 @@ def for_wide(
     """The default method for a wide model: a mask without gradients, and other amounts.
 
     Where nothing else says which weights compete, the share of zeros differs between matrices, and
-    the masks of equal shares and of the first rival's metric race with it. asked: the settings that
-    were asked for, whose amounts stay.
+    the masks of equal shares and of the first rival race with it. asked: the settings that were
+    asked for, whose amounts stay.
     """
     if method.reconstruct:
         amounts: dict[str, Any] = {n: amount for n, amount in WIDE.items() if n not in asked}
@@ -234,13 +234,8 @@ def for_wide(
     even = replace(method, metric=Metric.of(WIDE_METRIC), pattern=pattern, rivals=())
     if not method.rivals or not isinstance(pattern, Unstructured):
         return even
-    by_role = replace(pattern, zeros=shares_by_role(matrices, pattern.sparsity))
-    best, *rivals = (
-        replace(even, metric=metric, pattern=zeros)
-        for metric in (even.metric, method.rivals[0].metric)
-        for zeros in (by_role, pattern)
-    )
-    return replace(best, rivals=tuple(rivals))
+    zeros = shares_by_role(matrices, pattern.sparsity)
+    return replace(even, pattern=replace(pattern, zeros=zeros), rivals=(even, method.rivals[0]))
 
 
 def describe_steps(steps: Sequence[str], asymmetric: bool = False, reconstruct: int = 0) -> str:

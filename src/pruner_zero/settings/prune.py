@@ -109,8 +109,8 @@ class PruneSettings(OutputSettings, MethodSettings, SizeSettings):
             default=f"{DEFAULT['metric']} --scope global --reconstruct {DEFAULT['reconstruct']} "
             f"--distill {DEFAULT['distill']}, or {WITHIN}'s mask or that of scope row where it is "
             f"better; {WIDE_METRIC} --reconstruct {WIDE['reconstruct']} --distill "
-            f"{WIDE['distill']} from {MANY_INPUTS} inputs on, or {WITHIN}'s mask, with shares of "
-            "zeros by role or equal ones",
+            f"{WIDE['distill']} from {MANY_INPUTS} inputs on, with shares of zeros by role, equal "
+            f"ones or {WITHIN}'s mask",
         ),
     ] = Field(
         description=f"A name, an expression or a .json tree file, as {METHOD}; `pruner-zero metric "
