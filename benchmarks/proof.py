@@ -28,6 +28,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from pruner_zero import prune
@@ -372,18 +373,30 @@ def measured_tables(
 
 
 def texts_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Perplexities, divergence and minutes, a row a method.
+    """Perplexities, the mean of the bits per byte, divergence and minutes, a row a method.
 
     Divergences that were not measured together with the agreement are of other windows.
     """
+    # A cell without bits has the same tokens, and so the same bytes, as one with them.
+    bits = {
+        text["tokens_sha256"]: text["bits_per_byte"] / fmean(text["losses"])
+        for row in rows
+        for text in row["texts"].values()
+        if "bits_per_byte" in text
+    }
     cells = []
     for row in rows:
-        values = [f"{text['perplexity']:.2f}" for text in row["texts"].values()]
+        texts = row["texts"].values()
+        values = [f"{text['perplexity']:.2f}" for text in texts]
+        if bits:
+            mean = fmean([bits[t["tokens_sha256"]] * fmean(t["losses"]) for t in texts])
+            values.append(f"{mean:.3f}")
         mark = "" if "agreement" in row else " *"
         values.append(f"{row['divergence']:.3f}{mark}" if "divergence" in row else "")
         values.append(f"{row['seconds']['seconds'] / 60:.0f}" if "seconds" in row else "")
         cells.append([row["label"], *values])
-    return markdown(["method", *rows[0]["texts"], "divergence", "minutes"], cells)
+    header = ["method", *rows[0]["texts"], *["bits per byte"] * bool(bits)]
+    return markdown([*header, "divergence", "minutes"], cells)
 
 
 def predictions_table(rows: Sequence[dict[str, Any]], bases: Bases) -> str:
