@@ -50,7 +50,10 @@ class SearchSettings(ModelSettings, SparsitySettings, CalibrationSettings, SizeS
         None, description="Text that candidates are judged on: as --calibration, several texts too."
     )
     minutes: Annotated[float | None, MAIN] = Field(
-        None, gt=0, description="Stop after this many minutes; or give --evaluations."
+        None,
+        gt=0,
+        description="Stop after this many minutes, without those for text and statistics "
+        "before the first candidate; or give --evaluations.",
     )
     evaluations: Annotated[int | None, MAIN] = Field(
         None, ge=1, description="Judge at most this many distinct candidates."
