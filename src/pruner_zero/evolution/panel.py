@@ -16,6 +16,7 @@ from pruner_zero.execution.executor import TimeLimit
 from pruner_zero.metric.expression import Expression
 from pruner_zero.metric.metric import Metric
 from pruner_zero.models.loss import next_token_losses
+from pruner_zero.progress import track
 
 # The metric whose mask every model's divergence is relative to.
 REFERENCE = "wanda"
@@ -103,7 +104,8 @@ class Reference:
         expression, measured, apart = Metric.of(REFERENCE).expression, [], []
         for windows in (evaluator.windows, evaluator.fresh):
             losses = evaluator.masked.losses(expression, scope, windows)
-            dense = [float(next_token_losses(evaluator.masked.model, w[None])) for w in windows]
+            each = track(windows, "losses of the dense model", len(windows))
+            dense = [float(next_token_losses(evaluator.masked.model, w[None])) for w in each]
             measured.append(tuple(losses))
             more = statistics.mean(losses) - statistics.mean(dense) if losses else 1.0
             apart.append(max(more, _LEAST))
