@@ -389,8 +389,8 @@ def texts_table(rows: Sequence[dict[str, Any]]) -> str:
         texts = row["texts"].values()
         values = [f"{text['perplexity']:.2f}" for text in texts]
         if bits:
-            mean = fmean([bits[t["tokens_sha256"]] * fmean(t["losses"]) for t in texts])
-            values.append(f"{mean:.3f}")
+            each = [bits.get(t["tokens_sha256"], math.nan) * fmean(t["losses"]) for t in texts]
+            values.append("" if math.isnan(fmean(each)) else f"{fmean(each):.3f}")
         mark = "" if "agreement" in row else " *"
         values.append(f"{row['divergence']:.3f}{mark}" if "divergence" in row else "")
         values.append(f"{row['seconds']['seconds'] / 60:.0f}" if "seconds" in row else "")

@@ -162,6 +162,24 @@ def test_tables_have_last_words_of_the_cells_that_have_them(
     assert "| last words |" not in proof.tables({"50-older": older}, older, "50")
 
 
+def test_bits_per_byte_of_a_cell_without_them_are_those_of_the_same_tokens(
+    load_benchmark: Load,
+) -> None:
+    def row(label: str, tokens: str, losses: list[float], **more: float) -> dict[str, object]:
+        text = {"perplexity": 1.0, "losses": losses, "tokens_sha256": tokens, **more}
+        return {"label": label, "texts": {"news": text}}
+
+    # 2 nats a token are 1 bit a byte.
+    known = row("known", "a", [1.0, 3.0], bits_per_byte=1.0)
+    table = load_benchmark("proof").texts_table(
+        [known, row("same", "a", [4.0, 2.0]), row("other", "b", [2.0, 2.0])]
+    )
+    cells = [
+        line.split(" | ")[2] for line in table.splitlines() if line[2:7] in "known same  other"
+    ]
+    assert cells == ["1.000", "1.500", ""]
+
+
 def test_a_folder_that_is_there_is_measured_and_completes_a_cell(
     proof: ModuleType, given: argparse.Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
