@@ -174,9 +174,7 @@ def test_bits_per_byte_of_a_cell_without_them_are_those_of_the_same_tokens(
     table = load_benchmark("proof").texts_table(
         [known, row("same", "a", [4.0, 2.0]), row("other", "b", [2.0, 2.0])]
     )
-    cells = [
-        line.split(" | ")[2] for line in table.splitlines() if line[2:7] in "known same  other"
-    ]
+    cells = [line.split(" | ")[2] for line in table.splitlines()[2:]]
     assert cells == ["1.000", "1.500", ""]
 
 
