@@ -39,13 +39,14 @@ from pruner_zero.evaluation.tasks import evaluate_tasks
 from pruner_zero.files import write_atomic
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import load_model
-from pruner_zero.models.predictions import blocks_in_bfloat16, compare_predictions
+from pruner_zero.models.predictions import compare_predictions
 from pruner_zero.settings.evaluate import EvaluateSettings
 from pruner_zero.text.corpus import load_corpus
 from pruner_zero.text.windows import Windows, consecutive_windows
 from tables import (
     HERE,
     Groups,
+    blocks_in_bfloat16,
     cloze,
     compared,
     markdown,

@@ -1,4 +1,4 @@
-"""What the scripts of benchmarks share: tables, paired differences, last words of passages."""
+"""What the scripts of benchmarks share: tables, paired differences, last words, bfloat16."""
 
 import argparse
 import math
@@ -6,7 +6,8 @@ import os
 import platform
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from statistics import fmean, variance
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from scipy.stats import norm
 from torch.nn import functional
+from transformers import PreTrainedModel
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.language_model import LanguageModel
@@ -140,3 +142,30 @@ def cloze(model: LanguageModel, texts: Sequence[str]) -> dict[str, Any]:
         right.append(int(torch.equal(logits.argmax(-1), word)))
     digest = sha256("\n".join(texts).encode()).hexdigest()
     return {"nats": rounded(nats), "right": right, "passages_sha256": digest}
+
+
+@contextmanager
+def blocks_in_bfloat16(model: PreTrainedModel) -> Iterator[None]:
+    """Within the context, products of `model` are taken in bfloat16 and its logits in float32.
+
+    For weights in float32 or bfloat16. Where the head's are in bfloat16, one copy of them in
+    float32 is kept within the context. Contexts nest.
+    """
+    head = model.get_output_embeddings()
+    replaced = vars(head).get("forward")
+    weight = head.weight.detach().float()
+    bias = None if head.bias is None else head.bias.detach().float()
+    device = weight.device.type
+
+    def in_fp32(hidden: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(device, enabled=False):
+            return functional.linear(hidden.float(), weight, bias)
+
+    head.forward = in_fp32
+    try:
+        with torch.autocast(device, torch.bfloat16):
+            yield
+    finally:
+        del head.forward
+        if replaced is not None:
+            head.forward = replaced

@@ -26,11 +26,10 @@ from pruner_zero.evolution.study import Study
 from pruner_zero.files import write_atomic
 from pruner_zero.models.load import load_model
 from pruner_zero.models.loss import next_token_losses, to_perplexity
-from pruner_zero.models.predictions import blocks_in_bfloat16
 from pruner_zero.settings.prune import DEFAULT
 from pruner_zero.text.corpus import load_corpus
 from pruner_zero.text.windows import consecutive_windows
-from tables import markdown, results, rounded, script_parser, write_page
+from tables import blocks_in_bfloat16, markdown, results, rounded, script_parser, write_page
 
 ROWS = results("universal")
 SEARCHES = ROWS / "searches"

@@ -29,10 +29,10 @@ from pruner_zero.choices import WRITTEN_TEXTS
 from pruner_zero.files import write_atomic
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import load_model
-from pruner_zero.models.predictions import blocks_in_bfloat16, compare_predictions
+from pruner_zero.models.predictions import compare_predictions
 from pruner_zero.models.sampling import start_token
 from pruner_zero.text.corpus import Corpus, load_corpus
-from tables import markdown, results, script_parser, write_page
+from tables import blocks_in_bfloat16, markdown, results, script_parser, write_page
 
 ROWS = results("why")
 # Characters at the end of a text that no row is calibrated on.

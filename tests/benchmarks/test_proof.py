@@ -5,18 +5,21 @@ import json
 import random
 import re
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from types import ModuleType
+from unittest.mock import patch
 
 import pytest
 import torch
+from torch import Tensor
 
 from pruner_zero import prune
 from pruner_zero.choices import Dtype
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import load_model
-from pruner_zero.models.predictions import blocks_in_bfloat16, compare_predictions
+from pruner_zero.models.predictions import compare_predictions
 from pruner_zero.models.structure import check_finite
 from tests.tiny import tiny_tokenizer
 from tests.tiny_models import tiny_model, tiny_windows
@@ -120,7 +123,12 @@ def test_a_difference_of_last_words_is_paired_by_passage(load_benchmark: Load) -
 
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
 def test_a_cell_of_a_model_in_either_dtype_is_filled(
-    dtype: Dtype, proof: ModuleType, given: argparse.Namespace, tmp_path: Path, prose: str
+    dtype: Dtype,
+    load_benchmark: Load,
+    proof: ModuleType,
+    given: argparse.Namespace,
+    tmp_path: Path,
+    prose: str,
 ) -> None:
     given.dtype = dtype
     proof.fill_cells(given)
@@ -133,7 +141,8 @@ def test_a_cell_of_a_model_in_either_dtype_is_filled(
     model, dense = (load_model(given.source, dtype) for _ in range(2))
     prune(model, "wanda", sparsity=0.5, calibration=given.calibration, windows=1)
     window = torch.tensor(tiny_tokenizer()(prose, add_special_tokens=False)["input_ids"])[:1024]
-    with blocks_in_bfloat16(model.model), blocks_in_bfloat16(dense.model):
+    narrow = load_benchmark("tables").blocks_in_bfloat16
+    with narrow(model.model), narrow(dense.model):
         expected = compare_predictions(model.model, dense.model, window[None])
     for name in TEXTS:
         assert rows["dense"]["texts"][name]["divergences"] == [0.0]
@@ -218,3 +227,45 @@ def test_a_row_of_why_is_of_a_model_in_bfloat16_too(
     row = why.fill(model, "row", {**settings, "sparsity": 0.5}, {why.TEXT: prose})
     assert 0 < row["divergence"]["random"] < 10
     check_finite(model.model.named_parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma2", "gpt2"])
+def test_blocks_are_in_bfloat16_and_logits_in_float32(
+    architecture: str, dtype: torch.dtype, load_benchmark: Load
+) -> None:
+    blocks_in_bfloat16 = load_benchmark("tables").blocks_in_bfloat16
+    model, windows, hidden = tiny_model(architecture).to(dtype), tiny_windows(), []
+    exact = deepcopy(model).float()
+    head = model.get_output_embeddings()
+    with torch.no_grad(), blocks_in_bfloat16(model):
+        with head.register_forward_pre_hook(lambda _module, args: hidden.append(args[0])):
+            logits = model(windows).logits
+        with blocks_in_bfloat16(model):
+            again = model(windows).logits
+    assert logits.dtype == torch.float32
+    projected = hidden[0].float() @ head.weight.float().T
+    if architecture != "gemma2":  # which caps its logits
+        torch.testing.assert_close(logits, projected)
+    torch.testing.assert_close(logits, again)
+    wanted = exact(windows).logits
+    assert 0 < (logits - wanted).abs().max() < 0.1 * wanted.abs().max()
+    assert "forward" not in vars(head)
+    assert model(windows).logits.dtype == dtype
+
+
+def test_no_copy_of_a_head_is_made_in_a_forward_pass(load_benchmark: Load) -> None:
+    blocks_in_bfloat16 = load_benchmark("tables").blocks_in_bfloat16
+    model, windows = tiny_model("llama").bfloat16(), tiny_windows()
+    weight = model.get_output_embeddings().weight
+    copied = []
+    in_float32 = Tensor.float
+
+    def noted(tensor: Tensor) -> Tensor:
+        copied.append(tensor.shape)
+        return in_float32(tensor)
+
+    with torch.no_grad(), blocks_in_bfloat16(model), patch.object(Tensor, "float", noted):
+        model(windows)
+    assert copied
+    assert weight.shape not in copied

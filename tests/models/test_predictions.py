@@ -1,4 +1,4 @@
-"""Divergence and agreement of two models' predictions, and models computed in bfloat16."""
+"""Divergence and agreement of two models' predictions."""
 
 import math
 from copy import deepcopy
@@ -11,7 +11,6 @@ from torch import Tensor
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import predictions
 from pruner_zero.models.predictions import (
-    blocks_in_bfloat16,
     compare_logits,
     compare_predictions,
 )
@@ -89,43 +88,3 @@ def test_models_that_cannot_be_compared_are_refused() -> None:
         small.model.norm.weight[0] = torch.nan
     with pytest.raises(PrunerZeroError, match="divergence is not finite"):
         compare_predictions(small, deepcopy(small), windows)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma2", "gpt2"])
-def test_blocks_are_in_bfloat16_and_logits_in_float32(
-    architecture: str, dtype: torch.dtype
-) -> None:
-    model, windows, hidden = tiny_model(architecture).to(dtype), tiny_windows(), []
-    exact = deepcopy(model).float()
-    head = model.get_output_embeddings()
-    with torch.no_grad(), blocks_in_bfloat16(model):
-        with head.register_forward_pre_hook(lambda _module, args: hidden.append(args[0])):
-            logits = model(windows).logits
-        with blocks_in_bfloat16(model):
-            again = model(windows).logits
-    assert logits.dtype == torch.float32
-    projected = hidden[0].float() @ head.weight.float().T
-    if architecture != "gemma2":  # which caps its logits
-        torch.testing.assert_close(logits, projected)
-    torch.testing.assert_close(logits, again)
-    wanted = exact(windows).logits
-    assert 0 < (logits - wanted).abs().max() < 0.1 * wanted.abs().max()
-    assert "forward" not in vars(head)
-    assert model(windows).logits.dtype == dtype
-
-
-def test_no_copy_of_a_head_is_made_in_a_forward_pass() -> None:
-    model, windows = tiny_model("llama").bfloat16(), tiny_windows()
-    weight = model.get_output_embeddings().weight
-    copied = []
-    in_float32 = Tensor.float
-
-    def noted(tensor: Tensor) -> Tensor:
-        copied.append(tensor.shape)
-        return in_float32(tensor)
-
-    with torch.no_grad(), blocks_in_bfloat16(model), patch.object(Tensor, "float", noted):
-        model(windows)
-    assert copied
-    assert weight.shape not in copied

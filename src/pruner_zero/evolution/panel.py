@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor
 from pruner_zero.choices import Group
 from pruner_zero.evolution.evaluator import Evaluator, Judge, Task
 from pruner_zero.execution.executor import TimeLimit
+from pruner_zero.journal import Journal
 from pruner_zero.metric.expression import Expression
 from pruner_zero.metric.metric import Metric
 from pruner_zero.models.loss import next_token_losses
@@ -112,6 +113,12 @@ class Reference:
         error = evaluator.reconstruction(expression, scope)
         return cls(error, measured[0], measured[1], (apart[0], apart[1]))
 
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Reference":
+        """Read back its fields."""
+        losses, fresh = tuple(value["losses"]), tuple(value["fresh"])
+        return cls(value["error"], losses, fresh, tuple(value["divergence"]))
+
     def relative(self, losses: Sequence[float], first: int, fresh: bool) -> list[float]:
         """The `losses` on the windows from `first` on, as shares of the reference's divergence.
 
@@ -183,7 +190,17 @@ def _windows(evaluator: Evaluator, task: Task) -> Tensor:
     return evaluator.fresh if task.rung == "final" else evaluator.windows
 
 
-def several_models(panel: Panel, evaluators: Sequence[Evaluator], scope: Group) -> SeveralModels:
-    """The judge of all `evaluators`; scope: the comparison group of the reference."""
-    references = [Reference.of(evaluator, scope) for evaluator in evaluators]
+def several_models(
+    panel: Panel, evaluators: Sequence[Evaluator], scope: Group, journal: Journal | None = None
+) -> SeveralModels:
+    """The judge of all `evaluators`.
+
+    scope: the comparison group of the reference. journal: where references are kept, which take
+    minutes with large models, and read from.
+    """
+    references = [Reference.from_json(line) for line in journal.lines] if journal else []
+    for evaluator in evaluators[len(references) :]:
+        references.append(Reference.of(evaluator, scope))
+        if journal:
+            journal.append(vars(references[-1]), {})
     return SeveralModels(panel, evaluators, references)

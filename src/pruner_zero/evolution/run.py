@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pruner_zero.choices import Group
 from pruner_zero.devices import CPU
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.algorithm import make_algorithm
@@ -33,6 +34,7 @@ from pruner_zero.evolution.racing import judge as judge_batch
 from pruner_zero.evolution.study import INTERRUPTED, RUN, Study
 from pruner_zero.execution.executor import Executor, check_executor, make_executor
 from pruner_zero.files import check_writable, locked, write_json, writing
+from pruner_zero.journal import Journal
 from pruner_zero.metric.metric import Metric
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import as_language_model
@@ -171,7 +173,9 @@ def search(
         shareable = all(evaluator.masked.device == CPU for evaluator in evaluators)
         judge: Judge = evaluators[0]
         if panel is not None:
-            judge = several_models(panel, evaluators, "unit" if checked.structure else "row")
+            kept = Journal(folder / "references", identity, overwrite=True)
+            scope: Group = "unit" if checked.structure else "row"
+            judge = several_models(panel, evaluators, scope, kept)
         executor = make_executor(checked.executor, judge, workers, shareable=shareable)
         try:
             stopped = run_batches(algorithm, archive, executor, checked, folder, observer, panel)

@@ -1,13 +1,10 @@
-"""How far the predictions of a model are from those of another, and models in bfloat16."""
+"""How far the predictions of a model are from those of another."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from transformers import PreTrainedModel
 
 from pruner_zero.errors import PrunerZeroError
@@ -97,30 +94,3 @@ def compare_predictions(
             "too narrow, try --dtype float32"
         )
     return Divergence(tuple(nats), tuple(agreed))
-
-
-@contextmanager
-def blocks_in_bfloat16(model: PreTrainedModel) -> Iterator[None]:
-    """Within the context, products of `model` are taken in bfloat16 and its logits in float32.
-
-    For weights in float32 or bfloat16. Where the head's are in bfloat16, one copy of them in
-    float32 is kept within the context. Contexts nest.
-    """
-    head = model.get_output_embeddings()
-    replaced = vars(head).get("forward")
-    weight = head.weight.detach().float()
-    bias = None if head.bias is None else head.bias.detach().float()
-    device = weight.device.type
-
-    def in_fp32(hidden: Tensor) -> Tensor:
-        with torch.autocast(device, enabled=False):
-            return functional.linear(hidden.float(), weight, bias)
-
-    head.forward = in_fp32
-    try:
-        with torch.autocast(device, torch.bfloat16):
-            yield
-    finally:
-        del head.forward
-        if replaced is not None:
-            head.forward = replaced
