@@ -231,16 +231,18 @@ def fill(
     """Prune one cell, or read its `folder`, and measure what is not in `old`."""
     model, made = make(cell, folder, given)
     row = {**made, **old, "dtype": str(model.model.dtype).removeprefix("torch.")}
-    # Loaded after pruning, which takes the more memory.
-    dense = model if cell.method is None else load_model(given.source, given.dtype)
+    asked, missing = "tasks" in lacking(old, given), lacking(old, given) - {"tasks"}
+    # Loaded after pruning, which takes the more memory; tasks need no dense model.
+    alone = cell.method is None or not missing
+    dense = model if alone else load_model(given.source, given.dtype)
     written = None
-    if not given.no_written:
+    if missing and not given.no_written:
         written = self_windows(dense, WRITTEN, 1024, 0, first=FIRST_WRITTEN)
     texts = dict(text.split("=", 1) for text in given.texts)
     with blocks_in_bfloat16(model.model), blocks_in_bfloat16(dense.model):
-        if lacking(old, given) - {"tasks"}:
+        if missing:
             row |= measure(model, dense, texts, given.windows_eval, written)
-        if "tasks" in lacking(old, given):
+        if asked:
             row["tasks"] = ask(model, given.tasks, given.items)
     return row
 
