@@ -22,7 +22,7 @@ from pruner_zero.text.windows import Windows
 from tests.conftest import save_tiny
 from tests.recovery.conftest import prune_half, pruned_model
 from tests.text.refusals import refusal
-from tests.tiny import tiny_tokenizer
+from tests.tiny import Notes, tiny_tokenizer
 from tests.tiny_models import tiny_model, tiny_windows
 
 
@@ -91,6 +91,19 @@ class Stopping(Progress):
             if number == 3 and label == "distillation":
                 raise KeyboardInterrupt
             yield item
+
+
+@pytest.mark.parametrize("rate", [1e-3, 1.0])
+def test_steps_that_raise_the_loss_on_held_out_windows_are_told(
+    rate: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pruner_zero.recovery.distillation.RATE", rate)
+    notes = Notes()
+    with reported_to(notes):
+        _, _, curve = train(20)
+    raised = curve[-1].validation_loss > curve[0].validation_loss
+    assert raised == (rate == 1.0)
+    assert any("distillation raised the loss" in line for line in notes.lines) == raised
 
 
 def test_one_window_is_not_enough() -> None:

@@ -19,6 +19,7 @@ from pruner_zero.models.structure import (
     parameters_of,
     size_of,
 )
+from pruner_zero.progress import note
 from pruner_zero.pruning.method import ModelStep, Point
 from pruner_zero.recovery.targets import LOGITS, divergence, write_targets
 from pruner_zero.recovery.train import RATE, Batch, Budget, Training, everything_in_float32
@@ -139,6 +140,13 @@ def distillation(
             journal=journal,
         )
         training.run()
+        losses = [point.validation_loss for point in training.state.curve]
+        if losses and losses[-1] > losses[0]:
+            note(
+                f"distillation raised the loss on held-out windows from {losses[0]:.4f} to "
+                f"{losses[-1]:.4f}: give it more text by --windows, fewer steps, or leave it out "
+                "by --distill 0"
+            )
         return training.state.curve
 
     return train
