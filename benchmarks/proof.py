@@ -367,7 +367,9 @@ def measured_tables(
         of_words = sorted(closed, key=lambda row: spread(last_words(row))[0])
         shown.append(predictions_table([dense, *of_words], bases))
     asked = [row for row in rows if "tasks" in row]
-    if asked:
+    # The page of a run that was cut before the dense model was asked has no tasks.
+    if asked and "tasks" in dense:
+        bases = {n: base if base and "tasks" in base else None for n, base in bases.items()}
         of_tasks = sorted(asked, key=lambda row: (-questions(row), -average(row, "prob")))
         of_moved = sorted(asked, key=lambda row: first(moved(row, dense)))
         shown.append(tasks_table([dense, *of_tasks], bases))

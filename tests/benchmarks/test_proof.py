@@ -229,6 +229,23 @@ def test_a_row_of_why_is_of_a_model_in_bfloat16_too(
     check_finite(model.model.named_parameters())
 
 
+def test_tasks_are_shown_once_the_dense_model_was_asked(
+    proof: ModuleType, given: argparse.Namespace, tmp_path: Path
+) -> None:
+    proof.fill_cells(given)
+    dense, wanda = (
+        json.loads((tmp_path / "cells" / "tiny" / f"{name}.json").read_text())
+        for name in given.only
+    )
+    answers = {"documents": 2, "acc": 0.5, "acc_norm": 0.5, "prob": 0.5}
+    tasks = {task: {**answers, "probabilities": [0.4, 0.6]} for task in proof.TASKS}
+    # A base that was not asked has no differences.
+    rows = {"50-wanda": wanda, "50-asked": {**wanda, "label": "asked", "tasks": tasks}}
+    assert "| tasks |" not in proof.tables(rows, dense, "50")
+    shown = proof.tables(rows, {**dense, "tasks": tasks}, "50")
+    assert "| asked | 0.3 | 6 | 50.0 |  |  | 50.0 | 50.0 |" in shown
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma2", "gpt2"])
 def test_blocks_are_in_bfloat16_and_logits_in_float32(
