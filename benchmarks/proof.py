@@ -231,18 +231,20 @@ def fill(
     """Prune one cell, or read its `folder`, and measure what is not in `old`."""
     model, made = make(cell, folder, given)
     row = {**made, **old, "dtype": str(model.model.dtype).removeprefix("torch.")}
-    asked, missing = "tasks" in lacking(old, given), lacking(old, given) - {"tasks"}
-    # Loaded after pruning, which takes the more memory; tasks need no dense model.
-    alone = cell.method is None or not missing
-    dense = model if alone else load_model(given.source, given.dtype)
-    written = None
-    if missing and not given.no_written:
-        written = self_windows(dense, WRITTEN, 1024, 0, first=FIRST_WRITTEN)
-    texts = dict(text.split("=", 1) for text in given.texts)
-    with blocks_in_bfloat16(model.model), blocks_in_bfloat16(dense.model):
-        if missing:
+    missing = lacking(old, given)
+    if missing - {"tasks"}:
+        # Loaded after pruning, which takes the more memory.
+        dense = model if cell.method is None else load_model(given.source, given.dtype)
+        written = None
+        if not given.no_written:
+            written = self_windows(dense, WRITTEN, 1024, 0, first=FIRST_WRITTEN)
+        texts = dict(text.split("=", 1) for text in given.texts)
+        with blocks_in_bfloat16(model.model), blocks_in_bfloat16(dense.model):
             row |= measure(model, dense, texts, given.windows_eval, written)
-        if asked:
+        # Tasks need the memory, and no dense model.
+        del dense
+    if "tasks" in missing:
+        with blocks_in_bfloat16(model.model):
             row["tasks"] = ask(model, given.tasks, given.items)
     return row
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -121,6 +122,13 @@ def test_a_difference_of_last_words_is_paired_by_passage(load_benchmark: Load) -
     assert half == pytest.approx(1.96 * (49 / 9 + 0.25) ** 0.5 / 2, rel=1e-3)
 
 
+def filled(proof: ModuleType, given: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """The cells of the command line `given`, by name, after it has run."""
+    proof.fill_cells(given)
+    files = {name: folder / "cells" / "tiny" / f"{name}.json" for name in given.only}
+    return {name: json.loads(file.read_text()) for name, file in files.items()}
+
+
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
 def test_a_cell_of_a_model_in_either_dtype_is_filled(
     dtype: Dtype,
@@ -131,11 +139,7 @@ def test_a_cell_of_a_model_in_either_dtype_is_filled(
     prose: str,
 ) -> None:
     given.dtype = dtype
-    proof.fill_cells(given)
-    rows = {
-        name: json.loads((tmp_path / "cells" / "tiny" / f"{name}.json").read_text())
-        for name in given.only
-    }
+    rows = filled(proof, given, tmp_path)
     stored = "float32" if dtype == "auto" else dtype
     assert [row["dtype"] for row in rows.values()] == [stored, stored]
     model, dense = (load_model(given.source, dtype) for _ in range(2))
@@ -157,11 +161,7 @@ def test_a_cell_of_a_model_in_either_dtype_is_filled(
 def test_tables_have_last_words_of_the_cells_that_have_them(
     proof: ModuleType, given: argparse.Namespace, tmp_path: Path
 ) -> None:
-    proof.fill_cells(given)
-    dense, wanda = (
-        json.loads((tmp_path / "cells" / "tiny" / f"{name}.json").read_text())
-        for name in given.only
-    )
+    dense, wanda = filled(proof, given, tmp_path).values()
     older = {key: value for key, value in dense.items() if key != "cloze"} | {"label": "older"}
     shown = proof.tables({"50-wanda": wanda, "50-older": older}, dense, "50")
     texts, words = shown.split("| last words |")
@@ -232,11 +232,7 @@ def test_a_row_of_why_is_of_a_model_in_bfloat16_too(
 def test_tasks_are_shown_once_the_dense_model_was_asked(
     proof: ModuleType, given: argparse.Namespace, tmp_path: Path
 ) -> None:
-    proof.fill_cells(given)
-    dense, wanda = (
-        json.loads((tmp_path / "cells" / "tiny" / f"{name}.json").read_text())
-        for name in given.only
-    )
+    dense, wanda = filled(proof, given, tmp_path).values()
     answers = {"documents": 2, "acc": 0.5, "acc_norm": 0.5, "prob": 0.5}
     tasks = {task: {**answers, "probabilities": [0.4, 0.6]} for task in proof.TASKS}
     # A base that was not asked has no differences.

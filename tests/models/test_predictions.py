@@ -10,10 +10,7 @@ from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import predictions
-from pruner_zero.models.predictions import (
-    compare_logits,
-    compare_predictions,
-)
+from pruner_zero.models.predictions import compare_logits, compare_predictions
 from tests.tiny_models import tiny_model, tiny_windows
 
 
