@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from pruner_zero.errors import PrunerZeroError
@@ -104,6 +105,22 @@ def test_steps_that_raise_the_loss_on_held_out_windows_are_told(
     raised = curve[-1].validation_loss > curve[0].validation_loss
     assert raised == (rate == 1.0)
     assert any("distillation raised the loss" in line for line in notes.lines) == raised
+
+
+def test_a_step_is_half_as_large_where_a_matrix_has_four_times_the_inputs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start = dict(pruned_model()[0].weights())
+
+    def step() -> Tensor:
+        moved = dict(train(1, dtype=torch.float32)[0].weights())
+        return torch.cat([(moved[name] - start[name]).flatten() for name in start])
+
+    whole = step()
+    inputs = max(matrix.weight.shape[1] for matrix in find_matrices(pruned_model()[0].model))
+    monkeypatch.setattr("pruner_zero.recovery.distillation._INPUTS", inputs / 4)
+    assert whole.abs().max() > 0
+    torch.testing.assert_close(step(), whole / 2, rtol=1e-2, atol=1e-7)
 
 
 def test_one_window_is_not_enough() -> None:

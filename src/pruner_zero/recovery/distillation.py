@@ -1,5 +1,6 @@
 """Distillation: the kept weights trained towards the dense model's predictions."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -28,6 +29,8 @@ from pruner_zero.text.windows import Windows, tokens_sha256
 
 # Tokens in an optimizer step, in as many windows as they fill.
 TOKENS = 1024
+# The inputs of a matrix up to which `RATE` was measured to be the best rate.
+_INPUTS = 2048
 # The share of the windows that only the validation loss is measured on, and the most of them.
 _HELD_OUT, _MOST = 1 / 16, 16
 
@@ -133,7 +136,7 @@ def distillation(
             # As many at a time as in a step, since every batch casts all weights.
             lambda: (of(validation[i:][:batch]) for i in range(0, held_out, batch)),
             Budget(steps),
-            RATE,
+            learning_rate(matrices),
             "distillation",
             "leave out the distillation, by --distill 0 or without +distill=N",
             validations=1,
@@ -150,6 +153,18 @@ def distillation(
         return training.state.curve
 
     return train
+
+
+def learning_rate(matrices: Sequence[Matrix]) -> float:
+    """The highest rate for `matrices`: `RATE`, and less where one has more than 2048 inputs.
+
+    A step of a given size for each weight changes the outputs of a larger matrix by more: it adds
+    up over the inputs, the weights themselves by the root of their number. So the rate, a share of
+    the weights, falls with that root.
+    Source: a spectral condition for feature learning (Yang et al. 2023, 2310.17813).
+    """
+    inputs = max(matrix.weight.shape[-1] for matrix in matrices)
+    return RATE * min(1.0, math.sqrt(_INPUTS / inputs))
 
 
 def _in_order(count: int, seed: int) -> Iterator[int]:
