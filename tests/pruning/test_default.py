@@ -167,8 +167,8 @@ def test_amounts_that_are_asked_for_stay_where_matrices_are_wide(
 @pytest.mark.parametrize(
     ("options", "windows"),
     [
-        ({}, 288),
-        ({"calibration": "builtin:pydoc"}, 72),
+        ({}, 384),
+        ({"calibration": "builtin:pydoc"}, 96),
         ({"windows": 8}, 8),
         ({"mode": "one-shot"}, 96),
         ({"structure": "channels"}, 96),
@@ -187,7 +187,7 @@ def test_prune_takes_more_text_for_wide_matrices(
     text.write_text("one two three four five " * 500)
     options: dict[str, Any] = {"sparsity": 0.5, "seqlen": 4, "distill": 1}
     recorded = prune(language_model(), calibration=text, cache=tmp_path, **options).to_json()
-    assert (recorded["calibration"]["windows"], recorded["settings"]["windows"]) == (72, 72)
+    assert (recorded["calibration"]["windows"], recorded["settings"]["windows"]) == (96, 96)
 
 
 @pytest.mark.parametrize(

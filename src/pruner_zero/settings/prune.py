@@ -44,7 +44,7 @@ WIDE: Mapping[str, int] = MappingProxyType({"reconstruct": 2, "distill": 60})
 # The windows of the default method, and of wide models, as multiples of those of others: more text
 # is worth more than more passes over it, and the distillation has windows of its own
 # (benchmarks/why.md).
-MORE_WINDOWS, WIDE_WINDOWS = 2, 3
+MORE_WINDOWS, WIDE_WINDOWS = 2, 4
 # The default metric where the weights are not compared over the whole model, and that of heads,
 # which a search found (benchmarks/units.md).
 WITHIN, HEAD_METRIC = "wanda", "X * row_normalize(W * X)"
