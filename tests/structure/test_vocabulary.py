@@ -163,6 +163,23 @@ def test_tokens_of_words_and_characters_of_scripts_stay(tmp_path: Path) -> None:
     assert umlauts == {None: 2, "Latin": 1}
 
 
+def test_a_model_that_is_cut_to_scripts_writes_no_others(tmp_path: Path) -> None:
+    """Though all bytes stay, of which it could write any character; and earlier bans hold."""
+    for scripts in (None, "Latin"):
+        tokenizer = byte_level()
+        dense = model(len(tokenizer))
+        dense.generation_config.suppress_tokens = tokenizer.convert_tokens_to_ids(["q"])
+        given = {**SMALL, "tokens": 300, "scripts": scripts}
+        prune(dense, tokenizer=tokenizer, output=tmp_path / "out", overwrite=True, **given)
+        small = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+        torch.manual_seed(0)
+        start = torch.zeros(8, 1, dtype=torch.long)
+        tokens = small.generate(start, do_sample=True, min_new_tokens=64, max_new_tokens=64)
+        text = "".join(AutoTokenizer.from_pretrained(tmp_path / "out").batch_decode(tokens))
+        assert "q" not in text
+        assert ("\ufffd" in text) == (scripts is None)
+
+
 def test_the_model_with_fewer_tokens_is_trained_towards_the_dense_one(tmp_path: Path) -> None:
     """By `prune` after the cut, and by `recover` from the folder; then its weights are pruned."""
     tokenizer, given = byte_level(), {**SMALL, "calibration": ["fox " * 100]}

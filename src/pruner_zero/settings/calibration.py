@@ -105,7 +105,8 @@ class WritingSettings(Settings):
     scripts: Annotated[CommaSeparated | None, Cli(metavar="NAMES", default="all")] = Field(
         None,
         description="Scripts that the model writes in, such as Latin,Greek; digits and signs "
-        "belong to all. With --structure vocabulary the characters of these scripts stay.",
+        "belong to all. With --structure vocabulary their characters stay, and the smaller model "
+        "writes no tokens of others.",
     )
 
     @model_validator(mode="after")

@@ -18,7 +18,7 @@ from pruner_zero.sparsity.pattern import Lazy
 from pruner_zero.structure.removal import Removal, most_parameters
 from pruner_zero.structure.tokens import TokenTable, check_tokenizer, replace_tokens
 from pruner_zero.text.corpus import load_corpus
-from pruner_zero.text.scripts import read_scripts
+from pruner_zero.text.scripts import read_scripts, tokens_outside
 from pruner_zero.text.translation import Translation
 
 # The windows that the model reads; more are only counted.
@@ -35,7 +35,9 @@ class Vocabulary(Removal):
     say which of them belong to such text.
 
     sparsity: the share of tokens to remove; parameters: as in `Structured`; tokens: how many stay,
-    which has precedence. words: text whose tokens all stay. scripts: those whose characters stay.
+    which has precedence. words: text whose tokens all stay. scripts: those whose characters stay;
+    tokens of others that stay, such as bytes, are not written any more (`tokens_outside`), by
+    suppress_tokens of the generation configuration.
     tokenizer, kept_tokens, cut: that of the model, those of its tokens that stay, and what
     `TokenTable.cut` makes of them, all found by `prepare`.
     Source: Load What You Need (Abdaoui et al. 2020, 2010.05609), which counts tokens too; here
@@ -167,6 +169,11 @@ class Vocabulary(Removal):
             if isinstance(module, nn.Embedding) and module is model.get_input_embeddings():
                 padding = module.padding_idx
                 module.padding_idx = None if padding is None else numbers.get(padding)
+        if self.scripts and model.generation_config is not None:
+            outside = tokens_outside(self.scripts, self.tokenizer).tolist()
+            earlier = model.generation_config.suppress_tokens or []
+            silent = {*earlier, *(token for token in outside if token in numbers)}
+            model.generation_config.suppress_tokens = sorted(silent)
         for config in _configs(model):
             if hasattr(config, "vocab_size"):
                 config.vocab_size = len(self.kept_tokens)
@@ -221,5 +228,5 @@ def _configs(model: PreTrainedModel) -> Iterator[PreTrainedConfig | Any]:
 def _named_tokens(config: Any) -> Iterator[tuple[str, list[int]]]:
     """The numbers of tokens in a configuration, by the field that has one or several."""
     for name, value in list(vars(config).items()):
-        if name.endswith("token_id") and value is not None:
+        if name.endswith(("token_id", "suppress_tokens")) and value is not None:
             yield name, value if isinstance(value, list) else [value]
