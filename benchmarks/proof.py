@@ -216,7 +216,8 @@ def fill_cells(given: argparse.Namespace) -> None:
             row = fill(cell, folder, old, given)
             file.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(file, json.dumps(row) + "\n")
-            print(texts_table([row]), predictions_table([row], {}), sep="\n", flush=True)
+            if given.texts:
+                print(texts_table([row]), predictions_table([row], {}), sep="\n", flush=True)
 
 
 def lacking(row: Mapping[str, Any], given: argparse.Namespace) -> set[str]:
