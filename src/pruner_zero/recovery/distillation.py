@@ -29,7 +29,7 @@ from pruner_zero.text.windows import Windows, tokens_sha256
 
 # Tokens in an optimizer step, in as many windows as they fill.
 TOKENS = 1024
-# The inputs of a matrix up to which `RATE` was measured to be the best rate.
+# The most inputs of a matrix in the models that `RATE` was chosen on.
 _INPUTS = 2048
 # The share of the windows that only the validation loss is measured on, and the most of them.
 _HELD_OUT, _MOST = 1 / 16, 16
