@@ -41,10 +41,10 @@ DEFAULT: Mapping[str, Any] = MappingProxyType(
 # and BaWA (ICML 2025, PMLR 267); these exponents were found by hand.
 MANY_INPUTS, WIDE_METRIC = 4096, "W * column_normalize(W) * X"
 WIDE: Mapping[str, int] = MappingProxyType({"reconstruct": 2, "distill": 60})
-# The windows of the default method, and of wide models, as multiples of those of others: more text
-# is worth more than more passes over it, and the distillation has windows of its own
-# (benchmarks/why.md).
-MORE_WINDOWS, WIDE_WINDOWS = 2, 4
+# The windows of the default method as a multiple of those of others, and of wide models as a
+# multiple of these: more text is worth more than more passes over it, and the distillation has
+# windows of its own (benchmarks/why.md).
+MORE_WINDOWS, WIDE_WINDOWS = 2, 2
 # The default metric where the weights are not compared over the whole model, and that of heads,
 # which a search found (benchmarks/units.md).
 WITHIN, HEAD_METRIC = "wanda", "X * row_normalize(W * X)"
@@ -228,4 +228,4 @@ class PruneSettings(OutputSettings, MethodSettings, SizeSettings):
         """These settings with the windows of the default method for wide models."""
         if "windows" in self.model_fields_set or not self.reconstruct:
             return self
-        return self.model_copy(update={"windows": self.windows * WIDE_WINDOWS // MORE_WINDOWS})
+        return self.model_copy(update={"windows": self.windows * WIDE_WINDOWS})
