@@ -60,15 +60,26 @@ def test_a_higher_rung_wins_a_tournament_whatever_the_value() -> None:
     assert tournament(np.random.default_rng(0), members, 50, 1.0)[0].number == 1
 
 
-def test_the_first_batch_is_random_spread_over_the_scopes_and_small_first() -> None:
+def test_the_first_batch_is_half_products_half_random_and_small_first() -> None:
+    """Of the products every one in every scope; in a row O changes nothing."""
     first = Evolution(SearchSpace(), seed=0).ask()
     sizes = [candidate.expression.size for candidate in first]
     assert sizes == sorted(sizes)
-    assert {candidate.operation for candidate in first} == {"random"}
-    counts = [
-        sum(candidate.scope == scope for candidate in first) for scope in SearchSpace().scopes
-    ]
-    assert counts == [12, 12, 12, 12]
+    products: dict[str, set[str]] = {}
+    for candidate in first:
+        if candidate.operation == "product":
+            products.setdefault(candidate.scope, set()).add(str(candidate.expression))
+    pairs = {"G * W", "W * X", "O * W"}
+    assert products["row"] == {"W", "G * W", "W * X", "G * W * X"}
+    assert all(pairs <= products[scope] for scope in ("block", "matrix", "global"))
+    assert products["block"] == {*pairs, "G * W * X", "G * O * W", "O * W * X", "G * O * W * X"}
+    random = Counter(candidate.scope for candidate in first if candidate.operation == "random")
+    assert [*random.values()] == [6, 6, 6, 6]
+
+
+def test_a_space_without_products_starts_with_random_expressions() -> None:
+    space = SearchSpace(operators=("add", "sub", "sqrt", "column_share"))
+    assert {candidate.operation for candidate in Evolution(space, seed=0).ask()} == {"random"}
 
 
 def test_the_best_candidate_of_a_scope_is_tried_in_every_other_scope_at_once(

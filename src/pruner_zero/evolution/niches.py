@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 
 import numpy as np
 from pydantic import Field
@@ -12,9 +13,15 @@ from pydantic import Field
 from pruner_zero.choices import Group
 from pruner_zero.evolution.ask_tell import BatchAlgorithm, Proposal, Result, best_first
 from pruner_zero.evolution.candidate import STEP, Candidate, Evaluation, Template
-from pruner_zero.evolution.space import SearchSpace
+from pruner_zero.evolution.space import SearchSpace, simplest
 from pruner_zero.evolution.tuning import Tuner
-from pruner_zero.evolution.variation import MUTATIONS, crossover, neighbours, random_start
+from pruner_zero.evolution.variation import (
+    MUTATIONS,
+    crossover,
+    neighbours,
+    plain_products,
+    random_start,
+)
 from pruner_zero.metric.expression import Expression
 from pruner_zero.metric.metric import Metric
 from pruner_zero.settings.base import Settings
@@ -51,9 +58,9 @@ class Evolution(BatchAlgorithm):
     """Tournament selection in niches, one for each comparison group.
 
     Members of a niche compete only with each other, so that no scope crowds out another. Good
-    expressions migrate between niches. The first batch is random. Source: islands with migration
-    (Tanese 1989), size-fair crossover (Langdon 2000), exponents apart from structure (`Tuner`); one
-    niche for each comparison group is ours.
+    expressions migrate between niches. The first batch is plain products and random expressions.
+    Source: islands with migration (Tanese 1989), size-fair crossover (Langdon 2000), exponents
+    apart from structure (`Tuner`); one niche for each comparison group is ours.
     """
 
     settings_type = EvolutionSettings
@@ -78,13 +85,22 @@ class Evolution(BatchAlgorithm):
         return best_first(member for members in self.niches.values() for member in members)
 
     def start(self) -> list[Proposal]:
-        """Random expressions, evenly over the scopes, the small ones first."""
+        """Plain products in every scope, up to half, and random expressions, the small ones first.
+
+        The random expressions are spread evenly over the scopes.
+        """
+        plain = (
+            Proposal(simplest(form, scope, self.space), scope, operation="product")
+            for form in plain_products(self.space)
+            for scope in self.space.scopes
+        )
+        products = [*islice(filter(self.is_new, plain), self.settings.initial // 2)]
         proposals = [
             proposal
-            for scope, count in self._shares(self.settings.initial)
+            for scope, count in self._shares(self.settings.initial - len(products))
             for proposal in self.fill(count, partial(self._random, scope, "random"))
         ]
-        return sorted(proposals, key=lambda proposal: proposal.expression.size)
+        return sorted([*products, *proposals], key=lambda proposal: proposal.expression.size)
 
     def propose(self) -> list[Proposal]:
         """Tuned exponents, neighbours of the best, the best in other scopes, children."""

@@ -1,6 +1,7 @@
 """Random expressions, and children of expressions: crossover, mutations, the nearest products."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import combinations
 from itertools import product as pairs
 from types import MappingProxyType
 from typing import TypeVar
@@ -70,6 +71,21 @@ def random_expression(
         f"no expression of {depth[0]} to {depth[1]} levels found within max_size "
         f"{space.max_size} and max_depth {space.max_depth}: allow more"
     )
+
+
+def plain_products(space: SearchSpace) -> Iterator[Expression]:
+    """Every product of the space's first matrix, such as W, and other terminals, by their number.
+
+    None where the space has no products.
+    """
+    first, *others = (
+        Terminal(name)
+        for shape in (Shape.MATRIX, Shape.ROW, Shape.COLUMN)
+        for name in space.leaves[shape]
+    )
+    for count in range(1, len(others) + 1):
+        for rest in combinations(others, count):
+            yield from filter(space.allows, [product(1.0, dict.fromkeys((first, *rest), 1.0))])
 
 
 def random_start(generator: Generator, space: SearchSpace) -> Expression:
