@@ -8,12 +8,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models.loss import in_float32
+from pruner_zero.models.loss import LOGITS_AT_ONCE, in_float32
 from pruner_zero.progress import track
-
-# The number of logits that are compared at a time: larger temporary tensors are slower, and of
-# 1024 tokens with a vocabulary of 262,144 each of them would take a gigabyte.
-_CHUNK = 2**22
 
 
 @dataclass(frozen=True)
@@ -54,7 +50,7 @@ def compare_logits(logits: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
     Returns (positions,) in fp32 and (positions,) in bool. It computes in fp32, so many positions at
     a time that a temporary tensor has at most 2**22 numbers, or one position.
     """
-    rows = max(1, _CHUNK // logits.shape[-1])
+    rows = max(1, LOGITS_AT_ONCE // logits.shape[-1])
     nats, agreed = [], []
     for mine, other in zip(logits.split(rows), dense.split(rows), strict=True):
         agreed.append(mine.argmax(-1) == other.argmax(-1))
