@@ -6,9 +6,9 @@
 All runs share the model, the statistics, the search windows and the rungs, and have the same
 minutes, on a clock that advances by what judging a candidate costs: `recorded.py`. What each run
 chose is measured on windows of another text, which no search has read. A run is a file under
-benchmarks/results/duel; runs that are there are kept. Judgements are kept in the table beside them:
-a run that needs no others needs neither the texts nor the model. The page is duel.md. --model
-searches another model, and --beside measures fixed metrics on the same windows:
+benchmarks/results/duel; runs that are there are kept. Judgements are kept in a table in the folder
+--runs: a run that needs no others needs neither the texts nor the model. The page is duel.md.
+--model searches another model, and --beside measures fixed metrics on the same windows:
 
     python benchmarks/duel.py --calibration wiki.valid.raw --text wiki.test.raw \
         --model gemma-3-270m-q4_k_m.gguf --arms default --seeds 0 --minutes 30 --windows-eval 24 \
@@ -92,7 +92,7 @@ def run(given: argparse.Namespace) -> None:
     name = str(next(iter(zeros.values()))).replace(":", "-")
     if given.model != USUAL:
         name = f"{Path(given.model).stem}-{name}"
-    table = Table(RESULTS / f"{name}.table.jsonl", given.runs / f"{name}.added.jsonl")
+    table = Table(given.runs / f"{name}.table.jsonl", given.runs / f"{name}.added.jsonl")
     judge = Judge(given, zeros, table)
     for metric in given.beside:
         file = RESULTS / f"{name}-{re.sub('[^A-Za-z0-9.^@]+', '-', metric)}.json"

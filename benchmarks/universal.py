@@ -8,7 +8,8 @@
 
 `search` records which candidates of a search over several models, in the folder RUN, were judged on
 all of them, and its final race. `duel` runs such searches and random search, seed by seed, on the
-same windows; the clock advances by the time of the processor that each judgement took.
+same windows, the smallest model first; the clock advances by the time of the processor that each
+judgement took.
 
 Half of the weights of a model are zero, or two of four, by each metric of METRICS; PATTERNS says
 what else is done. Statistics are of 96 windows of 256 tokens that the model wrote. Losses are those
@@ -141,7 +142,7 @@ def fill(given: Any, pattern: str, texts: Mapping[str, str]) -> None:
 
 
 class Timed:
-    """Makes each judgement once; its clock advances by the seconds that it took."""
+    """Makes each judgement once; its clock advances by its seconds of the processor."""
 
     def __init__(self, judge: Judge, made: dict[Task, Outcome]) -> None:
         self.judge, self.made, self.clock = judge, made, Clock()

@@ -61,7 +61,7 @@ def test_a_higher_rung_wins_a_tournament_whatever_the_value() -> None:
 
 
 def test_the_first_batch_is_half_products_half_random_and_small_first() -> None:
-    """Of the products every one in every scope; in a row O changes nothing."""
+    """The smallest products, each in every scope; in a row O changes nothing."""
     first = Evolution(SearchSpace(), seed=0).ask()
     sizes = [candidate.expression.size for candidate in first]
     assert sizes == sorted(sizes)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models import predictions
+from pruner_zero.models import loss
 from pruner_zero.models.predictions import compare_logits, compare_predictions
 from tests.tiny_models import tiny_model, tiny_windows
 
@@ -29,7 +29,7 @@ def test_logits_are_compared_as_their_definition_says(dtype: torch.dtype, chunk:
     dense = (3 * torch.randn(20, 33, generator=generator)).to(dtype)
     logits = (dense + torch.randn(20, 33, generator=generator)).to(dtype)
     before = logits.clone(), dense.clone()
-    with patch.object(predictions, "LOGITS_AT_ONCE", chunk):
+    with patch.object(loss, "LOGITS_AT_ONCE", chunk):
         nats, agreed = compare_logits(logits, dense)
     expected = [plain(*pair) for pair in zip(logits, dense, strict=True)]
     assert nats.dtype == torch.float32
@@ -43,7 +43,7 @@ def test_logits_are_compared_as_their_definition_says(dtype: torch.dtype, chunk:
 def test_few_logits_are_in_float32_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
     in_float32 = Tensor.float
-    monkeypatch.setattr(predictions, "LOGITS_AT_ONCE", 100)
+    monkeypatch.setattr(loss, "LOGITS_AT_ONCE", 100)
     monkeypatch.setattr(Tensor, "float", lambda t: sizes.append(t.numel()) or in_float32(t))  # type: ignore[func-returns-value]
     logits = torch.randn(50, 30).bfloat16()
     compare_logits(logits, logits)

@@ -85,7 +85,9 @@ def plain_products(space: SearchSpace) -> Iterator[Expression]:
     )
     for count in range(1, len(others) + 1):
         for rest in combinations(others, count):
-            yield from filter(space.allows, [product(1.0, dict.fromkeys((first, *rest), 1.0))])
+            expression = product(1.0, dict.fromkeys((first, *rest), 1.0))
+            if space.allows(expression):
+                yield expression
 
 
 def random_start(generator: Generator, space: SearchSpace) -> Expression:

@@ -17,12 +17,17 @@ from pruner_zero.devices import emulated_dtypes, has_fast_bfloat16
 LOGITS_AT_ONCE = 2**22
 
 
+def positions_at_once(logits: Tensor) -> int:
+    """How many positions of `logits` (…, vocabulary) have `LOGITS_AT_ONCE` numbers, at least 1."""
+    return max(1, LOGITS_AT_ONCE // logits.shape[-1])
+
+
 def next_token_losses(model: nn.Module, windows: Tensor) -> Tensor:
     """The mean next-token cross entropy of each of `windows` (n, tokens): (n,), nats, fp32."""
     windows = windows.to(next(model.parameters()).device)
     with in_float32(model):
         logits = model(windows, use_cache=False).logits
-    positions = max(1, LOGITS_AT_ONCE // logits.shape[-1])
+    positions = positions_at_once(logits)
     losses = []
     for scores, window in zip(logits, windows, strict=True):
         parts = zip(scores[:-1].split(positions), window[1:].split(positions), strict=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models.loss import LOGITS_AT_ONCE, in_float32
+from pruner_zero.models.loss import in_float32, positions_at_once
 from pruner_zero.progress import track
 
 
@@ -50,7 +50,7 @@ def compare_logits(logits: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
     Returns (positions,) in fp32 and (positions,) in bool. It computes in fp32, so many positions at
     a time that a temporary tensor has at most 2**22 numbers, or one position.
     """
-    rows = max(1, LOGITS_AT_ONCE // logits.shape[-1])
+    rows = positions_at_once(logits)
     nats, agreed = [], []
     for mine, other in zip(logits.split(rows), dense.split(rows), strict=True):
         agreed.append(mine.argmax(-1) == other.argmax(-1))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models.loss import fast_products, in_float32
+from pruner_zero.models.loss import fast_products, in_float32, positions_at_once
 from pruner_zero.models.structure import find_tables, size_of
 from pruner_zero.progress import track
 from pruner_zero.sparsity.pattern import Lazy
@@ -23,8 +23,6 @@ from pruner_zero.text.translation import Translation
 
 # The windows that the model reads; more are only counted.
 _EXPECTED = 192
-# The number of positions whose probabilities are computed at a time.
-_POSITIONS = 32
 
 
 @dataclass(frozen=True)
@@ -200,7 +198,7 @@ def expected_counts(language_model: Any, windows: Tensor) -> Tensor:
     with fast_products(model, device), in_float32(model):
         for window in track(windows, "expected counts", len(windows)):
             logits = model(window[None].to(device), use_cache=False).logits[0]
-            for part in logits.split(_POSITIONS):
+            for part in logits.split(positions_at_once(logits)):
                 total += part.float().softmax(-1).sum(0).cpu()
     return total
 
