@@ -3,7 +3,7 @@
 from hashlib import sha256
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
@@ -31,13 +31,19 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def tiny_tokenizer(model_max_length: int = 16) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer with one token a byte and a BOS, 257 in all; any text encodes."""
+def tiny_tokenizer(model_max_length: int = 16, begins: bool = False) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer with one token a byte and a BOS, 257 in all; any text encodes.
+
+    begins: whether it puts the BOS before every text.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {symbol: index for index, symbol in enumerate(["<s>", *alphabet])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    if begins:
+        bos = [("<s>", 0)]
+        tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=bos)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", model_max_length=model_max_length
     )

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +270,18 @@ def test_a_window_of_written_text_may_begin_in_the_middle(write: Write) -> None:
     begins = write(4 * BATCH).tokens[:, 0] == language_model().tokenizer.bos_token_id
     assert begins.any()
     assert not begins.all()
+
+
+def test_every_window_begins_as_the_tokenizer_begins_a_text(write: Write) -> None:
+    """Those that begin in the middle follow the token; those of a document have it once."""
+    model = language_model()
+    bare = write(4 * BATCH, model=model).tokens
+    tokenizer = tiny_tokenizer(begins=True)
+    windows = write(4 * BATCH, model=replace(model, tokenizer=tokenizer))
+    start = tokenizer.bos_token_id
+    assert windows.start == (start,)
+    for expected, window in zip(bare.tolist(), windows.tokens.tolist(), strict=True):
+        assert window == (expected if expected[0] == start else [start, *expected[:-1]])
 
 
 def test_dialogues_stand_after_the_token_that_begins_a_document(

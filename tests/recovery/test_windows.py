@@ -65,6 +65,16 @@ def test_an_epoch_has_every_token_once_but_for_the_ends(
     assert len(counts) > stream - 2 * seqlen
 
 
+def test_windows_at_another_offset_begin_as_all_do() -> None:
+    """Their other tokens are a piece of the stream without what windows begin with."""
+    tokens = torch.cat([torch.full((12, 1), -1), torch.arange(84).view(12, 7)], 1)
+    windows = Windows(tokens, "numbers", "", "", 84, "consecutive", start=(-1,))
+    drawn = torch.cat(list(islice(in_training_order([windows], [1], 0), 11)))
+    assert (drawn[:, 0] == -1).all()
+    assert (drawn[:, 1:].diff(dim=1) == 1).all()
+    assert (drawn[:, 1] % 7).any()
+
+
 @given(st.integers(0, 60))
 def test_the_sequence_goes_on_from_any_place(skipped: int) -> None:
     windows = numbered(100, 8)

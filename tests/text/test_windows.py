@@ -7,11 +7,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.text import windows
 from pruner_zero.text.corpus import Corpus
-from pruner_zero.text.windows import consecutive_windows, random_windows
+from pruner_zero.text.windows import consecutive_windows, random_windows, start_of
 from tests.text.refusals import refusal
 from tests.tiny import FOX, tiny_tokenizer
 
@@ -106,6 +107,34 @@ def test_special_tokens_and_warnings_stay_out(caplog: pytest.LogCaptureFixture) 
         logger.removeHandler(caplog.handler)
     assert TOKENIZER.bos_token_id not in cut.tokens
     assert not caplog.records
+
+
+def test_every_window_begins_as_the_tokenizer_begins_a_text() -> None:
+    """The other tokens are those of the bare text, and all of them are predicted."""
+    tokenizer = tiny_tokenizer(begins=True)
+    assert (start_of(tokenizer), start_of(TOKENIZER)) == ((tokenizer.bos_token_id,), ())
+    cut = consecutive_windows(CORPUS, tokenizer, 10)
+    apart = random_windows(CORPUS, tokenizer, len(cut), 10, seed=0, apart=True)
+    drawn = random_windows(CORPUS, tokenizer, 20, 10, seed=1)
+    for each in (cut, apart, drawn):
+        assert (each.tokens[:, 0] == tokenizer.bos_token_id).all()
+        assert each.describe()["joined"] == "one stream as it stands, <s> first"
+    text = stream(FOX)[: len(FOX) // 9 * 9]
+    assert cut.tokens[:, 1:].flatten().tolist() == text
+    assert sorted(apart.tokens[:, 1:].tolist()) == sorted(cut.tokens[:, 1:].tolist())
+    bare = random_windows(CORPUS, TOKENIZER, 20, 9, seed=1)
+    assert torch.equal(drawn.tokens[:, 1:], bare.tokens)
+    assert cut.text_bytes == len(text)
+    assert consecutive_windows(CORPUS, TOKENIZER, 10).text_bytes == len(FOX) // 10 * 9
+
+
+def test_a_tokenizer_that_also_ends_a_text_only_begins_windows() -> None:
+    tokenizer = tiny_tokenizer()
+    marks = [("<s>", 0), ("a", stream("a")[0])]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        "<s> $A a", special_tokens=marks
+    )
+    assert start_of(tokenizer) == (tokenizer.bos_token_id,)
 
 
 def test_the_provenance_is_complete_and_json() -> None:

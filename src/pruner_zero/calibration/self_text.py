@@ -38,7 +38,7 @@ from pruner_zero.models.sampling import (
 from pruner_zero.tensor_file import TensorFile, write_tensors
 from pruner_zero.text.mixture import SelfText
 from pruner_zero.text.scripts import tokens_outside
-from pruner_zero.text.windows import Windows, tokens_sha256
+from pruner_zero.text.windows import Windows, begun, start_of, tokens_sha256
 
 # The most tokens and windows that are written together, as many as `prune` calibrates on by
 # default. The drawn text depends on the number of windows in a batch, so that these numbers do not
@@ -104,7 +104,8 @@ def _write(
 ) -> Windows:
     """The windows of `self_windows`, of exactly `text`."""
     documents, joined = documents_of(language_model, text)
-    start = _unseen_start(language_model, documents)
+    always = start_of(language_model.tokenizer)
+    start = None if always else _unseen_start(language_model, documents)
     ends = end_tokens(language_model).union(*(turn_ends(language_model, d) for d in documents))
     dtype = writing_dtype(language_model.model)
     largest = max(token for document in documents for piece in document for token in piece)
@@ -120,7 +121,7 @@ def _write(
         "seqlen": seqlen,
         "seed": seed,
         "documents": documents,
-        "start": start,
+        "start": list(always) or start,
         "ends": sorted(ends),
         "scripts": text.scripts,
         "dtype": str(dtype),
@@ -163,6 +164,9 @@ def _write(
             repetitive = repeated_shares(tokens, documents) > REPEATED
             tokens = tokens[repetitive.to(torch.int8).argsort(stable=True)[:size].sort().values]
             tokens = begun_anywhere(tokens, batches.generator(number), start)
+            if always:
+                begins = (tokens[:, : len(always)] == torch.tensor(always)).all(1, keepdim=True)
+                tokens = tokens.where(begins, begun(tokens[:, : seqlen - len(always)], always))
             batches.write(number, tokens)
             written[number] = tokens
     tokens = torch.cat([written[number] for number in numbers])
@@ -176,6 +180,7 @@ def _write(
         "sampled",
         seed,
         written=describe_written(chosen, documents, tokenizer),
+        start=always,
     )
 
 

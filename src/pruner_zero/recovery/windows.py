@@ -18,6 +18,7 @@ from pruner_zero.text.windows import (
     RANDOM_CHARACTERS,
     Tokenizer,
     Windows,
+    begun,
     consecutive_windows,
     mix_windows,
 )
@@ -89,7 +90,7 @@ def in_training_order(
     order. `seed` and the number of a window in the sequence determine it, so a resumed run passes
     the number of windows to be `skipped`.
     """
-    streams = [_epochs(text.tokens.flatten(), text.seqlen, seed) for text in texts]
+    streams = [_epochs(text, seed) for text in texts]
     drawn = [0] * len(streams)
     for number in count():
         index = min(range(len(drawn)), key=lambda text: (drawn[text] + 1) / shares[text])
@@ -99,12 +100,14 @@ def in_training_order(
             yield window
 
 
-def _epochs(stream: Tensor, seqlen: int, seed: int) -> Iterator[Tensor]:
+def _epochs(text: Windows, seed: int) -> Iterator[Tensor]:
+    stream = text.tokens[:, len(text.start) :].flatten()
+    length = text.seqlen - len(text.start)
     generator = torch.Generator().manual_seed(seed)
-    offsets = min(seqlen, len(stream) - seqlen + 1)
+    offsets = min(length, len(stream) - length + 1)
     while True:
         offset = int(torch.randint(offsets, (), generator=generator))
-        count = (len(stream) - offset) // seqlen
+        count = (len(stream) - offset) // length
         for index in torch.randperm(count, generator=generator).tolist():
-            start = offset + index * seqlen
-            yield stream[None, start : start + seqlen]
+            first = offset + index * length
+            yield begun(stream[None, first : first + length], text.start)
