@@ -76,7 +76,6 @@ BASES = ("Wanda", "SparseGPT")
 # What `prune` does where no metric is named, and the words of rows by what it did before.
 DEFAULT, EARLIER = "default", "earlier default"
 CARRIED = "W * (O * X)^0.75@global"
-EVOLVED_ON_GEMMA = "W * G^0.75@global"
 # The metric of an earlier default, with scores in part relative to the norm of their row.
 RELATIVE = "W * (O * X)^0.73 * row_normalize(W * X^0.73)^0.33@global"
 
@@ -88,7 +87,6 @@ MASKS: Mapping[str, Mapping[str, str]] = {
         "RIA": "ria",
         "published tree": "pruner-zero",
         "evolved on SmolLM2": CARRIED,
-        "evolved on Gemma": EVOLVED_ON_GEMMA,
         "relative rows": RELATIVE,
     },
     "2-4": {
