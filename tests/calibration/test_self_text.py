@@ -259,7 +259,7 @@ def test_about_half_of_the_windows_begin_in_the_middle() -> None:
 def test_about_a_quarter_of_the_windows_get_a_token_that_begins_none_of_them() -> None:
     tokens = torch.arange(200)[:, None] * 100 + torch.arange(16)
     rotated = begun_anywhere(tokens, torch.Generator().manual_seed(0))
-    begun = begun_anywhere(tokens, torch.Generator().manual_seed(0), start=-1)
+    begun = begun_anywhere(tokens, torch.Generator().manual_seed(0), start=(-1,))
     chosen = begun[:, 0] == -1
     assert 35 < chosen.sum() < 65
     assert torch.equal(begun[chosen, 1:], rotated[chosen, :-1])

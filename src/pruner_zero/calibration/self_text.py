@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from pruner_zero.cache import filling, use
 from pruner_zero.calibration.store import cache_key
@@ -105,7 +104,7 @@ def _write(
     """The windows of `self_windows`, of exactly `text`."""
     documents, joined = documents_of(language_model, text)
     always = start_of(language_model.tokenizer)
-    start = None if always else _unseen_start(language_model, documents)
+    start, share = (always, 1.0) if always else (_unseen_start(language_model, documents), STARTED)
     ends = end_tokens(language_model).union(*(turn_ends(language_model, d) for d in documents))
     dtype = writing_dtype(language_model.model)
     largest = max(token for document in documents for piece in document for token in piece)
@@ -121,7 +120,7 @@ def _write(
         "seqlen": seqlen,
         "seed": seed,
         "documents": documents,
-        "start": list(always) or start,
+        "start": [*start, share] if start else None,
         "ends": sorted(ends),
         "scripts": text.scripts,
         "dtype": str(dtype),
@@ -163,10 +162,7 @@ def _write(
             )
             repetitive = repeated_shares(tokens, documents) > REPEATED
             tokens = tokens[repetitive.to(torch.int8).argsort(stable=True)[:size].sort().values]
-            tokens = begun_anywhere(tokens, batches.generator(number), start)
-            if always:
-                begins = (tokens[:, : len(always)] == torch.tensor(always)).all(1, keepdim=True)
-                tokens = tokens.where(begins, begun(tokens[:, : seqlen - len(always)], always))
+            tokens = begun_anywhere(tokens, batches.generator(number), start, share)
             batches.write(number, tokens)
             written[number] = tokens
     tokens = torch.cat([written[number] for number in numbers])
@@ -184,34 +180,36 @@ def _write(
     )
 
 
-def begun_anywhere(tokens: Tensor, generator: torch.Generator, start: int | None = None) -> Tensor:
+def begun_anywhere(
+    tokens: Tensor, generator: torch.Generator, start: tuple[int, ...] = (), share: float = STARTED
+) -> Tensor:
     """Windows (n, seqlen) of which about half begin in the middle: they are rotated.
 
     Models give the first token of a text, whatever it is, activations of a hundred times the size
     of others and attend to it where there is nothing to attend to (attention sinks, 2309.17453).
     Were it always the token that begins a document, a pruned model would keep that one alone.
-    start: a token that takes the first place of about a quarter of the windows, whose last token
-    goes: the pruned model would lose it otherwise (benchmarks/why.md).
+    start: tokens that about `share` of the windows get before their first, unless they begin so,
+    and whose last tokens go: the pruned model would lose them otherwise (benchmarks/why.md).
     """
     count, seqlen = tokens.shape
     starts = torch.randint(seqlen, (count, 1), generator=generator)
     starts *= torch.randint(2, (count, 1), generator=generator)
     tokens = tokens.gather(1, (starts + torch.arange(seqlen)) % seqlen)
-    if start is None:
+    if not start:
         return tokens
-    chosen = torch.rand(count, 1, generator=generator) < STARTED
-    moved = functional.pad(tokens[:, :-1], (1, 0), value=start)
-    return torch.where(chosen, moved, tokens)
+    chosen = torch.rand(count, 1, generator=generator) < share
+    chosen &= (tokens[:, : len(start)] != torch.tensor(start)).any(1, keepdim=True)
+    return torch.where(chosen, begun(tokens[:, : seqlen - len(start)], start), tokens)
 
 
-def _unseen_start(language_model: LanguageModel, documents: Sequence[Document]) -> int | None:
+def _unseen_start(language_model: LanguageModel, documents: Sequence[Document]) -> tuple[int, ...]:
     """The token that begins a plain document, where none of `documents` begins with it."""
     try:
         start = start_token(language_model)
     except PrunerZeroError:
         # Dialogues need no such token.
-        return None
-    return None if any(document[0][0] == start for document in documents) else start
+        return ()
+    return () if any(document[0][0] == start for document in documents) else (start,)
 
 
 def _in_turn(documents: Sequence[Document], row: int, size: int, number: int) -> Iterator[Document]:
