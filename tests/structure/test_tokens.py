@@ -141,6 +141,25 @@ def test_a_token_and_its_path_are_enough_to_make_it(name: str) -> None:
     assert made > 20
 
 
+def test_added_tokens_that_only_reserve_a_number_may_go() -> None:
+    """Those that the tokenizer, its chat template or --keep names stay."""
+    made = byte_level()
+    free = ["<unused0>", "<|reserved_special_token_1|>", "<|dummy_2|>", "<｜place▁holder▁no▁3｜>"]
+    made.add_tokens([*free, "<unused4>", "<unused5>", "<tool>", "<unused>"], special_tokens=True)
+    made.pad_token, made.chat_template = "<unused4>", "{{ '<unused5>' }}"
+    table = TokenTable(made)
+    always = table.always()
+    gone = {table.tokenizer.convert_tokens_to_ids(token) for token in free}
+    assert table.added - always == gone
+    assert table.needed(["<unused0>"], []) >= {min(gone)}
+    smaller = smaller_of(table, sorted(always))
+    assert not smaller.get_vocab().keys() & set(free)
+    text = "a <unused0> b <tool>"
+    coded = smaller.encode(text, add_special_tokens=False)
+    assert coded.tokens[-1] == "<tool>"
+    assert smaller.decode(coded.ids, skip_special_tokens=False) == text
+
+
 def test_tokens_come_in_order_with_their_paths() -> None:
     table = TABLES["byte level"]
     long = max(table.names, key=lambda number: len(table.names[number]))

@@ -1,6 +1,7 @@
 """Tokenizers of byte-pair encoding with fewer tokens, from the JSON of the `tokenizers` package."""
 
 import json
+import re
 from collections.abc import Collection, Iterable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -14,6 +15,10 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.text.scripts import characters_of
 
 Pair = tuple[str, str]
+
+# Added tokens that a model reserves for later use, which it never saw: <unused12> of Gemma,
+# <|reserved_special_token_12|> of Llama 3, <|dummy_12|> of Phi 4.
+_PLACEHOLDER = re.compile(r"(unused|reserved|place.?holder|dummy)\D*\d", re.IGNORECASE)
 
 
 def check_tokenizer(tokenizer: Any) -> None:
@@ -59,11 +64,20 @@ class TokenTable:
     def always(self) -> set[int]:
         """Tokens that must stay: added ones, single bytes or their fallback, ASCII characters.
 
-        With them every text can still be encoded.
+        With them every text can still be encoded. Added tokens that only reserve a number stay
+        where the tokenizer, its chat template or its post-processor names them.
         """
         model = self.spec["model"]
         fallback = bool(model.get("byte_fallback"))
-        stay = set(self.added)
+        named = f"{self.spec['post_processor']} {self.tokenizer.chat_template}"
+        special = self.tokenizer.all_special_tokens
+        stay = {
+            each["id"]
+            for each in self.spec["added_tokens"]
+            if not _PLACEHOLDER.search(token := each["content"])
+            or token in special
+            or token in named
+        }
         if model.get("unk_token") in self.ids:
             stay.add(self.ids[model["unk_token"]])
         for token, number in self.ids.items():
@@ -134,7 +148,11 @@ class TokenTable:
         numbers = {old: new for new, old in enumerate(kept)}
         vocab = {token: numbers[old] for token, old in self.ids.items() if old in numbers}
         merges = [pair for pair in self.merges if {*pair, "".join(pair)} <= vocab.keys()]
-        added = [{**each, "id": numbers[each["id"]]} for each in self.spec["added_tokens"]]
+        added = [
+            {**each, "id": numbers[each["id"]]}
+            for each in self.spec["added_tokens"]
+            if each["id"] in numbers
+        ]
         return {
             **self.spec,
             "model": {**self.spec["model"], "vocab": vocab, "merges": merges},
