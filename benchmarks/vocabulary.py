@@ -22,8 +22,9 @@ ROWS: Mapping[str, Mapping[str, str]] = {
         "dense": "262,144 tokens, 268.1 M parameters",
         "65536": "65,536 tokens, 142.3 M",
         "65536-counted": "the same number, by their count in the text alone, then in order",
-        "65536-recovered": "65,536, then 40 steps of `recover` on the counted text and its own",
-        "65536-half": "65,536, then half of its weights zero by `prune`",
+        "65536-reserved": "65,536, of which 6242 reserve a number; for the two rows below",
+        "65536-recovered": "these, then 40 steps of `recover` on the counted text and its own",
+        "65536-half": "these, then half of its weights zero by `prune`",
         "half": "262,144 tokens, half of the weights zero by `prune`",
     },
     "qwen2.5-coder-1.5b": {
