@@ -71,13 +71,11 @@ class TokenTable:
         fallback = bool(model.get("byte_fallback"))
         named = f"{self.spec['post_processor']} {self.tokenizer.chat_template}"
         special = self.tokenizer.all_special_tokens
-        stay = {
-            each["id"]
-            for each in self.spec["added_tokens"]
-            if not _PLACEHOLDER.search(token := each["content"])
-            or token in special
-            or token in named
-        }
+
+        def in_use(token: str) -> bool:
+            return not _PLACEHOLDER.search(token) or token in special or token in named
+
+        stay = {each["id"] for each in self.spec["added_tokens"] if in_use(each["content"])}
         if model.get("unk_token") in self.ids:
             stay.add(self.ids[model["unk_token"]])
         for token, number in self.ids.items():
