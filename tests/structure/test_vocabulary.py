@@ -163,6 +163,14 @@ def test_tokens_of_words_and_characters_of_scripts_stay(tmp_path: Path) -> None:
     assert umlauts == {None: 2, "Latin": 1}
 
 
+def test_a_reserved_token_that_the_text_holds_stays() -> None:
+    tokenizer, reserved = byte_level(), {"<unused0>", "<unused1>"}
+    tokenizer.add_tokens(sorted(reserved), special_tokens=True)
+    given = {**SMALL, "calibration": ["<unused1> fox " * 100], "tokens": 290}
+    prune(model(len(tokenizer)), tokenizer=tokenizer, **given)
+    assert tokenizer.get_vocab().keys() & reserved == {"<unused1>"}
+
+
 def test_a_model_that_is_cut_to_scripts_writes_no_others(tmp_path: Path) -> None:
     """Though all bytes stay, of which it could write any character; and earlier bans hold."""
     for scripts in (None, "Latin"):

@@ -64,8 +64,8 @@ class TokenTable:
     def always(self) -> set[int]:
         """Tokens that must stay: added ones, single bytes or their fallback, ASCII characters.
 
-        With them every text can still be encoded. Added tokens that only reserve a number stay
-        where the tokenizer, its chat template or its post-processor names them.
+        With them every text can still be encoded. Of added tokens that only reserve a number those
+        stay that the tokenizer, its chat template or its post-processor names.
         """
         model = self.spec["model"]
         fallback = bool(model.get("byte_fallback"))

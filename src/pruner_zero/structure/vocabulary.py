@@ -111,6 +111,8 @@ class Vocabulary(Removal):
                 "tokenizer that belongs to the model"
             )
         always = table.always() | table.needed(self.words, self.scripts)
+        # A reserved token that the text holds is in use.
+        always |= table.added.intersection(tokens.unique().tolist())
         for config in _configs(model):
             for _, named in _named_tokens(config):
                 # Some families have −1 where there is no such token.
