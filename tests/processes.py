@@ -82,7 +82,7 @@ def _main(arguments: list[str], out: str, err: str, script: Path | None) -> None
         runpy.run_path(str(script), run_name="__main__")
         return
     from pruner_zero.cli.app import main
-    from pruner_zero.recovery import train
+    from pruner_zero.training import train
 
     # A recovery that is killed after a few steps must have a checkpoint.
     train.CHECKPOINT_SECONDS = 0.0

@@ -106,7 +106,7 @@ def run(*arguments: object) -> Outcome:
     out, err = StringIO(), StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.setattr(sys, "argv", ["pruner-zero", *map(str, arguments)])
-        patch.setattr("pruner_zero.recovery.train.CHECKPOINT_SECONDS", 0.0)
+        patch.setattr("pruner_zero.training.train.CHECKPOINT_SECONDS", 0.0)
         with pytest.raises(SystemExit) as ended:
             main()
     code = ended.value.code

@@ -284,9 +284,9 @@ def test_a_run_that_is_cut_while_it_distills_ends_with_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options: dict[str, Any] = {"cache": tmp_path / "cache", **SMALL}
-    monkeypatch.setattr("pruner_zero.recovery.train.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("pruner_zero.training.train.CHECKPOINT_SECONDS", 0.0)
     prune(language_model(), output=tmp_path / "whole", **options)
-    from pruner_zero.recovery.train import Training
+    from pruner_zero.training.train import Training
 
     step, taken = Training._step, 0
 
@@ -322,7 +322,7 @@ def test_a_run_that_is_cut_while_it_distills_can_go_on_without_distilling(
         raise PrunerZeroError("no memory is left")
 
     with monkeypatch.context() as patch:
-        patch.setattr("pruner_zero.recovery.train.Training.run", full)
+        patch.setattr("pruner_zero.training.train.Training.run", full)
         assert "no memory" in refusal(
             lambda: prune(language_model(), output=tmp_path / "o", **options)
         )
@@ -342,7 +342,7 @@ def test_passes_have_other_windows_without_distillation_so_that_a_cut_run_needs_
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("pruner_zero.recovery.train.Training.run", stop)
+        patch.setattr("pruner_zero.training.train.Training.run", stop)
         with pytest.raises(KeyboardInterrupt):
             prune(language_model(), output=tmp_path / "o", **options)
     without = {**options, "distill": 0}
@@ -368,7 +368,7 @@ def test_distillation_after_a_metric_without_text_has_the_model_write_one(tmp_pa
 def test_a_distillation_beyond_the_memory_is_refused_before_the_model_writes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("pruner_zero.recovery.distillation.available_bytes", lambda _: 1000)
+    monkeypatch.setattr("pruner_zero.training.distillation.available_bytes", lambda _: 1000)
     line = refusal(lambda: prune(language_model(), cache=tmp_path, **SMALL))
     assert "--distill 0" in line
     assert not list(tmp_path.iterdir())
@@ -379,7 +379,7 @@ def test_a_distillation_beyond_the_memory_is_refused_before_the_model_writes(
 def test_on_disk_the_default_leaves_out_a_distillation_beyond_the_memory(
     monkeypatch: pytest.MonkeyPatch, llama_folder: Path, text_file: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("pruner_zero.recovery.distillation.available_bytes", lambda _: 1000)
+    monkeypatch.setattr("pruner_zero.training.distillation.available_bytes", lambda _: 1000)
     options: dict[str, Any] = {"calibration": text_file, "offload": True, "cache": tmp_path}
     options |= {"output": tmp_path / "out", **SMALL, "distill": None}
     notes = Notes()

@@ -34,7 +34,7 @@ def test_a_damaged_checkpoint_of_the_distillation_is_trained_again(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("pruner_zero.recovery.train.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("pruner_zero.training.train.CHECKPOINT_SECONDS", 0.0)
     options: dict[str, Any] = {"calibration": [prose], "windows": 3, "seqlen": 24}
     options |= {"metric": "wanda", "sparsity": 0.5, "distill": 4}
     prune(llama_folder, output=tmp_path / "whole", **options)
@@ -52,7 +52,7 @@ def test_a_damaged_checkpoint_of_the_distillation_is_trained_again(
 def test_a_model_on_disk_that_is_stopped_in_training_ends_as_one_in_memory(
     prose: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pruner_zero.recovery.train.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("pruner_zero.training.train.CHECKPOINT_SECONDS", 0.0)
     model, output = save_sharded(tmp_path / "model", "llama"), tmp_path / "out"
     options: dict[str, Any] = {"calibration": [prose], "windows": 3, "seqlen": 24}
     options |= {"metric": "wanda", "sparsity": 0.5, "distill": 4}

@@ -67,7 +67,7 @@ def test_a_run_stopped_elsewhere_goes_on_here(
 ) -> None:
     expected = recovered(pruned_model()[0], prose)
     model, output = pruned_model()[0], tmp_path / "out"
-    monkeypatch.setattr("pruner_zero.recovery.train.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("pruner_zero.training.train.CHECKPOINT_SECONDS", 0.0)
 
     class StoppedError(Exception):
         pass

@@ -17,9 +17,9 @@ from pruner_zero.models.load import load_model
 from pruner_zero.models.structure import find_matrices
 from pruner_zero.recovery.recover import check_pruned, recover
 from pruner_zero.recovery.result import RecoverResult
-from pruner_zero.recovery.train import Training
 from pruner_zero.text.corpus import Corpus
 from pruner_zero.text.windows import tokens_sha256
+from pruner_zero.training.train import Training
 from tests.conftest import save_tiny
 from tests.full_disk import full_disk
 from tests.recovery.conftest import pruned_model, save_compact, save_pruned

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from pruner_zero.journal import Journal
 from pruner_zero.progress import Progress, reported_to
 from pruner_zero.recovery.recover import recover
-from pruner_zero.recovery.train import State
 from pruner_zero.text.corpus import Corpus
+from pruner_zero.training.train import State
 from tests.conftest import save_tiny
 from tests.processes import Forked
 from tests.recovery.conftest import save_compact, save_pruned
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("forks")
 @pytest.fixture(autouse=True)
 def save_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Save after every step, so that a run that is stopped early has a checkpoint."""
-    monkeypatch.setattr("pruner_zero.recovery.train.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("pruner_zero.training.train.CHECKPOINT_SECONDS", 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +219,7 @@ def test_a_run_that_goes_on_waits_for_its_next_checkpoint(
 
     monkeypatch.setattr(State, "from_json", slow)
     monkeypatch.setattr(Journal, "append", noted)
-    monkeypatch.setattr("pruner_zero.recovery.train.CHECKPOINT_SECONDS", 1800.0)
+    monkeypatch.setattr("pruner_zero.training.train.CHECKPOINT_SECONDS", 1800.0)
     recover(pruned_folder, text=text, output=output, **options)
     assert steps == [8]
 

@@ -1,24 +1,19 @@
 """Calibration text: the windows of a mixture of texts, and the store of their statistics."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pruner_zero.calibration.calibrate import open_store
+from pruner_zero.calibration.self_text import self_windows
 from pruner_zero.calibration.store import StatisticsStore
 from pruner_zero.choices import SELF
 from pruner_zero.models.language_model import LanguageModel, check_tokens, note_long_windows
-from pruner_zero.plugins import Registry
 from pruner_zero.progress import note
 from pruner_zero.settings.calibration import CalibrationSettings, WritingSettings
 from pruner_zero.text.mixture import Mixture, SelfText, Source, load_mixture
 from pruner_zero.text.windows import Windows, mix_windows, no_windows, random_windows
-
-# Functions that give the windows of texts that the model writes, by the name of the text.
-WRITERS: Registry[Callable[..., Windows]] = Registry(
-    "writers", object, deferred={SELF: "pruner_zero.calibration.self_text:self_windows"}
-)
 
 
 def calibration_texts(
@@ -98,7 +93,7 @@ def take_windows(
     counts = zip(mixture.texts, mixture.divide(windows, option), before, strict=True)
     for text, count, skipped in counts:
         if isinstance(text, SelfText):
-            source = WRITERS[SELF](
+            source = self_windows(
                 language_model,
                 count,
                 seqlen,

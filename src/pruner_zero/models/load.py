@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import shutil
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.placement import place_model
 from pruner_zero.models.read import is_gguf, read_model, readable, weight_files
 from pruner_zero.models.save import save_model
-from pruner_zero.plugins import Registry
 from pruner_zero.tensor_file import TensorFile
 
 PREFIX = "builtin:"
@@ -35,11 +33,6 @@ _FILES = [
     *("model*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"),
     *("README.md", "LICENSE*"),
 ]
-
-# Ways of opening a model in which its weights stay where they are.
-OPENERS: Registry[Callable[..., LanguageModel]] = Registry(
-    "openers", object, deferred={"offload": "pruner_zero.offload.model:load_offloaded"}
-)
 
 
 def load_model(

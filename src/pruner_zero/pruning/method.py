@@ -1,10 +1,8 @@
 """A pruning method: a metric, a pattern of zeros, steps after the mask."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
-
-from torch import nn
 
 from pruner_zero.calibration.statistics import GradientStatistic, Kind, select
 from pruner_zero.choices import Mode, Scope
@@ -12,7 +10,6 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.metric.expression import collected_for
 from pruner_zero.metric.metric import Metric
 from pruner_zero.models.structure import Matrix
-from pruner_zero.plugins import Registry
 from pruner_zero.pruning.shares import shares_by_role
 from pruner_zero.settings.prune import MANY_INPUTS, WIDE, WIDE_METRIC
 from pruner_zero.sparsity.pattern import Pattern
@@ -21,51 +18,6 @@ from pruner_zero.sparsity.steps.step import STEPS, plan
 
 Order = Literal["sequential", "one-shot"]
 
-
-@dataclass(frozen=True)
-class Point:
-    """A point of the learning curve: losses in nats per token, seconds and tokens since the start.
-
-    train_loss: the mean over the steps since the point before, None at the start; with a teacher it
-    is the distillation loss. validation_loss: on held-out windows, the next-token loss, or the
-    divergence from the dense model's predictions where `prune` trains.
-    """
-
-    step: int
-    seconds: float
-    tokens: int
-    train_loss: float | None
-    validation_loss: float
-
-
-@dataclass(frozen=True)
-class ModelStep:
-    """A step over the whole model once all matrices are pruned.
-
-    check: raises PrunerZeroError where the step cannot run on a dense model, its pruned matrices
-    and their sparsity; cut: whether pruned units are cut out. prepare: called with the dense model,
-    the calibration windows and the number of steps before anything is pruned; the function that it
-    returns takes the pruned model, in memory, and those of its matrices to change, and returns a
-    learning curve.
-    """
-
-    name: str
-    check: Callable[..., None]
-    prepare: Callable[..., Callable[[nn.Module, Sequence[Matrix]], Sequence[Point]]]
-
-
-MODEL_STEPS: Registry[ModelStep] = Registry(
-    "model_steps",
-    ModelStep,
-    deferred={"distill": "pruner_zero.recovery.distillation:DISTILL"},
-)
-
-# Functions that train one block once its matrices are pruned, as `recovery/reconstruction.py`.
-BLOCK_STEPS: Registry[Callable[..., Any]] = Registry(
-    "block_steps",
-    object,
-    deferred={"reconstruct": "pruner_zero.recovery.reconstruction:reconstruct"},
-)
 
 SPARSEGPT = "sparsegpt"
 SPARSEGPT_SCORE = "sparsegpt-score"

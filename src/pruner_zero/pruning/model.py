@@ -42,11 +42,14 @@ from pruner_zero.pruning.checkpoint import (
 )
 from pruner_zero.pruning.masks import Mask, masks_of, scores_of
 from pruner_zero.pruning.matrix import MatrixRecord, prune_matrix
-from pruner_zero.pruning.method import BLOCK_STEPS, MODEL_STEPS, Method, Point
+from pruner_zero.pruning.method import Method
 from pruner_zero.pruning.race import Entry, best_mask, judged_apart
 from pruner_zero.pruning.statistics import DenseStatistics, Statistics, block_statistics
 from pruner_zero.sparsity.pattern import Lazy, groups
 from pruner_zero.text.windows import Windows
+from pruner_zero.training.distillation import check_memory, distillation
+from pruner_zero.training.reconstruction import reconstruct
+from pruner_zero.training.train import Point
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ def prune_model(
         windows, distilled = for_training(windows) if method.reconstruct else (windows, windows)
         # First, because it needs the dense model's predictions.
         folder = training_folder(journal, method.distill) if journal else None
-        train = MODEL_STEPS["distill"].prepare(
+        train = distillation(
             language_model,
             distilled,
             method.distill,
@@ -182,7 +185,7 @@ def check_plan(
     if method.distill:
         share = method.pattern.sparsity if method.pattern.masks else 0.0
         cut = method.pattern.unit is not None
-        MODEL_STEPS["distill"].check(language_model, matrices, share, cut=cut)
+        check_memory(language_model, matrices, share, cut=cut)
     return matrices
 
 
@@ -349,7 +352,7 @@ class _Run:
     def reconstruct(self, walk: Walk, block: nn.Module, index: int) -> None:
         """Train a pruned block towards the outputs that the dense block has in the dense model."""
         assert walk.dense is not None
-        BLOCK_STEPS["reconstruct"](
+        reconstruct(
             block,
             self.by_block[index],
             walk.hidden,

@@ -18,7 +18,7 @@ from pruner_zero.metric.metric import Metric
 from pruner_zero.models.gguf_file import save_gguf
 from pruner_zero.models.gguf_source import GgufSource, read_source, source_of
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.load import OPENERS, as_language_model
+from pruner_zero.models.load import as_language_model
 from pruner_zero.models.save import save_model
 from pruner_zero.models.structure import Matrix, find_matrices, size_of
 from pruner_zero.progress import note
@@ -103,7 +103,9 @@ def prune(
     text = checked.calibration if calibration is None else calibration
     texts = calibration_texts(text, method.needs_text, checked)
     if checked.offload:
-        language_model = OPENERS["offload"](checked.model, **checked.loading)
+        from pruner_zero.offload.model import load_offloaded
+
+        language_model = load_offloaded(checked.model, **checked.loading)
     else:
         model = checked.model if model is None else model
         language_model = as_language_model(model, tokenizer, **checked.loading)

@@ -13,7 +13,7 @@ from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.save import save_model
 from pruner_zero.provenance import Cost
 from pruner_zero.pruning.matrix import MatrixRecord, PrunedMatrices, total_sparsity
-from pruner_zero.pruning.method import Method, Point, describe_steps
+from pruner_zero.pruning.method import Method, describe_steps
 from pruner_zero.pruning.race import Entry
 from pruner_zero.result_folder import (
     NOT_RETRAINED,
@@ -24,6 +24,7 @@ from pruner_zero.result_folder import (
 )
 from pruner_zero.settings.prune import PruneSettings, default_beside
 from pruner_zero.text.scripts import describe_shares
+from pruner_zero.training.train import Point
 
 
 @dataclass(frozen=True, repr=False)

@@ -24,9 +24,7 @@ from pruner_zero.models.structure import (
     size_of,
 )
 from pruner_zero.provenance import Cost, measured, provenance
-from pruner_zero.recovery.loss import taught_loss, text_loss
 from pruner_zero.recovery.result import LEAST_SPARSITY, RecoverResult
-from pruner_zero.recovery.train import Batch, Budget, Training
 from pruner_zero.recovery.windows import in_training_order, split_texts
 from pruner_zero.result_folder import GGUF_RECOVERY, build_folder, check_output
 from pruner_zero.settings.base import name_of, names_of
@@ -35,6 +33,8 @@ from pruner_zero.settings.recover import RecoverSettings
 from pruner_zero.text.mixture import Source, load_mixture
 from pruner_zero.text.translation import Translation
 from pruner_zero.text.windows import mix_windows
+from pruner_zero.training.losses import taught_loss, text_loss
+from pruner_zero.training.train import Batch, Budget, Training
 
 # Settings that may change when an interrupted run is resumed.
 _PLACE = {"device", "gguf_type", "threads"}

@@ -9,11 +9,11 @@ from typing import Any
 from pruner_zero.files import write_atomic, write_json, writing
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.provenance import Cost
-from pruner_zero.pruning.method import Point
 from pruner_zero.result_folder import NOT_RETRAINED, title_of
 from pruner_zero.settings.calibration import are_written
 from pruner_zero.settings.recover import RecoverSettings
 from pruner_zero.table import Tabular
+from pruner_zero.training.train import Point
 
 # Files of prune that also describe the recovered model.
 INHERITED = ("pruning.json", "metric.json")

@@ -6,8 +6,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.recovery.loss import Loss, taught_loss, text_loss
 from pruner_zero.recovery.recover import check_teacher
+from pruner_zero.training.losses import Loss, taught_loss, text_loss
 from tests.recovery.conftest import pruned_model
 from tests.text.refusals import refusal
 from tests.tiny import tiny_tokenizer

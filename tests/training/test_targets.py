@@ -12,15 +12,15 @@ from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import load_model
 from pruner_zero.models.loss import in_float32
 from pruner_zero.offload.model import load_offloaded
-from pruner_zero.recovery import targets as module
-from pruner_zero.recovery.targets import (
+from pruner_zero.text.translation import Translation
+from pruner_zero.training import targets as module
+from pruner_zero.training.targets import (
     Target,
     divergence,
     logits_in_chunks,
     target_of,
     write_targets,
 )
-from pruner_zero.text.translation import Translation
 from tests.conftest import save_sharded
 from tests.tiny import tiny_tokenizer
 from tests.tiny_models import tiny_model, tiny_windows

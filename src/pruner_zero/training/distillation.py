@@ -21,11 +21,10 @@ from pruner_zero.models.structure import (
     size_of,
 )
 from pruner_zero.progress import note
-from pruner_zero.pruning.method import ModelStep, Point
-from pruner_zero.recovery.targets import LOGITS, divergence, write_targets
-from pruner_zero.recovery.train import RATE, Batch, Budget, Training, everything_in_float32
 from pruner_zero.text.translation import Translation
 from pruner_zero.text.windows import Windows, tokens_sha256
+from pruner_zero.training.targets import LOGITS, divergence, write_targets
+from pruner_zero.training.train import RATE, Batch, Budget, Point, Training, everything_in_float32
 
 # Tokens in an optimizer step, in as many windows as they fill.
 TOKENS = 1024
@@ -172,6 +171,3 @@ def _in_order(count: int, seed: int) -> Iterator[int]:
     generator = torch.Generator().manual_seed(seed)
     while True:
         yield from torch.randperm(count, generator=generator).tolist()
-
-
-DISTILL = ModelStep("distill", check_memory, distillation)

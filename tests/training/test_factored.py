@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pruner_zero.recovery.factored import FactoredMatrix
+from pruner_zero.training.factored import FactoredMatrix
 
 
 def masked(*shape: int, seed: int = 0) -> Tensor:
@@ -90,5 +90,5 @@ def test_the_rows_that_are_processed_at_a_time_do_not_matter(
 ) -> None:
     weight, given = masked(16, 24), gradients(16, 24)
     expected = trained(weight, given)
-    monkeypatch.setattr("pruner_zero.recovery.factored._CHUNK", 5 * 24)
+    monkeypatch.setattr("pruner_zero.training.factored._CHUNK", 5 * 24)
     torch.testing.assert_close(trained(weight, given), expected)

@@ -11,8 +11,8 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.blocks import Arguments, run_batch
 from pruner_zero.models.loss import fast_products
 from pruner_zero.models.structure import Matrix, experts_of, parameters_of
-from pruner_zero.recovery.factored import LEAST_SCALE
-from pruner_zero.recovery.train import float32_weights, rate
+from pruner_zero.training.factored import LEAST_SCALE
+from pruner_zero.training.train import float32_weights, rate
 
 # Tokens in an optimizer step, in as many windows as they fill.
 TOKENS = 1024

@@ -9,8 +9,8 @@ from torch import Tensor
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.blocks import record_block_calls
 from pruner_zero.models.structure import find_blocks, find_matrices
-from pruner_zero.recovery import reconstruction
-from pruner_zero.recovery.reconstruction import RATE, reconstruct, relative_error
+from pruner_zero.training import reconstruction
+from pruner_zero.training.reconstruction import RATE, reconstruct, relative_error
 from tests.recovery.conftest import prune_half
 from tests.tiny_models import tiny_model, tiny_windows
 

@@ -19,11 +19,10 @@ from pruner_zero.models.blocks import blocks_recomputed, first_token_apart, run_
 from pruner_zero.models.loss import fast_products
 from pruner_zero.models.structure import OUTSIDE, Matrix, parameters_of
 from pruner_zero.progress import note, track
-from pruner_zero.pruning.method import Point
-from pruner_zero.recovery.factored import FactoredMatrix
-from pruner_zero.recovery.loss import Loss
-from pruner_zero.recovery.targets import logits_in_chunks
 from pruner_zero.tensor_file import TensorFile, write_tensors
+from pruner_zero.training.factored import FactoredMatrix
+from pruner_zero.training.losses import Loss
+from pruner_zero.training.targets import logits_in_chunks
 
 # The highest learning rate, as a share of the root mean square of each matrix.
 RATE = 1e-3
@@ -51,6 +50,22 @@ class Batch(NamedTuple):
 
     windows: Tensor
     loss: Loss
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point of the learning curve: losses in nats per token, seconds and tokens since the start.
+
+    train_loss: the mean over the steps since the point before, None at the start; with a teacher it
+    is the distillation loss. validation_loss: on held-out windows, the next-token loss, or the
+    divergence from the dense model's predictions where `prune` trains.
+    """
+
+    step: int
+    seconds: float
+    tokens: int
+    train_loss: float | None
+    validation_loss: float
 
 
 @dataclass(frozen=True)

@@ -17,19 +17,19 @@ from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.loss import next_token_loss
 from pruner_zero.models.structure import find_matrices, find_tables
 from pruner_zero.progress import Progress, reported_to
-from pruner_zero.recovery import train
-from pruner_zero.recovery.distillation import distillation
-from pruner_zero.recovery.loss import taught_loss, text_loss
-from pruner_zero.recovery.train import RATE, Batch, Budget, State, Training, float32_weights, rate
 from pruner_zero.recovery.windows import in_training_order, split_windows
 from pruner_zero.text.corpus import Corpus
 from pruner_zero.text.windows import Windows
+from pruner_zero.training import train
+from pruner_zero.training.distillation import distillation
+from pruner_zero.training.losses import taught_loss, text_loss
+from pruner_zero.training.train import RATE, Batch, Budget, State, Training, float32_weights, rate
 from tests.full_disk import full_disk
 from tests.recovery.conftest import prune_half, pruned_model
-from tests.recovery.test_targets import few, plain_divergence  # noqa: F401
 from tests.text.refusals import refusal
 from tests.tiny import tiny_tokenizer
 from tests.tiny_models import first_token_constant, tiny_model, tiny_windows
+from tests.training.test_targets import few, plain_divergence  # noqa: F401
 
 SEQLEN = 16
 BATCH, STEPS, HELD_OUT = 3, 5, 1
@@ -37,7 +37,7 @@ BATCH, STEPS, HELD_OUT = 3, 5, 1
 
 @pytest.fixture(autouse=True)
 def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pruner_zero.recovery.train.has_fast_bfloat16", lambda _: False)
+    monkeypatch.setattr("pruner_zero.training.train.has_fast_bfloat16", lambda _: False)
     monkeypatch.setattr("pruner_zero.models.loss.has_fast_bfloat16", lambda _: False)
 
 
@@ -146,7 +146,7 @@ def test_it_learns_what_a_plain_loop_learns_of_a_text(
 def test_it_learns_what_a_plain_loop_with_a_teacher_learns(
     architecture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pruner_zero.recovery.distillation.TOKENS", BATCH * SEQLEN)
+    monkeypatch.setattr("pruner_zero.training.distillation.TOKENS", BATCH * SEQLEN)
     tokens = tiny_windows(8, SEQLEN)
     windows = Windows(tokens, "self", None, "as written", None, "sampled", 0)
     ours, plain, teacher = (tiny_model(architecture) for _ in range(3))
@@ -348,7 +348,7 @@ def test_a_state_reads_back_as_itself(parts: tuple[Windows, Windows]) -> None:
 def test_the_journal_holds_the_last_state_alone_also_after_a_full_disk(
     parts: tuple[Windows, Windows], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pruner_zero.recovery.train.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("pruner_zero.training.train.CHECKPOINT_SECONDS", 0.0)
     training(pruned_model()[0], parts, 2, journal=Journal(tmp_path, {})).run()
     before = sorted(file.name for file in tmp_path.iterdir())
     assert before == [JOURNAL, "state-000002.safetensors"]
@@ -392,7 +392,7 @@ def test_the_widened_weights_are_freed_before_the_rounded_ones_are_made(
             # The parameters have other tensors over the same memory.
             alive.append(sum(reference() is not None for reference in widened))
 
-    monkeypatch.setattr("pruner_zero.recovery.train.float32_weights", watched)
+    monkeypatch.setattr("pruner_zero.training.train.float32_weights", watched)
     pruned, _ = pruned_model(dtype=torch.bfloat16)
     plain = training(pruned, parts, 1)
     names = ("model", "matrices", "batches", "validation", "budget", "learning_rate", "name")

@@ -17,9 +17,9 @@ from pruner_zero.models.load import load_model
 from pruner_zero.models.structure import find_matrices, size_of
 from pruner_zero.offload.model import load_offloaded
 from pruner_zero.progress import Progress, reported_to
-from pruner_zero.recovery.distillation import check_memory, distillation
-from pruner_zero.recovery.train import Training
 from pruner_zero.text.windows import Windows
+from pruner_zero.training.distillation import check_memory, distillation
+from pruner_zero.training.train import Training
 from tests.conftest import save_tiny
 from tests.recovery.conftest import prune_half, pruned_model
 from tests.text.refusals import refusal
@@ -29,7 +29,7 @@ from tests.tiny_models import tiny_model, tiny_windows
 
 @pytest.fixture(autouse=True)
 def short_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pruner_zero.recovery.distillation.TOKENS", 32)
+    monkeypatch.setattr("pruner_zero.training.distillation.TOKENS", 32)
 
 
 def some_windows(count: int = 8) -> Windows:
@@ -72,7 +72,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
 ) -> None:
     torch.set_num_threads(1)
     whole, _, _ = train(6)
-    monkeypatch.setattr("pruner_zero.recovery.train.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("pruner_zero.training.train.CHECKPOINT_SECONDS", 0.0)
     with pytest.raises(KeyboardInterrupt), reported_to(Stopping()):
         train(6, folder=tmp_path / "t")
     journal = tmp_path / "t" / "steps" / JOURNAL
@@ -98,7 +98,7 @@ class Stopping(Progress):
 def test_steps_that_raise_the_loss_on_held_out_windows_are_told(
     rate: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pruner_zero.recovery.distillation.RATE", rate)
+    monkeypatch.setattr("pruner_zero.training.distillation.RATE", rate)
     notes = Notes()
     with reported_to(notes):
         _, _, curve = train(20)
@@ -118,7 +118,7 @@ def test_a_step_is_half_as_large_where_a_matrix_has_four_times_the_inputs(
 
     whole = step()
     inputs = max(matrix.weight.shape[1] for matrix in find_matrices(pruned_model()[0].model))
-    monkeypatch.setattr("pruner_zero.recovery.distillation._INPUTS", inputs / 4)
+    monkeypatch.setattr("pruner_zero.training.distillation._INPUTS", inputs / 4)
     assert whole.abs().max() > 0
     torch.testing.assert_close(step(), whole / 2, rtol=1e-2, atol=1e-7)
 
@@ -148,10 +148,10 @@ def test_the_least_memory_is_the_weights_in_training_a_gradient_twice_and_logits
         def _train(self) -> None:
             held.append(size_of(self.model)[1])
 
-    monkeypatch.setattr("pruner_zero.recovery.train.has_fast_bfloat16", lambda _: native)
-    monkeypatch.setattr("pruner_zero.recovery.distillation.Training", Weighed)
-    monkeypatch.setattr("pruner_zero.recovery.distillation.LOGITS", 1000)
-    monkeypatch.setattr("pruner_zero.recovery.targets.LOGITS", 1000)
+    monkeypatch.setattr("pruner_zero.training.train.has_fast_bfloat16", lambda _: native)
+    monkeypatch.setattr("pruner_zero.training.distillation.Training", Weighed)
+    monkeypatch.setattr("pruner_zero.training.distillation.LOGITS", 1000)
+    monkeypatch.setattr("pruner_zero.training.targets.LOGITS", 1000)
     train(1, dtype=dtype)
     model = dense()
     model.model.to(dtype)
@@ -166,7 +166,7 @@ def least_bytes(model: LanguageModel, monkeypatch: pytest.MonkeyPatch, **options
     matrices, least, enough = find_matrices(model.model), 0, 2**30
     while enough - least > 1:
         middle = (least + enough) // 2
-        monkeypatch.setattr("pruner_zero.recovery.distillation.available_bytes", lambda _: middle)  # noqa: B023
+        monkeypatch.setattr("pruner_zero.training.distillation.available_bytes", lambda _: middle)  # noqa: B023
         try:
             check_memory(model, matrices, 0.5, **options)
             enough = middle
@@ -193,7 +193,7 @@ def test_training_that_cannot_fit_in_memory_is_refused(monkeypatch: pytest.Monke
     model = dense()
     matrices = find_matrices(model.model)
     available: int | None = 0
-    monkeypatch.setattr("pruner_zero.recovery.distillation.available_bytes", lambda _: available)
+    monkeypatch.setattr("pruner_zero.training.distillation.available_bytes", lambda _: available)
     line = refusal(lambda: check_memory(model, matrices, 0.5))
     assert line.startswith("distillation needs at least 0.1 GiB beside llama, and 0.0 are avail")
     available = None

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from pruner_zero.models.blocks import run_blocks
 from pruner_zero.models.loss import in_float32
-from pruner_zero.recovery.targets import Target, divergence, target_of
 from pruner_zero.text.translation import Translation
+from pruner_zero.training.targets import Target, divergence, target_of
 
 # Of some logits (positions, vocabulary) and the slice of the positions that they belong to, which
 # are those of all windows that have a next token, numbered through: the sum of the loss over them,
