@@ -81,7 +81,7 @@ def with_llm_compressor(
 
 def with_optipfair(model: Any, windows: torch.Tensor | None, share: float) -> None:
     """Remove neurons by the range of their weights, times the activation norm with `windows`."""
-    from optipfair import prune_model
+    from optipfair import run_recipe
 
     loader: Any = None
     if windows is not None:
@@ -90,7 +90,7 @@ def with_optipfair(model: Any, windows: torch.Tensor | None, share: float) -> No
             {"input_ids": window[None], "attention_mask": torch.ones_like(window[None])}
             for window in windows
         ]
-    prune_model(
+    run_recipe(
         model,
         pruning_type="MLP_GLU",
         neuron_selection_method="MAW",

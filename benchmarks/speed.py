@@ -191,7 +191,7 @@ def prepare(model: str, case: str, name: str, folder: Path) -> dict[str, dict[st
     source = read_source(path_of(name), name, loaded.model)
     tokens: Sequence[int] = ()
     if settings:
-        tokens = prune(loaded, **TEXT, **settings).method.pattern.kept_tokens
+        tokens = prune(loaded, **TEXT, **settings).recipe.cut.kept_tokens
     rows: dict[str, dict[str, Any]] = {}
     for kind in TYPES[model]:
         file = folder / f"{model}-{case}-{kind}.gguf".replace(" ", "-")

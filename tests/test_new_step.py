@@ -12,8 +12,8 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.row_sample import closed_form_error
 from pruner_zero.metric.grammar import parse
 from pruner_zero.models.structure import find_matrices
-from pruner_zero.pruning.method import describe_steps
-from pruner_zero.pruning.parse_method import parse_method
+from pruner_zero.pruning.recipe import describe_steps
+from pruner_zero.pruning.notation import parse_recipe
 from pruner_zero.pruning.prune import prune
 from pruner_zero.sparsity.steps.step import STEPS, Layer
 from tests.evolution.conftest import Build, build  # noqa: F401
@@ -70,10 +70,10 @@ def test_prune_runs_it_and_tells_it(prose: str, tmp_path: Path) -> None:
         assert torch.equal(weight == 0, plain[name] == 0)
         torch.testing.assert_close(weight.norm(dim=1), dense[name].norm(dim=1))
     assert {record.note for record in result.records} == {"rescaled"}
-    method = parse_method("magnitude+rescale", sparsity=0.5)
+    method = parse_recipe("magnitude+rescale", sparsity=0.5)
     assert describe_steps(method.steps) == ", each row scaled to its old norm"
     assert method.kinds == frozenset()
-    assert parse_method("wanda+rescale+refine", sparsity=0.5).steps == ("refine", "rescale")
+    assert parse_recipe("wanda+rescale+refine", sparsity=0.5).steps == ("refine", "rescale")
 
 
 @pytest.mark.usefixtures("rescale")
@@ -118,11 +118,11 @@ def test_a_step_that_is_no_step_is_refused_in_one_line(
     monkeypatch.setattr(STEPS, "_loaded", {})
     install("plug_nothing", "steps", {"nothing": "STEP"}, "STEP = 3")
     with pytest.raises(PrunerZeroError, match="plug_nothing, is not of type Step"):
-        parse_method("wanda+nothing", sparsity=0.5)
+        parse_recipe("wanda+nothing", sparsity=0.5)
 
 
 def test_a_layer_says_what_a_step_lacks() -> None:
     check: Callable[[Layer], Any] = STEPS["refine"].run
-    layer = Layer(torch.ones(2, 4), None, parse_method("wanda", pattern="2:4").pattern)
+    layer = Layer(torch.ones(2, 4), None, parse_recipe("wanda", pattern="2:4").pattern)
     with pytest.raises(ValueError, match="the step needs the Gram matrix"):
         check(layer)

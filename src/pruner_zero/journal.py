@@ -3,9 +3,9 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.files import (
@@ -19,6 +19,9 @@ from pruner_zero.files import (
 )
 
 JOURNAL = "journal.jsonl"
+# The key of the lines that hold a decision in the place of a finished step.
+_DECIDED = "decided"
+T = TypeVar("T")
 
 
 class Journal:
@@ -41,16 +44,17 @@ class Journal:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             delete_half_written(folder)
-        self.lines: list[dict[str, Any]]
+        written: list[dict[str, Any]] = []
         try:
-            self.lines = self._read(run)
+            written = self._read(run)
         except PrunerZeroError:
             if not overwrite:
                 raise
             with writing(folder):
                 self.discard()
                 folder.mkdir(exist_ok=True)
-            self.lines = []
+        self.lines = [line for line in written if _DECIDED not in line]
+        self._decisions = {line[_DECIDED]: line["value"] for line in written if _DECIDED in line}
         if not (folder / JOURNAL).exists():
             append_line(folder / JOURNAL, {"run": run})
 
@@ -74,6 +78,18 @@ class Journal:
         for name in deleted:
             (self.folder / name).unlink(missing_ok=True)
 
+    def decide(self, name: str, make: Callable[[], T]) -> T:
+        """What `make` gives, a JSON value; in a run that goes on, what it gave at the first start.
+
+        For what may come out differently at each start, such as what fits into the memory.
+        """
+        if name not in self._decisions:
+            line = {_DECIDED: name, "value": make(), "files": {}, "unneeded": []}
+            append_line(self.folder / JOURNAL, with_checksum(line))
+            self._decisions[name] = line["value"]
+        value: T = self._decisions[name]
+        return value
+
     def discard(self) -> None:
         """Delete the run, its journal first, so that a half-deleted run cannot be resumed."""
         (self.folder / JOURNAL).unlink(missing_ok=True)
@@ -86,7 +102,7 @@ class Journal:
         except PrunerZeroError as error:
             raise self._damaged(JOURNAL) from error
         if not lines or lines[0].get("run") != run:
-            if len(lines) > 1:
+            if any(_DECIDED not in line for line in lines[1:]):
                 raise PrunerZeroError(
                     f"{self.folder} holds an unfinished run with other settings "
                     f"({changed(lines[0].get('run'), run)} changed): finish that run, choose "

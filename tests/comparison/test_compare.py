@@ -105,7 +105,7 @@ def test_weights_are_searched_for_nan_once_for_all_methods(
         names.extend(name for name, _ in named)
 
     monkeypatch.setattr("pruner_zero.models.structure.check_finite", noted)
-    monkeypatch.setattr("pruner_zero.pruning.model.check_finite", noted)
+    monkeypatch.setattr("pruner_zero.pruning.runner.check_finite", noted)
     compare(mine, "dense,magnitude,wanda,wanda@heads=0.5", sparsity=0.5, **texts, **SIZES)
     assert sorted(names) == sorted(set(names))
     assert len(names) == len(list(mine.model.parameters()))

@@ -17,7 +17,7 @@ from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.save import save_model
 from pruner_zero.models.structure import find_matrices
 from pruner_zero.pruning.prune import prune
-from pruner_zero.pruning.result import PruneResult
+from pruner_zero.pruning.prune_result import PruneResult
 from pruner_zero.sparsity.pattern import Pattern, Reach
 from tests.evolution.conftest import Build
 from tests.tiny import tiny_tokenizer

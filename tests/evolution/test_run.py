@@ -114,7 +114,7 @@ def test_the_best_tree_is_obeyed_with_its_scope(
         seqlen=16,
         output=tmp_path / "pruned",
     )
-    assert result.method.scope == metric.scope
+    assert result.recipe.scope == metric.scope
     assert result.sparsity == pytest.approx(0.5, abs=0.01)
 
 

@@ -97,7 +97,7 @@ def test_the_metric_that_is_found_prunes(
     result = prune(
         llama_folder, chosen.pop("metric"), calibration=text_file, windows=4, seqlen=16, **chosen
     )
-    assert result.method.metric.expression == metric.expression
+    assert result.metric.expression == metric.expression
     assert result.language_model.model.num_parameters() < result.parameters[0]
     for source in (metric, str(tmp_path / "run" / "best.json")):
         with pytest.raises(PrunerZeroError, match="found for whole units: add --structure"):

@@ -15,8 +15,8 @@ from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.structure import find_blocks, find_matrices
 from pruner_zero.offload.model import load_offloaded
 from pruner_zero.pruning.matrix import total_sparsity
-from pruner_zero.pruning.model import prune_model
-from pruner_zero.pruning.parse_method import parse_method
+from pruner_zero.pruning.runner import run_recipe
+from pruner_zero.pruning.notation import parse_recipe
 from pruner_zero.text.windows import Windows
 from tests.pruning.conftest import OpenStore, language_model
 from tests.pruning.plain import inputs, places
@@ -30,8 +30,8 @@ def test_it_keeps_the_zeros_and_stays_finite_on_every_architecture(
     architecture: str, update: str, windows: Windows, new_store: OpenStore
 ) -> None:
     model = language_model(architecture, blocks=3)
-    method = parse_method(f"wanda+asymmetric+{update}", sparsity=0.5)
-    records = prune_model(model, windows, method, new_store(model)).records
+    method = parse_recipe(f"wanda+asymmetric+{update}", sparsity=0.5)
+    records = run_recipe(model, windows, method, new_store(model)).records
     assert total_sparsity(records) == pytest.approx(0.5, abs=0.01)
     assert model.model(windows.tokens).logits.isfinite().all()
 
@@ -40,7 +40,7 @@ def test_the_first_block_has_nothing_to_make_up_for(windows: Windows, new_store:
     weights = {}
     for text in ("wanda+exact", "wanda+asymmetric+exact"):
         model = language_model("llama")
-        prune_model(model, windows, parse_method(text, sparsity=0.5), new_store(model))
+        run_recipe(model, windows, parse_recipe(text, sparsity=0.5), new_store(model))
         weights[text] = {matrix.name: matrix.weight for matrix in find_matrices(model.model)}
     for name, weight in weights["wanda+exact"].items():
         asymmetric = weights["wanda+asymmetric+exact"][name]
@@ -53,8 +53,8 @@ def test_the_first_block_has_nothing_to_make_up_for(windows: Windows, new_store:
 def test_the_weights_solve_the_problem_that_was_set(windows: Windows, new_store: OpenStore) -> None:
     """Row by row in the second block: least squares on the inputs that the pruned model gives."""
     dense, model = language_model("llama"), language_model("llama")
-    prune_model(
-        model, windows, parse_method("wanda+asymmetric+exact", sparsity=0.5), new_store(model)
+    run_recipe(
+        model, windows, parse_recipe("wanda+asymmetric+exact", sparsity=0.5), new_store(model)
     )
     # The inputs of the second block's first matrices do not depend on the block itself.
     name = next(place.name for place in places(model.model) if place.block == 1)
@@ -78,9 +78,9 @@ def test_swaps_aim_at_the_dense_outputs_too_and_leave_the_weights_that_stay(
     windows: Windows, new_store: OpenStore
 ) -> None:
     dense, model, plain = (language_model("llama") for _ in range(3))
-    method = parse_method("wanda+refine+asymmetric", sparsity=0.5)
-    prune_model(model, windows, method, new_store(model))
-    prune_model(plain, windows, parse_method("wanda+refine", sparsity=0.5), new_store(plain))
+    method = parse_recipe("wanda+refine+asymmetric", sparsity=0.5)
+    run_recipe(model, windows, method, new_store(model))
+    run_recipe(plain, windows, parse_recipe("wanda+refine", sparsity=0.5), new_store(plain))
     for place, before in zip(places(model.model), places(dense.model), strict=True):
         kept = place.weight != 0
         assert torch.equal(place.weight, before.weight * kept)
@@ -105,8 +105,8 @@ def test_a_mask_over_all_matrices_can_be_updated_block_by_block(
     modes: tuple[Mode, ...] = ("one-shot", "sequential")
     for mode in modes:
         model = language_model("llama")
-        method = parse_method("W * G@global+exact", sparsity=0.5)
-        prune_model(model, windows, method, new_store(model), mode=mode)
+        method = parse_recipe("W * G@global+exact", sparsity=0.5)
+        run_recipe(model, windows, method, new_store(model), mode=mode)
         kept[mode] = [matrix.weight for matrix in find_matrices(model.model)]
     for one_shot, sequential in zip(kept["one-shot"], kept["sequential"], strict=True):
         assert torch.equal(one_shot == 0, sequential == 0)
@@ -115,11 +115,11 @@ def test_a_mask_over_all_matrices_can_be_updated_block_by_block(
 
 def test_impossible_combinations_are_refused() -> None:
     with pytest.raises(PrunerZeroError, match=r"add \+obs, \+exact or \+refine"):
-        parse_method("wanda+asymmetric", sparsity=0.5)
-    method = parse_method("wanda+asymmetric+exact", sparsity=0.5)
+        parse_recipe("wanda+asymmetric", sparsity=0.5)
+    method = parse_recipe("wanda+asymmetric+exact", sparsity=0.5)
     with pytest.raises(PrunerZeroError, match="--mode sequential"):
         method.mode("one-shot")
-    assert parse_method("W@global+asymmetric+obs", sparsity=0.5).mode("auto") == "sequential"
+    assert parse_recipe("W@global+asymmetric+obs", sparsity=0.5).mode("auto") == "sequential"
 
 
 def sharing_model() -> PreTrainedModel:

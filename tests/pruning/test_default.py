@@ -13,9 +13,9 @@ from pruner_zero.metric.metric import Metric
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.structure import find_matrices
 from pruner_zero.progress import reported_to
-from pruner_zero.pruning.method import for_wide
-from pruner_zero.pruning.model import for_training
-from pruner_zero.pruning.parse_method import parse_method
+from pruner_zero.pruning.recipe import for_wide
+from pruner_zero.pruning.runner import for_training
+from pruner_zero.pruning.notation import parse_recipe
 from pruner_zero.pruning.prune import prune
 from pruner_zero.settings.prune import DEFAULT, WIDE_METRIC, PruneSettings
 from pruner_zero.settings.read import read_settings
@@ -113,14 +113,14 @@ def test_a_note_describes_the_default_method(
 def test_wide_matrices_get_a_mask_without_gradients(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr("pruner_zero.pruning.method.MANY_INPUTS", 32)
+    monkeypatch.setattr("pruner_zero.pruning.recipe.MANY_INPUTS", 32)
     progress = Notes()
     with reported_to(progress):
         result = prune(language_model(), cache=tmp_path, **{**SMALL, **options})
-    assert (result.method.steps, result.method.reconstruct, result.method.distill) == ((), 2, 3)
-    assert result.method.pattern.reach != "model"
+    assert (result.recipe.steps, result.recipe.reconstruct, result.recipe.distill) == ((), 2, 3)
+    assert result.recipe.pattern.reach != "model"
     if options:
-        assert str(result.method.metric.expression) == WIDE_METRIC
+        assert str(result.metric.expression) == WIDE_METRIC
     raced = {(entry.metric, entry.pattern) for entry in result.raced}
     equal, by_role = "50% per row", "50% per row, shares by role"
     rivals = {(WIDE_METRIC, by_role), (WIDE_METRIC, equal), ("W * X", equal)}
@@ -133,9 +133,9 @@ def test_wide_matrices_whose_weights_all_compete_keep_the_metric_for_that(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without gradients the scores of two matrices cannot be compared (benchmarks/why.md)."""
-    monkeypatch.setattr("pruner_zero.pruning.method.MANY_INPUTS", 32)
+    monkeypatch.setattr("pruner_zero.pruning.recipe.MANY_INPUTS", 32)
     result = prune(language_model(), cache=tmp_path, scope="global", **SMALL)
-    assert result.method.metric.expression == Metric.of(DEFAULT["metric"]).expression
+    assert result.metric.expression == Metric.of(DEFAULT["metric"]).expression
 
 
 @pytest.mark.parametrize("options", [{}, {"distill": 2}, {"scope": "row"}, {"pattern": "2:4"}])
@@ -158,9 +158,9 @@ def test_the_recorded_settings_give_the_default_again(
 def test_amounts_that_are_asked_for_stay_where_matrices_are_wide(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pruner_zero.pruning.method.MANY_INPUTS", 32)
+    monkeypatch.setattr("pruner_zero.pruning.recipe.MANY_INPUTS", 32)
     result = prune(language_model(), cache=tmp_path, **SMALL, reconstruct=3)
-    assert (result.method.reconstruct, result.method.distill) == (3, 3)
+    assert (result.recipe.reconstruct, result.recipe.distill) == (3, 3)
     assert WIDE_METRIC in {entry.metric for entry in result.raced}
 
 
@@ -182,7 +182,7 @@ def test_wide_matrices_get_more_text(options: dict[str, Any], windows: int) -> N
 def test_prune_takes_more_text_for_wide_matrices(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pruner_zero.pruning.method.MANY_INPUTS", 32)
+    monkeypatch.setattr("pruner_zero.pruning.recipe.MANY_INPUTS", 32)
     text = tmp_path / "text.txt"
     text.write_text("one two three four five " * 500)
     options: dict[str, Any] = {"sparsity": 0.5, "seqlen": 4, "distill": 1}
@@ -199,7 +199,7 @@ def test_wide_matrices_get_fewer_passes_and_more_steps_of_distillation(
     options: dict[str, Any], amounts: tuple[int, int]
 ) -> None:
     chosen = settings(**options)
-    method = parse_method(
+    method = parse_recipe(
         chosen.metric,
         sparsity=0.5,
         scope=chosen.scope,
@@ -386,7 +386,7 @@ def test_on_disk_the_default_leaves_out_a_distillation_beyond_the_memory(
     with reported_to(notes):
         result = prune(llama_folder, **options)
     assert any("beside" in line and line.endswith(": it is left out") for line in notes.lines)
-    assert result.method.distill == 0
+    assert result.recipe.distill == 0
     assert not result.distillation
     line = refusal(lambda: prune(llama_folder, **{**options, "distill": 3, "overwrite": True}))
     assert "--distill 0" in line

@@ -16,8 +16,8 @@ from pruner_zero.models.blocks import BlockCalls
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.structure import find_blocks, find_matrices
 from pruner_zero.progress import Progress, reported_to
-from pruner_zero.pruning.model import prune_model
-from pruner_zero.pruning.parse_method import parse_method
+from pruner_zero.pruning.runner import run_recipe
+from pruner_zero.pruning.notation import parse_recipe
 from pruner_zero.structure.folding import fold_blocks
 from pruner_zero.text.windows import Windows
 from tests.pruning.conftest import OpenStore, language_model
@@ -50,8 +50,8 @@ def test_a_metric_of_gradients_alone_runs_nothing_for_activations(
 ) -> None:
     ours = language_model("llama")
     with counted(ours.model) as counts:
-        prune_model(
-            ours, windows, parse_method("pruner-zero", sparsity=0.5), new_store(ours), mode=mode
+        run_recipe(
+            ours, windows, parse_recipe("pruner-zero", sparsity=0.5), new_store(ours), mode=mode
         )
     assert counts == {"forward": 0, "backward": len(windows), "blocks": 2 * len(windows)}
 
@@ -59,7 +59,7 @@ def test_a_metric_of_gradients_alone_runs_nothing_for_activations(
 def test_magnitude_runs_nothing_at_all(windows: Windows, new_store: OpenStore) -> None:
     ours = language_model("llama")
     with counted(ours.model) as counts:
-        prune_model(ours, windows, parse_method("magnitude", sparsity=0.5), new_store(ours))
+        run_recipe(ours, windows, parse_recipe("magnitude", sparsity=0.5), new_store(ours))
     assert counts == {"forward": 0, "backward": 0, "blocks": 0}
 
 
@@ -70,12 +70,12 @@ def test_the_next_metric_reuses_the_dense_statistics(
     method: str, windows: Windows, new_store: OpenStore
 ) -> None:
     first, second = language_model("llama"), language_model("llama")
-    prune_model(
-        first, windows, parse_method("gblm+obs", sparsity=0.5), new_store(first), mode="one-shot"
+    run_recipe(
+        first, windows, parse_recipe("gblm+obs", sparsity=0.5), new_store(first), mode="one-shot"
     )
     with counted(second.model) as counts:
-        prune_model(
-            second, windows, parse_method(method, sparsity=0.5), new_store(second), mode="one-shot"
+        run_recipe(
+            second, windows, parse_recipe(method, sparsity=0.5), new_store(second), mode="one-shot"
         )
     assert counts == {"forward": 0, "backward": 0, "blocks": 0}
 
@@ -84,10 +84,10 @@ def test_sequential_takes_gradients_from_the_dense_statistics(
     windows: Windows, new_store: OpenStore
 ) -> None:
     first, second = language_model("llama"), language_model("llama")
-    method = parse_method("gblm", sparsity=0.5)
-    prune_model(first, windows, method, new_store(first))
+    method = parse_recipe("gblm", sparsity=0.5)
+    run_recipe(first, windows, method, new_store(first))
     with counted(second.model) as counts:
-        prune_model(second, windows, method, new_store(second))
+        run_recipe(second, windows, method, new_store(second))
     assert counts["backward"] == 0
     assert_equal_models(first.model, second.model)
 
@@ -98,7 +98,7 @@ def test_a_width_that_m_does_not_divide_is_refused_before_any_work(
     ours = language_model("llama")
     dense = state(ours.model)
     with counted(ours.model) as counts, pytest.raises(PrunerZeroError, match=r"layers\.0\..*5"):
-        prune_model(ours, windows, parse_method("gblm", pattern="2:5"), new_store(ours))
+        run_recipe(ours, windows, parse_recipe("gblm", pattern="2:5"), new_store(ours))
     assert counts == {"forward": 0, "backward": 0, "blocks": 0}
     assert all(torch.equal(ours.model.state_dict()[name], tensor) for name, tensor in dense.items())
 
@@ -109,10 +109,10 @@ def test_a_width_that_m_does_not_divide_is_refused_before_any_work(
 def test_no_block_is_run_whose_outputs_no_matrix_needs(
     include: tuple[str, ...], runs: int, windows: Windows, new_store: OpenStore
 ) -> None:
-    ours, method = language_model("llama", blocks=4), parse_method("wanda", sparsity=0.5)
+    ours, method = language_model("llama", blocks=4), parse_recipe("wanda", sparsity=0.5)
     matrices = find_matrices(ours.model, include)
     with counted(ours.model) as counts:
-        prune_model(ours, windows, method, new_store(ours), matrices=matrices)
+        run_recipe(ours, windows, method, new_store(ours), matrices=matrices)
     # Recording the arguments of the blocks calls each of them once; before that, three passes over
     # the first tokens of one window check that the blocks can be run one after the other.
     assert counts["blocks"] == (4 + runs) * len(windows) + 3 * 4

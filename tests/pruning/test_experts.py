@@ -12,8 +12,8 @@ from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.structure import find_blocks, find_matrices
 from pruner_zero.progress import reported_to
 from pruner_zero.pruning.matrix import total_sparsity
-from pruner_zero.pruning.model import prune_model
-from pruner_zero.pruning.parse_method import parse_method
+from pruner_zero.pruning.runner import run_recipe
+from pruner_zero.pruning.notation import parse_recipe
 from pruner_zero.sparsity.hessian import Hessian, shrinkage_for
 from pruner_zero.sparsity.pattern import keep_mask
 from pruner_zero.sparsity.steps.step import STEPS, Layer
@@ -45,10 +45,10 @@ def test_an_expert_no_token_reaches_is_pruned_by_magnitude_and_says_so(
 ) -> None:
     ours, dense, heard = language_model("mixtral"), language_model("mixtral"), Notes()
     with reported_to(heard):
-        records = prune_model(
+        records = run_recipe(
             ours,
             few_tokens,
-            parse_method(method, sparsity=0.5),
+            parse_recipe(method, sparsity=0.5),
             new_store(ours),
             mode=mode,
         ).records
@@ -74,8 +74,8 @@ def test_an_unreached_expert_keeps_its_share_under_global_competition(
     few_tokens: Windows, new_store: OpenStore
 ) -> None:
     ours = language_model("mixtral")
-    records = prune_model(
-        ours, few_tokens, parse_method("wanda@global", sparsity=0.5), new_store(ours)
+    records = run_recipe(
+        ours, few_tokens, parse_recipe("wanda@global", sparsity=0.5), new_store(ours)
     ).records
     silent = [record for record in records if record.note]
     assert silent
@@ -101,8 +101,8 @@ def test_an_expert_that_only_the_dense_model_reaches_keeps_its_dense_weights_und
     method: str, few_tokens: Windows, new_store: OpenStore
 ) -> None:
     ours, dense, halfway = (language_model("mixtral", seed=5) for _ in range(3))
-    parsed = parse_method(method, sparsity=0.95)
-    records = prune_model(ours, few_tokens, parsed, new_store(ours)).records
+    parsed = parse_recipe(method, sparsity=0.95)
+    records = run_recipe(ours, few_tokens, parsed, new_store(ours)).records
     # The second block is observed while the first block alone is pruned.
     find_blocks(halfway.model)[0].load_state_dict(find_blocks(ours.model)[0].state_dict())
     lost = reached_in(dense, few_tokens, 1) - reached_in(halfway, few_tokens, 1)
@@ -125,8 +125,8 @@ def test_least_squares_of_an_expert_are_shrunk_for_its_own_tokens(
     step: str, windows: Windows, new_store: OpenStore
 ) -> None:
     ours, dense = language_model("mixtral"), language_model("mixtral")
-    method = parse_method(f"wanda+{step}", sparsity=0.5)
-    prune_model(ours, windows, method, new_store(ours), mode="one-shot")
+    method = parse_recipe(f"wanda+{step}", sparsity=0.5)
+    run_recipe(ours, windows, method, new_store(ours), mode="one-shot")
     calls, (first, _) = dense.block_calls(windows.tokens), find_blocks(dense.model)
     experts = find_matrices(dense.model, include=["*.0.*experts*"])
     pruned = {place.name: place.weight for place in places(ours.model)}

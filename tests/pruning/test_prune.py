@@ -58,7 +58,7 @@ def test_an_error_says_that_a_model_object_may_be_pruned_in_part(
         finished.append(matrix.name)
         return prune_matrix(matrix, *rest)
 
-    monkeypatch.setattr("pruner_zero.pruning.model.prune_matrix", fails_later)
+    monkeypatch.setattr("pruner_zero.pruning.runner.prune_matrix", fails_later)
     model = tiny_model("llama")
     with pytest.raises(PrunerZeroError, match=r"may be pruned in part by now: load it again\)$"):
         prune(
@@ -124,12 +124,12 @@ def test_a_metric_object_keeps_its_scope_unless_told_otherwise(prose: str) -> No
     metric = Metric(Metric.of("W * G").expression, scope="global")
     options: dict[str, Any] = {"calibration": [prose], **SMALL}
     result = prune(language_model("llama"), metric, sparsity=0.5, **options)
-    assert result.method.scope == "global"
+    assert result.recipe.scope == "global"
     assert result.mode == "one-shot"
     result = prune(language_model("llama"), metric, sparsity=0.5, scope="matrix", **options)
-    assert result.method.scope == "matrix"
+    assert result.recipe.scope == "matrix"
     result = prune(language_model("llama"), metric, pattern="2:4", **options)
-    assert result.method.scope is None
+    assert result.recipe.scope is None
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_a_scope_or_pattern_of_the_settings_file_wins_over_the_scope_of_a_metric
     config.write_text(written)
     metric = Metric(Metric.of("W * G").expression, scope="global")
     result = prune(language_model("llama"), metric, config=config, calibration=[prose], **SMALL)
-    assert result.method.scope == scope
+    assert result.recipe.scope == scope
     assert result.settings.scope == scope
 
 

@@ -17,8 +17,8 @@ from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.structure import Matrix, find_matrices
 from pruner_zero.progress import reported_to
 from pruner_zero.pruning.masks import masks_of
-from pruner_zero.pruning.model import prune_model
-from pruner_zero.pruning.parse_method import parse_method
+from pruner_zero.pruning.runner import run_recipe
+from pruner_zero.pruning.notation import parse_recipe
 from pruner_zero.pruning.race import judged_apart, race
 from pruner_zero.pruning.statistics import DenseStatistics
 from pruner_zero.text.windows import Windows, no_windows
@@ -48,14 +48,14 @@ def test_divergences_are_those_of_models_pruned_one_shot(
 ) -> None:
     raced, store = language_model(architecture), new_store(language_model(architecture))
     before = {name: tensor.clone() for name, tensor in raced.model.state_dict().items()}
-    methods = [parse_method(method, sparsity=0.5) for method in METHODS]
+    methods = [parse_recipe(method, sparsity=0.5) for method in METHODS]
     for method in methods:
         calibrate(raced, windows, method.scoring_kinds, store)
     statistics = DenseStatistics(store, 0.01)
     entries = race(raced, windows.tokens, methods, find_matrices(raced.model), statistics)
     for method, entry in zip(methods, entries, strict=True):
         pruned, dense = language_model(architecture), language_model(architecture)
-        prune_model(pruned, windows, method, store, mode="one-shot")
+        run_recipe(pruned, windows, method, store, mode="one-shot")
         wanted = divergence(pruned.model, dense.model, windows.tokens)
         assert entry.divergence == pytest.approx(wanted, rel=1e-3)
     assert all(torch.equal(raced.model.state_dict()[name], value) for name, value in before.items())
@@ -66,7 +66,7 @@ def test_masks_of_matrices_that_compete_with_no_other_are_computed_when_needed(
 ) -> None:
     """All scores at once would take more memory than the model."""
     raced = language_model("llama")
-    method, store = parse_method("wanda", sparsity=0.5), new_store(raced)
+    method, store = parse_recipe("wanda", sparsity=0.5), new_store(raced)
     calibrate(raced, windows, method.scoring_kinds, store)
     events: list[str] = []
 
@@ -102,8 +102,8 @@ def test_prune_takes_the_best_mask_and_says_so(tmp_path: Path) -> None:
     assert divergences == sorted(divergences)
     best = result.raced[0]
     assert (best.metric, best.pattern) == (
-        str(result.method.metric.expression),
-        str(result.method.pattern),
+        str(result.metric.expression),
+        str(result.recipe.pattern),
     )
     assert result.to_json()["race"][0]["metric"] == best.metric
 
@@ -126,11 +126,11 @@ def test_what_the_judged_windows_hold_changes_no_mask(
     """Masks of two calibrations that differ in the judged window alone."""
     other = replace(windows, tokens=windows.tokens.clone())
     other.tokens[-1] = other.tokens[-1].flip(0)
-    method = parse_method("W * (O * X)^0.73@global", sparsity=0.5)
+    method = parse_recipe("W * (O * X)^0.73@global", sparsity=0.5)
     method = replace(method, rivals=(method,))
     kept = []
     for each in (windows, other):
         model = language_model("llama")
-        prune_model(model, each, method, open_store(model, each, folder=new_store(model).folder))
+        run_recipe(model, each, method, open_store(model, each, folder=new_store(model).folder))
         kept.append({m.name: m.weight != 0 for m in find_matrices(model.model)})
     assert all(torch.equal(mask, kept[1][name]) for name, mask in kept[0].items())

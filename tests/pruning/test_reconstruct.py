@@ -9,8 +9,8 @@ from torch.nn import functional
 from pruner_zero import prune
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.load import load_model
-from pruner_zero.pruning.model import prune_model
-from pruner_zero.pruning.parse_method import parse_method
+from pruner_zero.pruning.runner import run_recipe
+from pruner_zero.pruning.notation import parse_recipe
 from pruner_zero.text.windows import Windows
 from tests.pruning.conftest import OpenStore, language_model
 from tests.text.refusals import refusal
@@ -18,7 +18,7 @@ from tests.text.refusals import refusal
 
 def divergence(method: str, windows: Windows, new_store: OpenStore) -> float:
     pruned, dense = language_model("llama"), language_model("llama")
-    prune_model(pruned, windows, parse_method(method, sparsity=0.5), new_store(pruned))
+    run_recipe(pruned, windows, parse_recipe(method, sparsity=0.5), new_store(pruned))
     with torch.no_grad():
         wanted = dense.model(windows.tokens).logits.log_softmax(-1)
         predicted = pruned.model(windows.tokens).logits.log_softmax(-1)
@@ -34,10 +34,10 @@ def test_the_model_comes_nearer_to_the_dense_one(
 
 
 def test_passes_are_named_once_and_blocks_go_in_order() -> None:
-    method = parse_method("wanda+exact+reconstruct=3+distill=40", sparsity=0.5)
+    method = parse_recipe("wanda+exact+reconstruct=3+distill=40", sparsity=0.5)
     assert (method.steps, method.reconstruct, method.distill) == (("exact",), 3, 40)
-    assert parse_method("wanda", sparsity=0.5, reconstruct=2).reconstruct == 2
-    assert refusal(lambda: parse_method("wanda+reconstruct", sparsity=0.5)) == (
+    assert parse_recipe("wanda", sparsity=0.5, reconstruct=2).reconstruct == 2
+    assert refusal(lambda: parse_recipe("wanda+reconstruct", sparsity=0.5)) == (
         "wanda+reconstruct: say how many passes, as in +reconstruct=4"
     )
     with pytest.raises(PrunerZeroError, match="needs --mode sequential: choose it, or leave out"):

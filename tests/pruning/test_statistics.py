@@ -12,8 +12,8 @@ from pruner_zero.calibration.calibrate import calibrate
 from pruner_zero.calibration.store import StatisticsStore
 from pruner_zero.choices import Mode
 from pruner_zero.models.structure import find_matrices
-from pruner_zero.pruning.model import prune_model
-from pruner_zero.pruning.parse_method import parse_method
+from pruner_zero.pruning.runner import run_recipe
+from pruner_zero.pruning.notation import parse_recipe
 from pruner_zero.pruning.statistics import DenseStatistics, block_statistics
 from pruner_zero.sparsity.hessian import Hessian
 from pruner_zero.text.windows import Windows
@@ -41,7 +41,7 @@ def test_each_input_is_factored_once(
 
     monkeypatch.setattr(torch.linalg, "cholesky_ex", counted)
     model = language_model("llama", blocks=2)
-    prune_model(model, windows, parse_method(text, sparsity=0.5), new_store(model), mode=mode)
+    run_recipe(model, windows, parse_recipe(text, sparsity=0.5), new_store(model), mode=mode)
     assert len(calls) == 2 * INPUTS
 
 
@@ -76,7 +76,7 @@ def test_a_hessian_is_freed_with_the_last_matrix_of_its_input() -> None:
 def test_scores_see_the_hessian_that_the_steps_after_them_see(
     windows: Windows, new_store: OpenStore
 ) -> None:
-    method = parse_method("W / D@global+exact", sparsity=0.5)
+    method = parse_recipe("W / D@global+exact", sparsity=0.5)
     assert method.scoring_kinds == method.kinds == {"gram", "tokens"}
     model = language_model("llama", blocks=2)
     matrix = find_matrices(model.model)[0]

@@ -10,9 +10,9 @@ from pruner_zero.choices import Mode
 from pruner_zero.models.structure import Matrix
 from pruner_zero.pruning.masks import Mask, masks_of
 from pruner_zero.pruning.matrix import MatrixRecord, prune_matrix
-from pruner_zero.pruning.method import Method
-from pruner_zero.pruning.model import prune_model
-from pruner_zero.pruning.parse_method import parse_method
+from pruner_zero.pruning.recipe import Recipe
+from pruner_zero.pruning.runner import run_recipe
+from pruner_zero.pruning.notation import parse_recipe
 from pruner_zero.pruning.statistics import ASYMMETRY, Statistics
 from pruner_zero.sparsity.hessian import Hessian
 from pruner_zero.sparsity.pattern import Pattern, keep_mask
@@ -51,7 +51,7 @@ def gram_of(statistics: Statistics) -> Tensor:
 
 
 def prune_one(
-    matrix: Matrix, statistics: Statistics, method: Method, mask: Tensor | None = None
+    matrix: Matrix, statistics: Statistics, method: Recipe, mask: Tensor | None = None
 ) -> MatrixRecord:
     """Prune a matrix that competes with no other, under `mask` if there is one."""
     if mask is None:
@@ -67,9 +67,9 @@ def pruned(
     """The weights that a method leaves, and its note."""
     matrix = matrix_of(weight)
     if isinstance(pattern, SemiStructured):
-        method = parse_method(text, pattern=str(pattern))
+        method = parse_recipe(text, pattern=str(pattern))
     else:
-        method = parse_method(text, sparsity=pattern.sparsity, scope=pattern.scope)
+        method = parse_recipe(text, sparsity=pattern.sparsity, scope=pattern.scope)
     record = prune_one(matrix, statistics, method, mask)
     assert record.zeros == int((matrix.weight == 0).sum())
     assert record.damping == (None if method.steps in ((), ("refine",)) else 0.01)
@@ -166,7 +166,7 @@ def test_raised_damping_and_an_unfinished_solution_are_noted(
     gram = torch.full((8, 8), 1.05).fill_diagonal_(1.0)
     statistics = Statistics({"X": torch.ones(1, 8)}, Hessian(gram))
     for text in ("wanda+exact", "wanda+obs", "sparsegpt"):
-        record = prune_one(matrix_of(weight), statistics, parse_method(text, sparsity=0.5))
+        record = prune_one(matrix_of(weight), statistics, parse_recipe(text, sparsity=0.5))
         assert record.damping == pytest.approx(0.1)
         assert record.note == "damping raised to 0.1 for the Cholesky factor"
 
@@ -187,7 +187,7 @@ def test_a_matrix_without_inputs_is_pruned_by_magnitude_and_left_alone(text: str
         {"X": torch.zeros(1, 16), "G": statistics.values["G"]}, Hessian(torch.zeros(16, 16))
     )
     matrix = matrix_of(weight)
-    record = prune_one(matrix, statistics, parse_method(text, sparsity=0.5))
+    record = prune_one(matrix, statistics, parse_recipe(text, sparsity=0.5))
     assert record.note is not None
     assert record.note.endswith("inputs are not known: pruned by magnitude")
     mask = keep_groups(weight.abs(), 16, 8)
@@ -199,10 +199,10 @@ def test_masks_over_the_whole_model_are_refined_in_either_order(
     mode: Mode, windows: Windows, new_store: OpenStore
 ) -> None:
     ours, plain, masked = (language_model("llama") for _ in range(3))
-    prune_model(masked, windows, parse_method("wanda@global", sparsity=0.5), new_store(masked))
+    run_recipe(masked, windows, parse_recipe("wanda@global", sparsity=0.5), new_store(masked))
     masks = {place.name: place.weight != 0 for place in places(masked.model)}
-    method = parse_method("wanda@global+refine", sparsity=0.5)
-    prune_model(ours, windows, method, new_store(ours), mode=mode)
+    method = parse_recipe("wanda@global+refine", sparsity=0.5)
+    run_recipe(ours, windows, method, new_store(ours), mode=mode)
     for place, x in in_order(plain.model, windows.tokens, mode):
         chosen = masks[place.name]
         refined = refine_mask(place.weight, x.T @ x, chosen, Unstructured(0.5, "row"))
@@ -218,10 +218,10 @@ def test_refinement_and_least_squares_of_a_whole_model(
     windows: Windows, new_store: OpenStore
 ) -> None:
     ours, dense = language_model("gpt2"), language_model("gpt2")
-    records = prune_model(
+    records = run_recipe(
         ours,
         windows,
-        parse_method("wanda+refine+exact", sparsity=0.5),
+        parse_recipe("wanda+refine+exact", sparsity=0.5),
         new_store(ours),
         mode="one-shot",
     ).records

@@ -13,7 +13,7 @@ from pruner_zero.cli import compare as compare_verb
 from pruner_zero.cli import prune as prune_verb
 from pruner_zero.cli import search as search_verb
 from pruner_zero.evolution.study import Study
-from pruner_zero.pruning.parse_method import parse_method, split_methods
+from pruner_zero.pruning.notation import parse_recipe, split_methods
 from pruner_zero.report import commands
 from pruner_zero.report.read import read_result
 from tests.report.conftest import (
@@ -173,7 +173,7 @@ def test_whole_units_are_updated_as_the_search_judged_them(
     methods = split_methods(options(commands.compare_with(removed))["--methods"][0])
     metrics = ("magnitude", "wanda", "W * G * X")
     assert methods == ["dense", *(f"{name}@channels{written}" for name in metrics)]
-    assert parse_method(methods[2], sparsity=0.25).steps == (() if written else ("exact",))
+    assert parse_recipe(methods[2], sparsity=0.25).steps == (() if written else ("exact",))
 
 
 def test_a_metric_with_a_comma_is_one_method(tmp_path: Path) -> None:

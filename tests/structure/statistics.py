@@ -10,7 +10,7 @@ from pruner_zero.models.structure import find_blocks, find_matrices
 
 def statistic(model: LanguageModel, tokens: Tensor, kind: Kind) -> dict[str, Tensor]:
     """The statistic `kind` of every matrix that has it, of windows (n, seqlen)."""
-    matrices, walk = find_matrices(model.model), Walk(model, tokens)
+    matrices, walk = find_matrices(model.model), Walk(model, tokens).carry()
     collected = {}
     for index, block in enumerate(find_blocks(model.model)):
         of_block = [matrix for matrix in matrices if matrix.block == index]

@@ -16,7 +16,7 @@ from pruner_zero.evaluation.evaluate import evaluate
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.structure import find_blocks, find_matrices
 from pruner_zero.pruning.prune import prune
-from pruner_zero.pruning.result import PruneResult
+from pruner_zero.pruning.prune_result import PruneResult
 from pruner_zero.report.page import report
 from pruner_zero.structure.blocks import Blocks, drop_blocks
 from tests.conftest import save_tiny
@@ -96,7 +96,7 @@ def test_the_fewest_blocks_that_reach_the_parameters_are_dropped(
     result = pruned(model, prose, sparsity=None, parameters=share)
     assert result.parameters == (dense, dense - gone * block)
     assert dense - gone * block <= share * dense < dense - (gone - 1) * block
-    pattern = result.method.pattern
+    pattern = result.recipe.pattern
     assert isinstance(pattern, Blocks)
     by_share = pruned(tiny_model("llama", blocks=DEPTH), prose, sparsity=gone / DEPTH)
     assert isinstance(by_share.method.pattern, Blocks)
@@ -170,7 +170,7 @@ def test_the_record_and_the_card_name_the_dropped_blocks(
 def test_nothing_is_folded_without_an_update(prose: str) -> None:
     model, dense = (tiny_model("llama", blocks=DEPTH) for _ in range(2))
     result = pruned(model, prose, update="none")
-    pattern = result.method.pattern
+    pattern = result.recipe.pattern
     assert isinstance(pattern, Blocks)
     assert pattern.folded == {}
     drop_blocks(dense, pattern.dropped)

@@ -15,10 +15,10 @@ from pruner_zero.comparison.compare import compare
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.structure import find_blocks, find_matrices
-from pruner_zero.pruning.model import check_plan, prune_model
-from pruner_zero.pruning.parse_method import parse_method
+from pruner_zero.pruning.runner import check_recipe, run_recipe
+from pruner_zero.pruning.notation import parse_recipe
 from pruner_zero.pruning.prune import prune
-from pruner_zero.pruning.result import PruneResult
+from pruner_zero.pruning.prune_result import PruneResult
 from pruner_zero.report.page import report
 from pruner_zero.structure.experts import Experts
 from pruner_zero.structure.mixtures import find_mixtures
@@ -44,7 +44,7 @@ def pruned(model: Any, text: str, **settings: Any) -> PruneResult:
 
 
 def pattern_of(result: PruneResult) -> Experts:
-    pattern = result.method.pattern
+    pattern = result.recipe.pattern
     assert isinstance(pattern, Experts)
     return pattern
 
@@ -57,10 +57,10 @@ def chosen_by(
     damping: float = 0.01,
 ) -> Experts:
     """The pattern of a method after pruning by it."""
-    method = replace(parse_method(text), damping=damping)
+    method = replace(parse_recipe(text), damping=damping)
     method = replace(method, pattern=method.pattern.fit(model.model))
-    matrices = check_plan(model, method, method.pattern.include)
-    pruned = prune_model(model, windows, method, new_store(model), matrices=matrices)
+    matrices = check_recipe(model, method, method.pattern.include)
+    pruned = run_recipe(model, windows, method, new_store(model), matrices=matrices)
     pattern = pruned.method.pattern
     assert isinstance(pattern, Experts)
     return pattern
@@ -251,7 +251,7 @@ def test_compare_distills_the_smaller_mixture_as_prune_does(prose: str) -> None:
 def test_a_metric_of_the_inverse_hessian_has_the_damping_of_the_run(
     windows: Windows, new_store: OpenStore
 ) -> None:
-    assert parse_method("sparsegpt@experts=0.25").steps == ()
+    assert parse_recipe("sparsegpt@experts=0.25").steps == ()
     scores = [
         chosen_by(
             "sparsegpt@experts=0.25", language_model("mixtral"), windows, new_store, damping

@@ -17,10 +17,10 @@ from pruner_zero.choices import Structure
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.pruning import matrix as matrix_module
-from pruner_zero.pruning.model import check_plan, prune_model
-from pruner_zero.pruning.parse_method import parse_method
+from pruner_zero.pruning.runner import check_recipe, run_recipe
+from pruner_zero.pruning.notation import parse_recipe
 from pruner_zero.pruning.prune import prune
-from pruner_zero.pruning.result import PruneResult
+from pruner_zero.pruning.prune_result import PruneResult
 from pruner_zero.sparsity.steps.step import Layer, Step, Updated, run_steps
 from pruner_zero.structure.couplings import find_couplings
 from pruner_zero.structure.units import Structured
@@ -97,10 +97,10 @@ def masked(
 ) -> None:
     """Prune in place up to the masks alone."""
     pattern = pattern.fit(model.model)
-    method = parse_method("wanda", pattern=pattern, **settings)
-    matrices = check_plan(model, method, pattern.include)
+    method = parse_recipe("wanda", pattern=pattern, **settings)
+    matrices = check_recipe(model, method, pattern.include)
     with ExitStack() as undo:
-        prune_model(model, windows, method, new_store(model), matrices=matrices, undo=undo)
+        run_recipe(model, windows, method, new_store(model), matrices=matrices, undo=undo)
 
 
 def test_folders_load_without_this_package_and_compute_the_same_as_the_masks(
@@ -145,7 +145,7 @@ def test_the_consumer_is_refitted_unless_told_otherwise(
     windows: Windows, new_store: OpenStore
 ) -> None:
     dense, plain, refitted = (language_model("llama") for _ in range(3))
-    assert parse_method("wanda", pattern=Structured(0.34)).steps == ("exact",)
+    assert parse_recipe("wanda", pattern=Structured(0.34)).steps == ("exact",)
     masked(plain, windows, new_store, update="none")
     masked(refitted, windows, new_store)
     outputs = [
@@ -255,7 +255,7 @@ def test_heads_go_with_the_queries_that_share_them(prose: str) -> None:
         biases = [model.get_submodule(name).get_parameter("bias") for name in coupling.producers]
         assert [len(bias) for bias in biases] == [16, 8, 8]
     assert result.parameters == (before, before - 2 * (32 * 48 + 32))
-    assert str(result.method.pattern) == "50% of the key-value heads of every block"
+    assert str(result.recipe.pattern) == "50% of the key-value heads of every block"
 
 
 @pytest.mark.parametrize(

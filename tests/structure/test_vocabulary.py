@@ -58,7 +58,7 @@ def test_kept_tokens_have_the_logits_of_the_dense_model(name: str, tied: bool) -
     text = "the quick fox prunes zeros"
     names = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
     result = prune(smaller, tokenizer=tokenizer, parameters=size_of(dense)[0] - 700, **SMALL)
-    pattern = result.method.pattern
+    pattern = result.recipe.pattern
     assert isinstance(pattern, Vocabulary)
     stay = list(pattern.kept_tokens)
     assert size_of(smaller)[0] == result.parameters[1] <= size_of(dense)[0] - 700
@@ -81,9 +81,9 @@ def test_the_folder_loads_by_plain_transformers(tmp_path: Path) -> None:
     assert torch.equal(tokens, tokenizer("the quicker fox", return_tensors="pt")["input_ids"])
     assert torch.equal(loaded(tokens).logits, smaller(tokens).logits)
     assert loaded.config.vocab_size == len(again) == round(0.75 * len(byte_level()))
-    assert f"{result.method.pattern} are removed" in result.share()
+    assert f"{result.recipe.pattern} are removed" in result.share()
     card = (tmp_path / "out" / "README.md").read_text()
-    assert f"Tokens of the vocabulary were pruned ({result.method.pattern}" in card
+    assert f"Tokens of the vocabulary were pruned ({result.recipe.pattern}" in card
     assert not (tmp_path / "out" / "metric.json").exists()
 
 

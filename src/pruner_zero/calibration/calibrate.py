@@ -17,7 +17,6 @@ from pruner_zero.journal import Journal
 from pruner_zero.models.blocks import Activations
 from pruner_zero.models.language_model import LanguageModel, check_tokens
 from pruner_zero.models.structure import find_blocks, find_matrices
-from pruner_zero.progress import track
 from pruner_zero.text.windows import Windows
 
 
@@ -105,7 +104,7 @@ def _forward(
     an interrupted pass continues; the activations of a model in memory are in memory.
     """
     model = language_model.model
-    matrices, depth = find_matrices(model), len(find_blocks(model))
+    matrices = find_matrices(model)
     statistics = select(ForwardStatistic, {"X", *kinds})
     journal = None
     if language_model.on_disk:
@@ -121,18 +120,18 @@ def _forward(
     def storage(block: int) -> Activations:
         return WindowFile(path(block), len(windows)) if journal else []
 
-    walk = Walk(language_model, windows, storage, WindowFile.open(path(first)) if first else None)
-    for index in track(range(first, depth), "activations", depth - first):
+    walk = Walk(language_model, windows)
+    dense = walk.carry(storage, WindowFile.open(path(first)) if first else None)
+    for index, block in walk.blocks("activations", first):
         of_block = [matrix for matrix in matrices if matrix.block == index]
-        with language_model.block(index) as block:
-            results = walk.collect(block, index, of_block, statistics, advance=True)
+        results = dense.collect(block, index, of_block, statistics, advance=True)
         digests = store.write_block(index, results, statistics)
         # Freed before the next block's statistics, which are as large, are collected.
         del results
         written.append(digests)
-        if journal and isinstance(walk.hidden, WindowFile):
+        if journal and isinstance(dense.hidden, WindowFile):
             files = {f"../{store.file(kind, index).name}": digests[kind] for kind in digests}
-            files[walk.hidden.path.name] = walk.hidden.sha256
+            files[dense.hidden.path.name] = dense.hidden.sha256
             journal.append({"digests": digests}, files, [path(index).name])
     store.commit({kind: dict(enumerate(line[kind] for line in written)) for kind in statistics})
     if journal:

@@ -1,4 +1,4 @@
-"""The one walk over the decoder blocks: each block's inputs, its statistics, its outputs."""
+"""The one walk over the decoder blocks: their inputs, statistics and outputs."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
@@ -9,10 +9,17 @@ from torch import Tensor, nn
 
 from pruner_zero.calibration.inputs import collect_inputs
 from pruner_zero.calibration.statistics import Kind, MatrixStatistics
-from pruner_zero.models.blocks import DISCARDED, Activations, run_windows
+from pruner_zero.models.blocks import (
+    DISCARDED,
+    Activations,
+    BlockCalls,
+    run_windows,
+    shares_state,
+)
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.structure import Matrix
+from pruner_zero.models.structure import Matrix, find_blocks
 from pruner_zero.models.transformers_private import experts_one_by_one
+from pruner_zero.progress import track
 from pruner_zero.tensor_file import TensorFile, TensorWriter, writing_tensors
 
 # Where the input of the block of a number is kept, window by window: a new list, or a new file.
@@ -20,72 +27,52 @@ Storage = Callable[[int], Activations]
 
 
 class Walk:
-    """The activations before one decoder block after the other, by calibration window.
+    """One decoder block after the other, with the activations of any number of models before it.
 
-    tokens: the windows (n, seqlen). storage: where activations are kept, in memory where None.
-    hidden: the input of the block whose turn it is, a (1, tokens, width) tensor for each window;
-    given for an interrupted walk, else that of the first block. dense: a walk over the dense model
-    on the same tokens, which goes one block on whenever this one collects; compared: whether
-    statistics compare its inputs with these. The caller loads the block of each turn and may change
-    its weights between `collect` and `advance`.
+    The models are versions of `language_model` that differ in the weights of their blocks: dense,
+    pruned, under several masks. tokens: the windows (n, seqlen). The models are in memory or on
+    disk, and so are their activations.
     """
 
-    def __init__(
-        self,
-        language_model: LanguageModel,
-        tokens: Tensor,
-        storage: Storage | None = None,
-        hidden: Activations | None = None,
-        dense: "Walk | None" = None,
-        compared: bool = True,
-    ) -> None:
-        self.dense, self.compared = dense, compared
-        self._storage: Storage = storage or (lambda _index: [])
-        calls = language_model.block_calls(
-            tokens, self._storage(0) if hidden is None else DISCARDED
-        )
-        self.hidden = calls.hidden if hidden is None else hidden
-        # Each walk has arguments of its own: through some, a block passes keys and values on.
-        self.arguments = calls.arguments
+    def __init__(self, language_model: LanguageModel, tokens: Tensor) -> None:
+        self.language_model, self.tokens = language_model, tokens
+        self.depth = len(find_blocks(language_model.model))
+        self._first: BlockCalls | None = None
 
-    def collect(
-        self,
-        block: nn.Module,
-        index: int,
-        matrices: Sequence[Matrix],
-        kinds: Collection[Kind],
-        *,
-        advance: bool = False,
-    ) -> dict[str, MatrixStatistics]:
-        """The statistics `kinds` of `matrices`, all of one loaded block, by matrix name.
+    def carry(self, storage: Storage | None = None, hidden: Activations | None = None) -> "Stream":
+        """The activations of one more version, before its first block.
 
-        advance: whether the outputs of this pass become the input of the next block, as in a model
-        that is not changed on the way.
+        storage: where they are kept, in memory where None. hidden: the input of the block at which
+        an interrupted walk goes on, a (1, tokens, width) tensor for each window.
         """
-        dense = self.dense
-        if dense and not (matrices and self.compared):
-            dense.advance(block, index, observed=True)
-            dense = None
-        if not matrices and not advance:
-            return {}
-        outputs = self._storage(index + 1) if advance else DISCARDED
-        dense_outputs = dense._storage(index + 1) if dense else None
-        statistics, _ = collect_inputs(
-            block,
-            matrices,
-            self.hidden,
-            self.arguments[index],
-            kinds,
-            outputs=outputs,
-            dense=dense.hidden if dense else None,
-            dense_arguments=dense.arguments[index] if dense else None,
-            dense_outputs=dense_outputs,
-        )
-        if dense and dense_outputs is not None:
-            dense.hidden = dense_outputs
-        if advance:
-            self.hidden = outputs
-        return statistics
+        calls = self._first
+        # Through some arguments a block passes keys and values on: each version has its own ones.
+        if calls is None or storage or shares_state(calls):
+            start = DISCARDED if hidden is not None else storage(0) if storage else []
+            calls = self.language_model.block_calls(self.tokens, start)
+        if self._first is None and not storage:
+            self._first = calls
+        return Stream(calls.hidden if hidden is None else hidden, calls, storage)
+
+    def blocks(self, doing: str, first: int = 0) -> Iterator[tuple[int, nn.Module]]:
+        """The number of each block from `first` on, and the block, loaded until the next one.
+
+        doing: what the progress report says. The caller takes every stream one block on.
+        """
+        for index in track(range(first, self.depth), doing, self.depth - first):
+            with self.language_model.block(index) as block:
+                yield index, block
+
+
+class Stream:
+    """The activations of one version of a model before the block whose turn it is.
+
+    hidden: a (1, tokens, width) tensor for each window. calls: how the model calls its blocks.
+    """
+
+    def __init__(self, hidden: Activations, calls: BlockCalls, storage: Storage | None) -> None:
+        self.hidden, self.arguments, self.as_tuple = hidden, calls.arguments, calls.as_tuple
+        self._storage: Storage = storage or (lambda _index: [])
 
     def advance(self, block: nn.Module, index: int, *, observed: bool = False) -> None:
         """Run one loaded block; its outputs are the input of the next one.
@@ -96,6 +83,41 @@ class Walk:
         with experts_one_by_one(block) if observed else nullcontext():
             outputs = self._storage(index + 1)
             self.hidden = run_windows(block, self.hidden, self.arguments[index], outputs)
+
+    def collect(
+        self,
+        block: nn.Module,
+        index: int,
+        matrices: Sequence[Matrix],
+        kinds: Collection[Kind],
+        *,
+        beside: "Stream | None" = None,
+        advance: bool = False,
+    ) -> dict[str, MatrixStatistics]:
+        """The statistics `kinds` of `matrices`, all of one loaded block, by matrix name.
+
+        beside: the stream of the dense model, which goes one block on; statistics compare its
+        inputs with these. advance: whether the outputs of this pass become the input of the next
+        block, as in a model that is not changed on the way.
+        """
+        outputs = self._storage(index + 1) if advance else DISCARDED
+        dense_outputs = beside._storage(index + 1) if beside else None
+        statistics, _ = collect_inputs(
+            block,
+            matrices,
+            self.hidden,
+            self.arguments[index],
+            kinds,
+            outputs=outputs,
+            dense=beside.hidden if beside else None,
+            dense_arguments=beside.arguments[index] if beside else None,
+            dense_outputs=dense_outputs,
+        )
+        if beside and dense_outputs is not None:
+            beside.hidden = dense_outputs
+        if advance:
+            self.hidden = outputs
+        return statistics
 
 
 _NAME = "hidden"

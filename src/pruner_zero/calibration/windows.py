@@ -11,7 +11,7 @@ from pruner_zero.calibration.store import StatisticsStore
 from pruner_zero.choices import SELF
 from pruner_zero.models.language_model import LanguageModel, check_tokens, note_long_windows
 from pruner_zero.progress import note
-from pruner_zero.settings.calibration import CalibrationSettings, WritingSettings
+from pruner_zero.settings.calibration import WritingSettings
 from pruner_zero.text.mixture import Mixture, SelfText, Source, load_mixture
 from pruner_zero.text.windows import Windows, mix_windows, no_windows, random_windows
 
@@ -34,13 +34,14 @@ def calibration_texts(
 def open_calibration(
     texts: Mixture | None,
     language_model: LanguageModel,
-    settings: CalibrationSettings,
+    shape: tuple[int, int],
+    seed: int,
     cache: str | Path | None = None,
 ) -> tuple[Windows, StatisticsStore]:
     """The windows that statistics are collected on, none without a text, and the statistics' store.
 
-    cache: the folder for statistics and for windows that the model writes. Raises PrunerZeroError
-    as `take_windows` and `check_tokens` do.
+    shape: the number of windows and the tokens in each. cache: the folder for statistics and for
+    windows that the model writes. Raises PrunerZeroError as `take_windows` and `check_tokens` do.
     """
     # Computed once, because it reads all weights.
     fingerprint = language_model.fingerprint()
@@ -49,9 +50,8 @@ def open_calibration(
         windows = take_windows(
             texts,
             language_model,
-            settings.windows,
-            settings.seqlen,
-            settings.seed,
+            *shape,
+            seed,
             folder=cache,
             fingerprint=fingerprint,
         )

@@ -35,12 +35,8 @@ def prune(
         print(json.dumps({**summary, **result.cost.to_json(), "settings": settings}))
     else:
         print(f"{result.output}: {result.share()} ({result.cost.seconds:.0f} s)")
-    changed = (
-        result.method.steps
-        or result.method.reconstruct
-        or result.method.distill
-        or result.settings.structure
-    )
+    recipe = result.recipe
+    changed = recipe.steps or recipe.reconstruct or recipe.distill or recipe.cut
     if not changed and not quiet:
         print(IMPROVEMENT, file=sys.stderr)
 

@@ -22,19 +22,19 @@ from pruner_zero.models.load import as_language_model
 from pruner_zero.models.structure import find_matrices, parameters_of, size_of
 from pruner_zero.progress import note
 from pruner_zero.provenance import measured, provenance
+from pruner_zero.pruning.default import DEFAULT, WANDA, default_beside
 from pruner_zero.pruning.matrix import MatrixRecord, total_sparsity
-from pruner_zero.pruning.method import Method, Order, for_wide, is_wide
-from pruner_zero.pruning.model import Pruned, check_parameters, check_plan, prune_model
-from pruner_zero.pruning.parse_method import default_rivals, parse_method, split_methods
+from pruner_zero.pruning.notation import parse_recipe, split_methods
+from pruner_zero.pruning.recipe import Recipe
+from pruner_zero.pruning.runner import Pruned, check_parameters, check_recipe, run_recipe
 from pruner_zero.settings.base import name_of, names_of
 from pruner_zero.settings.compare import CompareSettings
-from pruner_zero.settings.prune import default_beside
 from pruner_zero.settings.read import read_settings
 from pruner_zero.text.corpus import Corpus
 from pruner_zero.text.mixture import SelfText, Source, load_text
 from pruner_zero.text.windows import Windows, consecutive_windows
 
-DENSE, DEFAULT = "dense", "default"
+DENSE = "dense"
 _ZEROS = ("sparsity", "pattern", "scope", "parameters")
 
 
@@ -73,7 +73,7 @@ def compare(
     }
     checked = read_settings(CompareSettings, values, config)
     chosen = {name: _parse(name, checked) for name in split_methods(checked.methods)}
-    units = {m.pattern.unit for m in chosen.values() if m} - {None}
+    units = {recipe.cut.unit for recipe in chosen.values() if recipe and recipe.cut}
     if not units:
         checked.refuse(("parameters",), "a method that removes units")
     if "vocabulary" in units:
@@ -86,7 +86,8 @@ def compare(
         checked.refuse(("multiple_of",), "a method that removes channels")
     file = check_file(output) if output is not None else None
     calibration = checked.calibration if calibration is None else calibration
-    texts = calibration_texts(calibration, any(m.needs_text for m in chosen.values() if m), checked)
+    needed = any(recipe.needs_text for recipe in chosen.values() if recipe)
+    texts = calibration_texts(calibration, needed or DEFAULT in chosen, checked)
     test_text = load_text(
         checked.text if text is None else text,
         role="test",
@@ -107,12 +108,14 @@ def compare(
         checked.model if model is None else model, tokenizer, **checked.loading
     )
     chosen = {
-        name: method and _plan(method, language_model, checked) for name, method in chosen.items()
+        name: recipe and _plan(recipe, language_model, checked) for name, recipe in chosen.items()
     }
     matrices = find_matrices(language_model.model, checked.include, checked.exclude)
     check_parameters(language_model, matrices)
     with torch_threads(checked.threads):
-        windows, store = open_calibration(texts, language_model, checked, cache)
+        windows, store = open_calibration(
+            texts, language_model, (checked.windows, checked.seqlen), checked.seed, cache
+        )
         seqlen, count = checked.seqlen_eval or checked.seqlen, checked.windows_eval
         if isinstance(test_text, Corpus):
             test = consecutive_windows(test_text, language_model.tokenizer, seqlen, count, "-eval")
@@ -137,39 +140,41 @@ def compare(
         return table.fill(chosen, file)
 
 
-def _parse(name: str, settings: CompareSettings) -> Method | None:
-    """The method of this name with the settings, None for the unpruned model."""
+def _parse(name: str, settings: CompareSettings) -> Recipe | None:
+    """The recipe of this name with the settings, None for the unpruned model.
+
+    The masks of `default` depend on the model: those of Wanda stand in their place.
+    """
     if name == DENSE:
         return None
     zeros = {name: getattr(settings, name) for name in _ZEROS}
     units = {"multiple_of": settings.multiple_of}
-    if name != DEFAULT:
-        return replace(parse_method(name, units=units, **zeros), damping=settings.damping)
-    chosen = {**zeros, **default_beside({**zeros, "mode": settings.mode})}
-    method = parse_method(chosen.pop("metric"), **chosen)
-    return replace(method, name=name, rivals=default_rivals(zeros), damping=settings.damping)
+    recipe = parse_recipe(WANDA if name == DEFAULT else name, units=units, **zeros)
+    recipe = replace(recipe, name=name, damping=settings.damping)
+    # A recipe that allows only one order keeps it.
+    bound = recipe.asymmetric or recipe.at_once
+    return recipe if bound else replace(recipe, mode=settings.mode)
 
 
-def _plan(method: Method, language_model: LanguageModel, settings: CompareSettings) -> Method:
-    """The method for this model. Raises PrunerZeroError for what can be seen before any work."""
-    include: Sequence[str] = settings.include
-    if method.pattern.unit and (include or settings.exclude):
+def _plan(recipe: Recipe, language_model: LanguageModel, settings: CompareSettings) -> Recipe:
+    """The recipe for this model. Raises PrunerZeroError for what can be seen before any work."""
+    include, exclude = settings.include, settings.exclude
+    if recipe.cut and (include or exclude):
         raise PrunerZeroError(
-            f"{method.name} removes units of every block: leave out "
+            f"{recipe.name} removes units of every block: leave out "
             f"--{'include' if include else 'exclude'}"
         )
-    if method.pattern.unit:
-        try:
-            fitted = method.pattern.fit(language_model.model)
-        except PrunerZeroError as error:
-            raise PrunerZeroError(f"{method.name}: {error}") from error
-        method, include = replace(method, pattern=fitted), fitted.include
-    if method.name == DEFAULT:
-        matrices = find_matrices(language_model.model, include, settings.exclude)
-        if is_wide(matrices):
-            method = for_wide(method, settings.mode, matrices, settings.model_fields_set)
-    check_plan(language_model, method, include, settings.exclude, weights=False)
-    return method
+    if recipe.name == DEFAULT:
+        assert recipe.pattern is not None
+        matrices = find_matrices(language_model.model, include, exclude)
+        base = default_beside(matrices, recipe.pattern, settings.scope, settings.mode)
+        recipe = replace(base, mode=settings.mode, damping=settings.damping)
+    try:
+        recipe = recipe.fitted(language_model)
+    except PrunerZeroError as error:
+        raise PrunerZeroError(f"{recipe.name}: {error}") from error
+    check_recipe(language_model, recipe, include, exclude, weights=False)
+    return recipe
 
 
 @dataclass(frozen=True)
@@ -180,7 +185,7 @@ class _Table:
     test: Windows
     store: StatisticsStore
 
-    def fill(self, methods: Mapping[str, Method | None], output: Path | None) -> Comparison:
+    def fill(self, methods: Mapping[str, Recipe | None], output: Path | None) -> Comparison:
         origin = {
             **provenance(),
             "device": str(self.language_model.device),
@@ -212,50 +217,41 @@ class _Table:
                 table.write(output)
         return table
 
-    def calibrate(self, methods: Iterable[Method | None]) -> None:
+    def calibrate(self, methods: Iterable[Recipe | None]) -> None:
         """Collect the dense statistics of all methods that take all windows, once."""
         needed: set[Kind] = set()
         for method in methods:
             if method and not method.of_part:
-                needed |= method.dense_kinds(self.mode(method))
+                needed |= method.dense_kinds
         for kinds in (select(ForwardStatistic, needed), select(GradientStatistic, needed)):
             # An error here occurs again in the rows that need these statistics, and only there.
             with suppress(PrunerZeroError):
                 model, windows, store = self.language_model, self.windows, self.store
                 calibrate(model, windows, kinds, store)
 
-    def mode(self, method: Method) -> Order:
-        """The mode of the settings, unless the method allows only one."""
-        bound = method.asymmetric or method.at_once
-        return method.mode("auto" if bound else self.settings.mode)
-
-    def prune(self, method: Method, undo: ExitStack) -> Pruned:
-        """Prune by one method; units that it removes come back when `undo` is closed."""
+    def prune(self, recipe: Recipe, undo: ExitStack) -> Pruned:
+        """Prune by one recipe; units that it removes come back when `undo` is closed."""
         model, settings = self.language_model, self.settings
-        include: Sequence[str] = settings.include
-        if method.pattern.unit:
-            include = method.pattern.include
-        return prune_model(
+        include = recipe.cut.include if recipe.cut else settings.include
+        return run_recipe(
             model,
             self.windows,
-            method,
+            recipe,
             self.store,
-            mode=self.mode(method),
             matrices=find_matrices(model.model, include, settings.exclude),
             seed=settings.seed,
             undo=undo,
         )
 
-    def head(self, name: str, method: Method | None) -> dict[str, Any]:
-        """What is known of a row before the method runs."""
-        if method is None:
+    def head(self, name: str, recipe: Recipe | None) -> dict[str, Any]:
+        """What is known of a row before the recipe is run."""
+        if recipe is None:
             return {"method": name}
-        by_metric = not method.pattern.chosen_by
-        expression = str(method.metric.expression) if by_metric else None
-        parts = {**method.to_json(), "mode": self.mode(method)}
+        expression = str(recipe.metric.expression) if recipe.metric else None
+        parts = {**recipe.to_json(), "mode": recipe.order}
         return {"method": name, "expression": expression, **parts}
 
-    def row(self, head: Mapping[str, Any], method: Method | None) -> dict[str, Any]:
+    def row(self, head: Mapping[str, Any], method: Recipe | None) -> dict[str, Any]:
         """Prune by one method and measure its perplexity; an error goes into the row.
 
         Seconds and peak memory count only the pruning, not the collection of the statistics, which

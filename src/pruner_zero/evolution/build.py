@@ -33,7 +33,7 @@ from pruner_zero.sparsity.hessian import Hessian
 from pruner_zero.sparsity.pattern import Pattern
 from pruner_zero.sparsity.selection import SemiStructured, Unstructured
 from pruner_zero.sparsity.steps.step import STEPS, Layer
-from pruner_zero.structure.units import Structured
+from pruner_zero.structure.units import CoupledUnits, UnitMask
 from pruner_zero.text.mixture import Mixture
 from pruner_zero.text.windows import Windows, no_windows
 
@@ -80,16 +80,17 @@ def space_of(settings: SearchSettings) -> SearchSpace:
     return space if scope == "any" else space.model_copy(update={"scopes": (scope,)})
 
 
-def pattern_of(settings: SearchSettings) -> Pattern:
+def pattern_of(settings: SearchSettings, language_model: LanguageModel | None = None) -> Pattern:
     """The pattern that candidates are judged under; the scope is the candidate's.
 
-    A pattern of units has to be fitted to a model (`Structured.of_model`). Raises PrunerZeroError
+    language_model: whose units are masked, where the settings name units. Raises PrunerZeroError
     for a pattern that cannot be.
     """
     share = settings.sparsity or 0.0
     if settings.structure is not None:
         size = None if settings.parameters is None else read_parameters(settings.parameters)
-        return Structured(share, settings.structure, settings.multiple_of, parameters=size)
+        units = CoupledUnits(share, settings.structure, settings.multiple_of, parameters=size)
+        return units.fit(language_model).pattern if language_model else units.pattern
     return SemiStructured.parse(settings.pattern) if settings.pattern else Unstructured(share)
 
 
@@ -158,9 +159,8 @@ def build_evaluator(
     fingerprint: that of the model where it is known. Raises PrunerZeroError for everything that can
     be found wrong before the search.
     """
-    pattern, include = pattern_of(settings), settings.include
-    if isinstance(pattern, Structured):
-        pattern = pattern.fit(language_model.model)
+    pattern, include = pattern_of(settings, language_model), settings.include
+    if isinstance(pattern, UnitMask):
         # A unit without its columns of the consumer changes no output: no other matrix is masked.
         include = tuple(pattern.consumers)
     matrices = find_matrices(language_model.model, include, settings.exclude)
@@ -202,7 +202,7 @@ def build_evaluator(
             sampled = replace(sampled, gram=narrowed[hessian])
             if step is not None and gram.any():
                 hessians[matrix.name] = hessian.prepare() if step.damps else hessian
-                if isinstance(pattern, Structured):
+                if isinstance(pattern, UnitMask):
                     # Every candidate needs the inverse: computed here, it is shared by the workers.
                     _ = hessian.inverse
                 layer = Layer(sampled.weight, hessian, pattern, name=matrix.name)

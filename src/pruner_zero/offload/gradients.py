@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pruner_zero.calibration.gradients import GradientSums, check_gradients, gradients_to
 from pruner_zero.calibration.statistics import (
@@ -22,9 +22,9 @@ from pruner_zero.calibration.statistics import (
     select,
 )
 from pruner_zero.calibration.store import Digests, StatisticsStore
-from pruner_zero.calibration.walk import WindowFile
+from pruner_zero.calibration.walk import Stream, Walk, WindowFile
 from pruner_zero.journal import Journal
-from pruner_zero.models.blocks import DISCARDED, BlockCalls, blocks_replaced, run_block, run_windows
+from pruner_zero.models.blocks import Activations, blocks_replaced, run_block
 from pruner_zero.models.loss import next_token_loss
 from pruner_zero.models.structure import find_blocks, find_matrices
 from pruner_zero.models.transformers_private import experts_one_by_one
@@ -68,34 +68,35 @@ class OffloadedGradients:
         # Experts run as in the backward pass, so that blocks get the inputs of that pass.
         observed = select(OutputGradientStatistic, self.statistics)
         with experts_one_by_one(model) if observed else nullcontext():
-            inputs = DISCARDED if done else self._file("inputs", 0)
-            calls = self.language_model.block_calls(self.windows, inputs)
-            for index in track(range(done, self.depth), "forward"):
-                self._forward(calls, index)
+            walk = Walk(self.language_model, self.windows)
+            # Where the forward pass is finished, its inputs are opened one after the other.
+            hidden: Activations | None = [] if done else None
+            if 0 < done < self.depth:
+                hidden = self._opened("inputs", done)
+            stream = walk.carry(lambda index: self._file("inputs", index), hidden)
+            for index, block in walk.blocks("forward", done):
+                self._forward(stream, block, index)
             if len(self.journal.lines) == self.depth:
-                self._loss(calls)
+                self._loss(stream)
             finished = len(self.journal.lines) - self.depth - 1
             order = range(self.depth - 1 - finished, -1, -1)
             for index in track(order, "gradients"):
-                self._backward(calls, index)
+                self._backward(stream, index)
         written = [line for line in reversed(self.journal.lines) if "digests" in line]
         return {
             kind: {line["block"]: line["digests"][kind] for line in written}
             for kind in self.statistics
         }
 
-    def _forward(self, calls: BlockCalls, index: int) -> None:
-        inputs = calls.hidden if index == 0 else self._opened("inputs", index)
-        outputs = self._file("inputs", index + 1)
-        with torch.no_grad(), self.language_model.block(index) as block:
-            run_windows(block, inputs, calls.arguments[index], outputs)
-        files = {outputs.path.name: outputs.sha256}
-        if index == 0:
-            assert isinstance(inputs, WindowFile)
-            files[inputs.path.name] = inputs.sha256
+    def _forward(self, stream: Stream, block: nn.Module, index: int) -> None:
+        inputs = stream.hidden
+        with torch.no_grad():
+            stream.advance(block, index)
+        written = [stream.hidden] if index else [inputs, stream.hidden]
+        files = {file.path.name: file.sha256 for file in written if isinstance(file, WindowFile)}
         self.journal.append({"block": index}, files)
 
-    def _loss(self, calls: BlockCalls) -> None:
+    def _loss(self, stream: Stream) -> None:
         outputs = self._opened("inputs", self.depth)
         gradients = self._file("gradients", self.depth)
         model = self.language_model.model
@@ -104,14 +105,14 @@ class OffloadedGradients:
                 zip(self.windows, outputs, strict=True), "loss", len(self.windows)
             ):
                 hidden = hidden.to(self.language_model.device).requires_grad_()
-                with blocks_replaced(model, hidden, calls.as_tuple):
+                with blocks_replaced(model, hidden, stream.as_tuple):
                     next_token_loss(model, window[None]).backward()
                 assert hidden.grad is not None
                 gradients.append(hidden.grad)
         files = {gradients.path.name: gradients.sha256}
         self.journal.append({"loss": True}, files, [outputs.path.name])
 
-    def _backward(self, calls: BlockCalls, index: int) -> None:
+    def _backward(self, stream: Stream, index: int) -> None:
         matrices = [matrix for matrix in self.matrices if matrix.block == index]
         inputs, incoming = self._opened("inputs", index), self._opened("gradients", index + 1)
         outgoing = self._file("gradients", index) if index else None
@@ -120,7 +121,7 @@ class OffloadedGradients:
             sums = GradientSums(matrices, self.statistics)
             stack.enter_context(sums.collecting(block))
             for hidden, gradient, arguments in zip(
-                inputs, incoming, calls.arguments[index], strict=True
+                inputs, incoming, stream.arguments[index], strict=True
             ):
                 hidden.requires_grad_(outgoing is not None)
                 output = run_block(block, hidden, arguments)

@@ -1,9 +1,10 @@
-"""Masks of matrices: the method's metric scores them, and its pattern chooses the masks."""
+"""Masks of matrices: a metric scores them, and a pattern chooses the masks."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from pruner_zero.calibration.statistics import InputStatistic, select
@@ -13,9 +14,10 @@ from pruner_zero.metric.expression import TERMINALS, Expression, collected_for
 from pruner_zero.metric.metric import Metric
 from pruner_zero.models.structure import Matrix
 from pruner_zero.progress import track
-from pruner_zero.pruning.method import Method
+from pruner_zero.pruning.recipe import Scored
 from pruner_zero.pruning.statistics import Statistics
 from pruner_zero.sparsity.pattern import Lazy, Pattern
+from pruner_zero.structure.cut import Cut
 
 # Scores of 268 million weights: the scores of a small model are computed once; those of a large
 # model, which take more memory than its weights, are computed again when needed.
@@ -36,35 +38,48 @@ class Mask:
 
 def masks_of(
     matrices: Sequence[Matrix],
-    method: Method,
+    chosen: Scored,
     read: Callable[[Matrix], Statistics],
     *,
+    sweep: bool = False,
     load: Callable[[int], AbstractContextManager[object]] = nullcontext,
     hold: int | None = None,
 ) -> Mapping[str, Mask]:
-    """The masks of one group of matrices, whose scores the method's pattern needs at once.
+    """The masks of one group of matrices, whose scores the pattern needs at once.
 
-    read: the statistics of one matrix that the metric needs. load: a context in which the weights
-    of a block are in memory; the default is for blocks that are. hold: how many bytes of scores are
-    kept, `HELD_BYTES` where None; other scores, and masks, are computed whenever they are asked
-    for. Raises PrunerZeroError naming a matrix that the metric cannot score.
+    read: the statistics of one matrix that the metric needs. sweep: whether a step chooses the
+    masks of matrices that calibration reached. load: a context in which the weights of a block are
+    in memory; the default is for blocks that are. hold: how many bytes of scores are kept,
+    `HELD_BYTES` where None; other scores, and masks, are computed whenever they are asked for.
+    Raises PrunerZeroError naming a matrix that the metric cannot score.
     """
     by_name = {matrix.name: matrix for matrix in matrices}
     swept: list[str] = []
-    if method.chooser and method.pattern.reach != "model":
+    if sweep and chosen.pattern.reach != "model":
         # The sweep computes the score itself, one matrix at a time.
         swept = [name for name, matrix in by_name.items() if not read(matrix).silent()]
     scored = [name for name in by_name if name not in swept]
-    scores = scores_of([by_name[name] for name in scored], method.metric, read, load, hold)
+    scores = scores_of([by_name[name] for name in scored], chosen.metric, read, load, hold)
 
     def magnitude(name: str) -> Tensor:
         with load(by_name[name].block):
             return by_name[name].weight.float().abs()
 
-    masks = choose_masks(method.pattern, scored, scores, magnitude) if scored else {}
+    masks = choose_masks(chosen.pattern, scored, scores, magnitude) if scored else {}
 
     def mask(name: str) -> Mask:
         return Mask(None) if name in swept else Mask(masks[name], name in scores)
+
+    return Lazy(by_name, mask)
+
+
+def masks_of_cut(matrices: Sequence[Matrix], cut: Cut) -> Mapping[str, Mask]:
+    """The masks of matrices that a decided `cut` removes whole or not at all."""
+    by_name = {matrix.name: matrix for matrix in matrices}
+
+    def mask(name: str) -> Mask:
+        weight = by_name[name].weight
+        return Mask(torch.full_like(weight, not cut.goes(name), dtype=torch.bool))
 
     return Lazy(by_name, mask)
 

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from pruner_zero.models.structure import Matrix, local_name_of
 from pruner_zero.pruning.masks import Mask
-from pruner_zero.pruning.method import Method
+from pruner_zero.pruning.recipe import Recipe
 from pruner_zero.pruning.statistics import Statistics
+from pruner_zero.sparsity.hessian import Hessian
 from pruner_zero.sparsity.steps.step import Layer, plan, run_steps, used_damping
 from pruner_zero.table import Tabular
 
@@ -53,9 +54,9 @@ class MatrixRecord:
 
 
 def prune_matrix(
-    matrix: Matrix, statistics: Statistics, method: Method, mask: Mask
+    matrix: Matrix, statistics: Statistics, recipe: Recipe, mask: Mask
 ) -> MatrixRecord:
-    """Run the steps of the method on one matrix of the model, in place, and write the zeros.
+    """Run the steps of the recipe on one matrix of the model, in place, and write the zeros.
 
     A matrix that calibration never reached only gets the zeros of its mask, and so does a matrix
     that only the dense model's tokens reached: the record's note says so. Raises PrunerZeroError
@@ -72,16 +73,12 @@ def prune_matrix(
             note = f"its model does not call this layer, so its inputs are not known: {consequence}"
         assert kept is not None
         return write_zeros(matrix, kept, note=note)
-    chooser = method.chooser if kept is None else None
-    steps = plan(method.steps, chooser)
-    # In whole rows that are kept there is no error, unless the step aims at other outputs.
-    whole = method.pattern.has_whole_rows(matrix.name) and (
-        hessian is None or hessian.target is None
-    )
-    if kept is not None and (not steps or whole):
+    steps = plan(recipe.steps, recipe.sweep if kept is None else None)
+    pattern = recipe.pattern
+    if kept is not None and (not steps or pattern is None or _is_exact(kept, hessian)):
         return write_zeros(matrix, kept)
-    weight = matrix.weight.float()
-    layer = Layer(weight, hessian, method.pattern, kept, name=matrix.name)
+    assert pattern is not None
+    layer = Layer(matrix.weight.float(), hessian, pattern, kept, name=matrix.name)
     result = run_steps(layer, steps)
     matrix.weight.copy_(result.weight)
     damping = used_damping(hessian, steps)
@@ -89,6 +86,14 @@ def prune_matrix(
     if hessian is None or not any(step.shrinks for step in steps):
         return record
     return replace(record, shrinkage=hessian.shrinkage)
+
+
+def _is_exact(kept: Tensor, hessian: Hessian | None) -> bool:
+    """Whether rows are kept or pruned as a whole: kept ones have no error to compensate.
+
+    They have where a step aims at other outputs than those of the dense weights.
+    """
+    return bool((kept == kept[:, :1]).all()) and (hessian is None or hessian.target is None)
 
 
 def write_zeros(

@@ -5,7 +5,6 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
@@ -84,12 +83,12 @@ Texts = Annotated[
 ]
 SHARES = Cli(panel="Options", metavar="TEXT", read=read_shares)
 
-# The windows of `prune` where the model writes all text, each a text of its own: of as many tokens,
-# shorter ones give a model nearer to the dense one (benchmarks/why.md).
-WRITTEN: Mapping[str, int] = MappingProxyType({"windows": 96, "seqlen": 256})
-# Those of a text whose tokens are only counted: a million tokens.
-COUNTED: Mapping[str, int] = MappingProxyType({"windows": 4000, "seqlen": 256})
-_WRITTEN = "for text that the model writes in prune"
+# The tokens of the calibration text where blocks are not trained, and those of a text whose tokens
+# are only counted.
+TOKENS, COUNTED = 24 * 1024, 1_024_000
+# The tokens in a window; shorter ones of as many tokens, each a text of its own where the model
+# writes them, give a model nearer to the dense one (benchmarks/why.md).
+LONG, SHORT = 1024, 256
 
 
 class WritingSettings(Settings):
@@ -134,17 +133,6 @@ class CalibrationSettings(WritingSettings):
         description=f"{CALIBRATION_HELP} Metrics over the weights alone, such as magnitude, need "
         "none.",
     )
-    windows: Annotated[
-        int,
-        Cli(
-            panel="Options",
-            default=f"24, or {WRITTEN['windows']} {_WRITTEN}; twice as many in prune without a "
-            f"metric; {COUNTED['windows']} of another text with --structure vocabulary",
-        ),
-    ] = Field(24, ge=1, description="Calibration windows: pieces of the text of --seqlen tokens.")
-    seqlen: Annotated[
-        int, Cli(default=f"1024, or {WRITTEN['seqlen']} {_WRITTEN} and with --structure vocabulary")
-    ] = Field(1024, ge=2, description="Tokens in a window.")
     seed: int = Field(
         0,
         ge=0,
@@ -159,6 +147,30 @@ class CalibrationSettings(WritingSettings):
         "a layer's inputs, is added to its diagonal before it is inverted, and more if that fails. "
         "Higher values change the weights less.",
     )
+
+
+class WindowSettings(Settings):
+    """The calibration windows, the same for all that is compared."""
+
+    panel: ClassVar[str] = CalibrationSettings.panel
+
+    windows: Annotated[int, Cli(panel="Options", default=f"as many as hold {TOKENS:,} tokens")] = (
+        Field(
+            TOKENS // LONG,
+            ge=1,
+            description="Calibration windows: pieces of the text of --seqlen tokens.",
+        )
+    )
+    seqlen: int = Field(LONG, ge=2, description="Tokens in a window.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_tokens(cls, given: Any) -> Any:
+        """As many windows of another length as have the tokens of the default."""
+        length = given.get("seqlen") if isinstance(given, dict) else None
+        if isinstance(length, int) and length > 0 and given.get("windows") is None:
+            return {**given, "windows": max(1, TOKENS // length)}
+        return given
 
 
 class SparsitySettings(Settings):

@@ -5,13 +5,13 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from pruner_zero.settings.base import MAIN, TEXT_HELP, Cli, CommaSeparated, ModelSettings
-from pruner_zero.settings.calibration import MethodSettings, SizeSettings
+from pruner_zero.settings.calibration import MethodSettings, SizeSettings, WindowSettings
 from pruner_zero.settings.prune import BLOCK_INFLUENCE, METHOD, REAP
 
 CLASSICS = "dense,magnitude,wanda,gblm,ria,pruner-zero,sparsegpt"
 
 
-class CompareSettings(ModelSettings, MethodSettings, SizeSettings):
+class CompareSettings(ModelSettings, WindowSettings, MethodSettings, SizeSettings):
     """All that decides the result of `compare`."""
 
     panel: ClassVar[str] = "Evaluation"

@@ -1,17 +1,20 @@
 """The settings of `prune`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
-from pruner_zero.choices import Scope, Structure
+from pruner_zero.choices import Structure
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.settings.base import MAIN, Cli, ModelSettings, OutputSettings, PathText
 from pruner_zero.settings.calibration import (
     COUNTED,
-    WRITTEN,
+    LONG,
+    SHORT,
+    TOKENS,
+    CalibrationSettings,
     MethodSettings,
     SizeSettings,
     are_written,
@@ -20,34 +23,6 @@ from pruner_zero.settings.calibration import (
 
 METHOD = "METRIC[@SCOPE][+STEPS]"
 
-# The method where no metric is named: the best method measured so far, in half an hour of a core
-# (benchmarks/proof.md, benchmarks/why.md).
-DEFAULT: Mapping[str, Any] = MappingProxyType(
-    {
-        # Found by a search over two models (benchmarks/universal.md).
-        "metric": "W * G^0.85 * (column_normalize(W * G^0.55) * "
-        "row_normalize(W + (W * X)^0.85))^0.35",
-        "scope": "global",
-        "reconstruct": 4,
-        "distill": 40,
-    }
-)
-# Where a matrix has `MANY_INPUTS` inputs or more, the mask is that of `WIDE_METRIC` inside rows and
-# the amounts are `WIDE`: on Qwen2.5-Coder-1.5B it loses a tenth less than Wanda's, masks by
-# gradients are no better, and more text is worth more than more passes over the same text
-# (benchmarks/why.md). `pruning/shares.py` has the shares of zeros of its matrices. The order inside
-# a row is that of W * (X / norm of W's column)^0.5.
-# Source: weights over the norms of their columns and a power of X, as in RIA (Zhang et al. 2024)
-# and BaWA (ICML 2025, PMLR 267); these exponents were found by hand.
-MANY_INPUTS, WIDE_METRIC = 4096, "W * column_normalize(W) * X"
-WIDE: Mapping[str, int] = MappingProxyType({"reconstruct": 2, "distill": 60})
-# The windows of the default method as a multiple of those of others, and of wide models as a
-# multiple of these: more text is worth more than more passes over it, and the distillation has
-# windows of its own (benchmarks/why.md).
-MORE_WINDOWS, WIDE_WINDOWS = 2, 2
-# The default metric where the weights are not compared over the whole model, and that of heads,
-# which a search found (benchmarks/units.md).
-WITHIN, HEAD_METRIC = "wanda", "X * row_normalize(W * X)"
 # The rules that choose whole blocks, tokens and, without a metric, experts; they are no metrics.
 BLOCK_INFLUENCE, REAP, TOKEN_COUNT = "block-influence", "reap", "token-count"
 RULES: Mapping[Structure, str] = MappingProxyType(
@@ -60,62 +35,38 @@ RULED: tuple[Structure, ...] = ("blocks", "vocabulary")
 _BESIDE_STRUCTURE: tuple[str, ...] = ("pattern", "scope", "include", "exclude", "refine")
 
 
-def default_beside(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The default method where no metric is named, without parts that exclude `given` settings."""
-    if given.get("structure") in RULES:
-        return {"metric": RULES[given["structure"]]}
-    chosen = dict(DEFAULT)
-    narrower = any(given.get(name) for name in ("pattern", "structure"))
-    if narrower or given.get("scope") not in (None, DEFAULT["scope"]):
-        chosen["metric"] = HEAD_METRIC if given.get("structure") == "heads" else WITHIN
-        del chosen["scope"]
-    if given.get("structure"):
-        # Least squares follow there (benchmarks/units.md).
-        del chosen["reconstruct"]
-    elif given.get("mode") == "one-shot":
-        # Passes need the inputs that pruned blocks give.
-        del chosen["reconstruct"]
-        chosen["update"] = "exact"
-    return chosen
-
-
-def rivals_beside(given: Mapping[str, Any]) -> list[tuple[str, Scope]]:
-    """The metrics, with their scopes, whose masks are judged beside that of the default method."""
-    if any(given.get(name) for name in ("structure", "pattern", "scope")):
-        return []
-    return [(metric, "row") for metric in (WITHIN, DEFAULT["metric"])]
-
-
-def _shape_of_windows(asked: Mapping[str, Any]) -> Mapping[str, int]:
-    """Windows where the model writes all text, or where a text is only counted."""
-    text = asked.get("calibration")
-    if "seqlen" in asked:
-        return {}
-    if text is None or are_written(text):
-        return WRITTEN
-    return COUNTED if asked.get("structure") == "vocabulary" else {}
-
-
 class PruneSettings(OutputSettings, MethodSettings, SizeSettings):
     """All that decides the result of `prune`."""
 
     panel: ClassVar[str] = "What follows the mask"
 
-    metric: Annotated[
-        str,
+    metric: Annotated[str | None, Cli(panel="Options", first=True, default="default")] = Field(
+        None,
+        description=f"A name, an expression or a .json tree file, as {METHOD}; `pruner-zero metric "
+        "list` shows the names, of which sparsegpt brings its own update. A tree file alone, as a "
+        "search writes it, takes the place of the default's masks: what follows them stays. "
+        "The default depends on the model: --dry-run shows it.",
+    )
+    race: Annotated[bool, MAIN] = Field(
+        False,
+        description="Take the mask of --metric only where it leaves less divergence from the dense "
+        "model than the masks of the default.",
+    )
+    windows: Annotated[
+        int | None,
         Cli(
             panel="Options",
-            first=True,
-            default=f"{DEFAULT['metric']} --scope global --reconstruct {DEFAULT['reconstruct']} "
-            f"--distill {DEFAULT['distill']}, or {WITHIN}'s mask or that of scope row where it is "
-            f"better; {WIDE_METRIC} --reconstruct {WIDE['reconstruct']} --distill "
-            f"{WIDE['distill']} from {MANY_INPUTS} inputs on, with shares of zeros by role, equal "
-            f"ones or {WITHIN}'s mask",
+            default=f"as many as hold {TOKENS:,} tokens; twice as many where blocks are trained, "
+            f"four times in wide models; {COUNTED:,} for --structure vocabulary",
         ),
-    ] = Field(
-        description=f"A name, an expression or a .json tree file, as {METHOD}; `pruner-zero metric "
-        "list` shows the names, of which sparsegpt brings its own update.",
-    )
+    ] = Field(None, ge=1, description="Calibration windows: pieces of the text of --seqlen tokens.")
+    seqlen: Annotated[
+        int | None,
+        Cli(
+            panel=CalibrationSettings.panel,
+            default=f"1024; {SHORT} for text that the model writes, and for --structure vocabulary",
+        ),
+    ] = Field(None, ge=2, description="Tokens in a window.")
     refine: Annotated[bool, MAIN] = Field(
         False,
         description="Improve the mask by swaps of a kept and a pruned weight that lower the error "
@@ -134,15 +85,17 @@ class PruneSettings(OutputSettings, MethodSettings, SizeSettings):
         description="Swaps and updates aim a quarter of the way at the outputs of the dense model, "
         "and so compensate for some of the errors of earlier blocks.",
     )
-    reconstruct: int = Field(
-        0,
+    reconstruct: Annotated[int | None, Cli(default="0 with a name or an expression")] = Field(
+        None,
         ge=0,
         description="Then train the kept weights of each block towards the dense block's outputs, "
         "in this many passes over the calibration windows, before the next block is pruned; with "
         "--distill over the first half of them.",
     )
-    distill: Annotated[int, Cli(panel="Options", default="0 with a metric")] = Field(
-        0,
+    distill: Annotated[
+        int | None, Cli(panel="Options", default="0 with a name or an expression")
+    ] = Field(
+        None,
         ge=0,
         description="Then train the kept weights for this many optimizer steps of about 1024 "
         "tokens towards the dense model's predictions on the calibration windows, of which it has "
@@ -171,37 +124,10 @@ class PruneSettings(OutputSettings, MethodSettings, SizeSettings):
         False, description="Leave the model on disk and read one block at a time."
     )
 
-    @model_validator(mode="wrap")
-    @classmethod
-    def _choose(cls, given: Any, read: Callable[[Any], Self]) -> Self:
-        """Without a metric, use the default method, except for the settings that are given.
-
-        `model_fields_set` has only those of its parts that are given.
-        """
-        if not isinstance(given, dict) or given.get("metric") is not None:
-            return read(given)
-        chosen = default_beside(given)
-        asked = {name: value for name, value in given.items() if value is not None}
-        shape = dict(_shape_of_windows(asked))
-        if "reconstruct" in chosen:
-            usual = shape.get("windows", cls.model_fields["windows"].default)
-            shape["windows"] = MORE_WINDOWS * usual
-        settings = read({**shape, **chosen, **asked})
-        settings.model_fields_set.difference_update({"windows", *chosen} - asked.keys())
-        return settings
-
-    @model_validator(mode="before")
-    @classmethod
-    def _shape_written_text(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        asked = {name: value for name, value in given.items() if value is not None}
-        return {**_shape_of_windows(asked), **asked}
-
     @model_validator(mode="after")
     def _check_structure(self) -> "PruneSettings":
         beside = _BESIDE_STRUCTURE
-        if self.structure in RULED and self.metric != RULES[self.structure]:
+        if self.structure in RULED and self.metric not in (None, RULES[self.structure]):
             raise PrunerZeroError(
                 f"--structure {self.structure} takes no metric: leave out --metric"
             )
@@ -219,13 +145,35 @@ class PruneSettings(OutputSettings, MethodSettings, SizeSettings):
         check_structure(self, beside)
         return self
 
-    @property
-    def is_default(self) -> bool:
-        """Whether no metric is named, so that the default method is taken."""
-        return "metric" not in self.model_fields_set
+    @model_validator(mode="after")
+    def _check_race(self) -> "PruneSettings":
+        if self.race and not self.metric:
+            raise PrunerZeroError("--race has no effect without --metric: leave it out")
+        if self.race and self.structure:
+            raise PrunerZeroError("--race compares masks, which --structure does not: leave it out")
+        return self
 
-    def for_wide(self) -> Self:
-        """These settings with the windows of the default method for wide models."""
-        if "windows" in self.model_fields_set or not self.reconstruct:
-            return self
-        return self.model_copy(update={"windows": self.windows * WIDE_WINDOWS})
+    @property
+    def is_alone(self) -> bool:
+        """Whether nothing is said of what follows the mask, nor of the order of work."""
+        asked = (self.update, self.reconstruct, self.distill)
+        switches = self.refine or self.asymmetric or self.mode != "auto"
+        return not switches and all(value is None for value in asked)
+
+    @property
+    def text_name(self) -> str:
+        """The calibration text in words."""
+        if self.calibration is None or are_written(self.calibration):
+            return "text that the model writes"
+        names = self.calibration
+        return names if isinstance(names, str) else ", ".join(names)
+
+    def shape(self, tokens: int) -> tuple[int, int]:
+        """The number of calibration windows and the tokens in each.
+
+        tokens: in all, where the number of windows is not asked for.
+        """
+        written = self.calibration is None or are_written(self.calibration)
+        counted = self.structure == "vocabulary" and not written
+        seqlen = self.seqlen or (SHORT if written or counted else LONG)
+        return self.windows or max(1, (COUNTED if counted else tokens) // seqlen), seqlen

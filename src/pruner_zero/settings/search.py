@@ -14,6 +14,7 @@ from pruner_zero.settings.calibration import (
     SizeSettings,
     SparsitySettings,
     Texts,
+    WindowSettings,
     check_structure,
 )
 
@@ -21,7 +22,9 @@ _RUNGS = Cli(panel="Rungs")
 _WORKERS = Cli(panel="Workers")
 
 
-class SearchSettings(ModelSettings, SparsitySettings, CalibrationSettings, SizeSettings):
+class SearchSettings(
+    ModelSettings, SparsitySettings, WindowSettings, CalibrationSettings, SizeSettings
+):
     """Everything that decides what a search finds, when it stops, and how it is run.
 
     A run can only be resumed with the same settings, except for the budget and the way the work

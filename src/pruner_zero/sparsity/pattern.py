@@ -1,13 +1,11 @@
 """Patterns: which weights a mask prunes, given the scores of all weights that compete."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import groupby
-from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, get_args
+from typing import Literal, TypeVar, get_args
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from pruner_zero.choices import Group, Scope
 
@@ -78,18 +76,12 @@ class Pattern(ABC):
     """Which weights are pruned: the interface of patterns. Subclasses are frozen dataclasses.
 
     sparsity: the share of weights that are pruned, in [0, 1). scope: the comparison group of an
-    unstructured pattern. kept: for a pattern of whole units, how many of them stay in each block,
-    where `fit` knows it. kept_tokens: the numbers of the tokens that stay, empty where all do.
-    unit_step: the step after the mask where units are cut out, None where no step has any effect.
-    A subclass has to implement `choose`; the other methods have defaults for a pattern that
-    compares the weights of one matrix, and that no step after the mask may change.
+    unstructured pattern. A subclass has to implement `choose`; the other methods have defaults for
+    a pattern that compares the weights of one matrix, and that no step after the mask may change.
     """
 
     sparsity: float
     scope: Scope | None = None
-    kept: int = 0
-    kept_tokens: tuple[int, ...] = ()
-    unit_step: str | None = None
 
     @property
     def reach(self) -> Reach:
@@ -147,99 +139,6 @@ class Pattern(ABC):
         `sweep_columns`; the result has their shape.
         """
         raise NotImplementedError(f"pattern {self} has no sweep_columns")
-
-    # Patterns of whole units, which are masked like weights and then cut out of the model.
-
-    @property
-    def unit(self) -> str | None:
-        """The units that are cut out, such as "channels"; None where zeros stay where they are."""
-        return None
-
-    @property
-    def include(self) -> Sequence[str]:
-        """Patterns of the names of the matrices that lose rows or columns; empty for all."""
-        return ()
-
-    @property
-    def statistic(self) -> str | None:
-        """The kind of statistic by which `decide` compares units; None for the metric's scores."""
-        return None
-
-    @property
-    def masks(self) -> bool:
-        """Whether matrices get masks; False where nothing of a block goes."""
-        return True
-
-    @property
-    def chosen_by(self) -> str | None:
-        """The rule that chooses the units, in words; None where the metric chooses them."""
-        return None
-
-    def has_whole_rows(self, name: str) -> bool:
-        """Whether every row of the matrix `name` is kept or pruned as a whole."""
-        return False
-
-    @property
-    def decides(self) -> bool:
-        """Whether `decide` has to choose the units before any mask; masks then need no scores."""
-        return False
-
-    @property
-    def translation(self) -> Any:
-        """The `Translation` to the tokens of the smaller model; None where it has the same."""
-        return None
-
-    def check_tokenizer(self, tokenizer: Any) -> None:
-        """Raise PrunerZeroError where the pattern cannot do with the `tokenizer` of a model."""
-        del tokenizer
-
-    def fit(self, model: nn.Module) -> Self:
-        """The pattern for one dense model.
-
-        Raises PrunerZeroError where the model has no such units, or not so many can be removed.
-        """
-        return self
-
-    def decide(self, model: nn.Module, scores: Mapping[str, Tensor]) -> Self:
-        """The pattern with the units that go, by scores or `statistic` of the whole dense model.
-
-        scores: by matrix name, without matrices that calibration never reached; may be lazy.
-        """
-        return self
-
-    def prepare(self, language_model: Any, tokens: Tensor) -> Self:
-        """Change the dense model in place before the masks, for calibration windows (n, seqlen)."""
-        return self
-
-    def size(self, model: nn.Module) -> tuple[int, int]:
-        """The parameters of the model after `shrink`, and their bytes, before anything is cut."""
-        parameters = list(model.parameters())
-        return sum(p.numel() for p in parameters), sum(p.nbytes for p in parameters)
-
-    def shrink(self, model: nn.Module) -> None:
-        """Cut the masked units out of `model`, in place."""
-        del model
-
-    def shrunk(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Within the context, the masked `model` computes the outputs of the smaller model."""
-        return nullcontext()
-
-    def shrink_files(self, model: nn.Module, files: list[Path]) -> tuple[Any, list[Path]]:
-        """`shrink` for a model on disk: its new configuration, and new files of its blocks.
-
-        files: the weights of each block, as they are saved. The configuration is None where it
-        stays the same.
-        """
-        return None, files
-
-    def to_json(self) -> dict[str, Any]:
-        """What decided which units are removed, as JSON values."""
-        return {}
-
-
-def keep_mask(scores: Tensor, pattern: Pattern, name: str = "matrix") -> Tensor:
-    """The mask of one matrix that competes with no other; arguments as in `Pattern.choose`."""
-    return pattern.within_matrices().choose({name: scores})[name]
 
 
 def groups(pattern: Pattern, blocks: Mapping[str, int]) -> list[list[str]]:

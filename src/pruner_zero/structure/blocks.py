@@ -13,17 +13,17 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.blocks import check_block_calls, record_block_calls, run_block
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.structure import block_list, find_blocks, find_matrices, size_of
-from pruner_zero.sparsity.pattern import Lazy
+from pruner_zero.structure.cut import Cut
 from pruner_zero.structure.folding import fold_blocks
-from pruner_zero.structure.removal import REFUSALS, Removal, most_parameters, without_weights
+from pruner_zero.structure.removal import REFUSALS, most_parameters, without_weights
 
 
 @dataclass(frozen=True)
-class Blocks(Removal):
-    """Whole blocks are removed, chosen beforehand by their influence, without scores.
+class Blocks(Cut):
+    """Whole blocks, those of the least influence on what passes through them.
 
-    sparsity: the share of blocks to remove; parameters: as in `Structured`. folds: whether the
-    effect of the dropped blocks is folded. influence: of each dropped block, the least first.
+    folds: whether the effect of the dropped blocks is folded into those before them. influence: of
+    each dropped block, the least first.
     dropped: the numbers of the blocks to remove; names: of all their matrices. folded: from
     `fold_blocks`.
     """
@@ -37,31 +37,33 @@ class Blocks(Removal):
     folded: Mapping[int, float] = field(default_factory=dict)
 
     unit = "blocks"
-    statistic = "influence"
-    chosen_by = "block influence, 1 minus the cosine of a block's input and output"
-
-    @classmethod
-    def of(cls, sparsity: float, parameters: float | None, **options: Any) -> Self:
-        return cls(sparsity, parameters, folds=options["folds"])
 
     @property
-    def decides(self) -> bool:
-        return not self.dropped
+    def statistic(self) -> str:
+        return "influence"
 
-    def fit(self, model: PreTrainedModel) -> Self:
-        """The pattern itself. Raises PrunerZeroError as `limits`, and for blocks with biases."""
-        sizes, _, _ = self.limits(model)
-        _check_silent(model, sizes)
+    @property
+    def rule(self) -> str:
+        return "block influence, 1 minus the cosine of a block's input and output"
+
+    def fit(self, language_model: LanguageModel) -> Self:
+        """The cut itself. Raises PrunerZeroError as `limits`, and for blocks with biases."""
+        sizes, _, _ = self.limits(language_model.model)
+        _check_silent(language_model.model, sizes)
         return self
 
-    def decide(self, model: PreTrainedModel, scores: Mapping[str, Tensor]) -> Self:
+    def decide(
+        self, language_model: LanguageModel, tokens: Tensor, scores: Mapping[str, Tensor]
+    ) -> Self:
         """The blocks of the least influence, the first and the last block left out.
 
-        scores: the influence (1, 1) of each matrix's block. Raises PrunerZeroError where the
+        Dropped blocks are folded into those before them. scores: the influence (1, 1) of each
+        matrix's block. Raises PrunerZeroError where the
         configuration cannot describe the model without the blocks.
         Source: ShortGPT (Men et al. 2024, 2403.03853), which may also remove the first and the last
         block.
         """
+        model = language_model.model
         sizes, count, most = self.limits(model)
         matrices = {matrix.name: matrix.block for matrix in find_matrices(model)}
         influence = {block: float(scores[name]) for name, block in matrices.items()}
@@ -79,13 +81,8 @@ class Blocks(Removal):
             influence={index: influence[index] for index in chosen},
             dropped=dropped,
             names=frozenset(name for name, block in matrices.items() if block in dropped),
+            folded=fold_blocks(language_model, tokens, dropped) if self.folds else {},
         )
-
-    def prepare(self, language_model: LanguageModel, tokens: Tensor) -> Self:
-        """Fold the dropped blocks into the blocks before them: `fold_blocks`."""
-        if not self.folds:
-            return self
-        return replace(self, folded=fold_blocks(language_model, tokens, self.dropped))
 
     def limits(self, model: PreTrainedModel) -> tuple[dict[int, int], int, int]:
         """Parameters of the blocks that can go, how many of them go, and the most that are left.
@@ -106,11 +103,8 @@ class Blocks(Removal):
         reachable = whole - sum(sizes.values()), whole - min(sizes.values())
         return sizes, 0, most_parameters(model, self.parameters, reachable, "blocks")
 
-    def choose(self, scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        def mask(name: str) -> Tensor:
-            return torch.full_like(scores[name], name not in self.names, dtype=torch.bool)
-
-        return Lazy(scores, mask)
+    def goes(self, name: str) -> bool:
+        return name in self.names
 
     def size(self, model: PreTrainedModel) -> tuple[int, int]:
         blocks = find_blocks(model)
@@ -120,10 +114,10 @@ class Blocks(Removal):
             numbers, nbytes = numbers - of_block[0], nbytes - of_block[1]
         return numbers, nbytes
 
-    def shrink(self, model: PreTrainedModel) -> None:
+    def cut(self, model: PreTrainedModel) -> None:
         drop_blocks(model, self.dropped)
 
-    def to_json(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         influence = {str(index): round(value, 5) for index, value in self.influence.items()}
         folded = {str(index): round(error, 4) for index, error in self.folded.items()}
         return {"block_influence": influence, "folded": folded}

@@ -3,32 +3,30 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.structure import find_matrices, set_tensor
-from pruner_zero.sparsity.pattern import Lazy
+from pruner_zero.structure.cut import Cut
 from pruner_zero.structure.mixtures import Mixtures, find_mixtures, tensors_of
-from pruner_zero.structure.removal import Removal, size_left, take_units, units_left
+from pruner_zero.structure.removal import size_left, take_units, units_left
 from pruner_zero.structure.units import signed_squares
-
-# The rule that chooses experts without a metric.
-REAP = "reap"
 
 # By the number of the block, a score for each of its experts, None where no token reached it.
 Scores = Mapping[int, Sequence[float | None]]
 
 
 @dataclass(frozen=True)
-class Experts(Removal):
-    """Whole experts are removed, equally many in every block with experts, by a score.
+class Experts(Cut):
+    """Whole experts, equally many of every block with experts, by a score.
 
-    sparsity: the share of experts to remove; parameters: as in `Structured`. by_metric: whether a
-    metric scores the experts, and not REAP. mixtures: of the model, found by `fit`. kept: the
-    number of experts that stay in each, found by `fit`. scores: found by `decide`.
+    by_metric: whether a metric scores the experts, and not REAP. mixtures: of the model, found by
+    `fit`. kept: the number of experts that stay in each, found by `fit`. scores: found by `decide`.
     """
 
     sparsity: float
@@ -40,25 +38,18 @@ class Experts(Removal):
 
     unit = "experts"
 
-    @classmethod
-    def of(cls, sparsity: float, parameters: float | None, **options: Any) -> Self:
-        return cls(sparsity, parameters, by_metric=options["rule"] != REAP)
-
     @property
     def statistic(self) -> str | None:
         return None if self.by_metric else "reap"
 
     @property
-    def decides(self) -> bool:
-        return not self.scores
-
-    @property
-    def chosen_by(self) -> str | None:
+    def rule(self) -> str | None:
         words = "REAP, the mean over an expert's tokens of router weight times norm of its output"
         return None if self.by_metric else words
 
-    def fit(self, model: PreTrainedModel) -> Self:
-        """As for `Pattern`; at least as many experts stay as the router chooses for a token."""
+    def fit(self, language_model: LanguageModel) -> Self:
+        """As for `Cut`; at least as many experts stay as the router chooses for a token."""
+        model = language_model.model
         mixtures = find_mixtures(model)
         count, counts = mixtures.count, range(mixtures.chosen, mixtures.count)
 
@@ -68,7 +59,9 @@ class Experts(Removal):
         kept = units_left(model, self, count, counts, size, "experts")
         return replace(self, sparsity=1 - kept / count, mixtures=mixtures, kept=kept)
 
-    def decide(self, model: PreTrainedModel, scores: Mapping[str, Tensor]) -> Self:
+    def decide(
+        self, language_model: LanguageModel, tokens: Tensor, scores: Mapping[str, Tensor]
+    ) -> Self:
         """The score of every expert: REAP's, or the total of its matrix that gives the outputs.
 
         scores: by matrix name, REAP (1, 1), or a metric's scores (out, in), of which the squares
@@ -76,7 +69,7 @@ class Experts(Removal):
         """
         values: dict[int, list[float | None]] = {}
         consumers = [f"{mixture.consumer}*" for mixture in self._mixtures.blocks]
-        for matrix in find_matrices(model, consumers):
+        for matrix in find_matrices(language_model.model, consumers):
             value: float | None = None
             if matrix.name in scores:
                 score = scores[matrix.name]
@@ -92,7 +85,7 @@ class Experts(Removal):
         """Patterns of the names of all matrices of experts."""
         return [f"{mixture.experts}.*" for mixture in self._mixtures.blocks]
 
-    @property
+    @cached_property
     def stay(self) -> dict[int, list[int]]:
         """By the number of the block, the experts with the highest scores, in order."""
         removed = self._mixtures.count - self.kept
@@ -104,22 +97,16 @@ class Experts(Removal):
             stay[block] = sorted(ranked[removed:])
         return stay
 
-    def choose(self, scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        stay = self.stay
-        kept = {mixture.experts: stay[mixture.block] for mixture in self._mixtures.blocks}
-
-        def mask(name: str) -> Tensor:
-            owner, _, local = name.rpartition(".")
-            stays = int(local.rstrip("]").rpartition("[")[2]) in kept[owner]
-            return torch.full_like(scores[name], stays, dtype=torch.bool)
-
-        return Lazy(scores, mask)
+    def goes(self, name: str) -> bool:
+        owner, _, local = name.rpartition(".")
+        block = next(mixture.block for mixture in self._mixtures.blocks if mixture.experts == owner)
+        return int(local.rstrip("]").rpartition("[")[2]) not in self.stay[block]
 
     def size(self, model: PreTrainedModel) -> tuple[int, int]:
         names = (name for mixture in self._mixtures.blocks for name in mixture.tensors)
         return size_left(model, names, self._mixtures.count, self.kept)
 
-    def shrink(self, model: PreTrainedModel) -> None:
+    def cut(self, model: PreTrainedModel) -> None:
         mixtures, stay, before = self._mixtures, self.stay, tensors_of(model)
         for mixture in mixtures.blocks:
             for name, axis in mixture.tensors.items():
@@ -133,7 +120,7 @@ class Experts(Removal):
             setattr(model.get_submodule(owner), attribute, self.kept)
         setattr(model.config, mixtures.field, self.kept)
 
-    def to_json(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         return {
             "experts": {str(block): stay for block, stay in self.stay.items()},
             "expert_scores": {str(block): list(scores) for block, scores in self.scores.items()},

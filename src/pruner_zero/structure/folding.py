@@ -6,7 +6,7 @@ from itertools import count, takewhile
 import torch
 from torch import Tensor, nn
 
-from pruner_zero.calibration.walk import Walk
+from pruner_zero.calibration.walk import Stream, Walk
 from pruner_zero.models.blocks import Arguments, run_block
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.structure import find_blocks
@@ -36,37 +36,37 @@ def fold_blocks(
     """
     blocks = find_blocks(language_model.model)
     names: dict[nn.Module, str] = {m: name for name, m in language_model.model.named_modules()}
-    walk = Walk(language_model, tokens)
+    stream = Walk(language_model, tokens).carry()
     kept = [index for index in range(max(dropped)) if index not in dropped]
     errors = {}
     for index in track(kept, "folding", len(kept)):
         run = list(takewhile(dropped.__contains__, count(index + 1)))
-        first = walk.hidden[0], walk.arguments[index][0]
+        first = stream.hidden[0], stream.arguments[index][0]
         linear = _added_map(blocks[index], *first) if run else None
         if linear is not None:
-            errors[index] = _fold(linear, names[linear], blocks, [index, *run], walk)
-        walk.advance(blocks[index], index)
+            errors[index] = _fold(linear, names[linear], blocks, [index, *run], stream)
+        stream.advance(blocks[index], index)
     return errors
 
 
 def _fold(
-    linear: nn.Linear, name: str, blocks: Sequence[nn.Module], run: Sequence[int], walk: Walk
+    linear: nn.Linear, name: str, blocks: Sequence[nn.Module], run: Sequence[int], stream: Stream
 ) -> float:
     """Fit `linear`, `name` of block run[0], to add the effect of the rest of `run`; the error left.
 
-    walk: before block run[0]. The error is a share of the squared effect.
+    stream: before block run[0]. The error is a share of the squared effect.
     """
     weight = linear.weight
     gram = weight.new_zeros(weight.shape[1], weight.shape[1], dtype=torch.float32)
     cross = weight.new_zeros(weight.shape[1], weight.shape[0], dtype=torch.float32)
     seen: list[Tensor] = []
     size = 0.0
-    for number, window in enumerate(walk.hidden):
+    for number, window in enumerate(stream.hidden):
         with linear.register_forward_hook(lambda _module, inputs, _: seen.append(inputs[0])):
-            outputs = run_block(blocks[run[0]], window, walk.arguments[run[0]][number])
+            outputs = run_block(blocks[run[0]], window, stream.arguments[run[0]][number])
         target = outputs
         for index in run[1:]:
-            target = run_block(blocks[index], target, walk.arguments[index][number])
+            target = run_block(blocks[index], target, stream.arguments[index][number])
         missing = (target.to(outputs.device) - outputs).float().flatten(0, -2)
         inputs = seen.pop().float().flatten(0, -2)
         gram.addmm_(inputs.t(), inputs)

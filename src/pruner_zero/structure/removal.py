@@ -1,9 +1,6 @@
-"""The base of patterns that remove whole units, and the number of units that stay."""
+"""The number of units that stay, and slices of tensors without the others."""
 
-from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any, Self
+from collections.abc import Callable, Iterable
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -12,55 +9,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.structure import size_of
-from pruner_zero.sparsity.pattern import Pattern, Reach
-from pruner_zero.sparsity.selection import Unstructured
+from pruner_zero.structure.cut import Cut
 
 # What transformers raises for a configuration that it refuses, or that lacks a field.
 REFUSALS = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, StrictDataclassError)
-
-
-class Removal(Pattern):
-    """A pattern whose zeros are cut out of the model after pruning.
-
-    sparsity: the share of units to remove. parameters: in its place, the largest number of
-    parameters of the smaller model, or up to 1 their share. Raises PrunerZeroError for a share
-    outside [0, 1).
-    """
-
-    sparsity: float
-    parameters: float | None
-    reach: Reach = "model"
-
-    def __post_init__(self) -> None:
-        Unstructured(self.sparsity)
-
-    @classmethod
-    @abstractmethod
-    def of(cls, sparsity: float, parameters: float | None, **options: Any) -> Self:
-        """The pattern for the options of a method.
-
-        options: structure, the kind of unit; rule, the metric or the rule that chooses units;
-        multiple_of; folds, whether the effect of removed units may be folded into others; and
-        tokens, keep and scripts of `PruneSettings`.
-        """
-
-    @contextmanager
-    def shrunk(self, model: PreTrainedModel) -> Iterator[None]:
-        """Within the context, `model` is the smaller model, as after `shrink`.
-
-        Its modules, parameters and configuration from before come back; they are held meanwhile.
-        """
-        parts = [vars(model.config)]
-        for module in model.modules():
-            parts += [vars(module), module._parameters, module._buffers, module._modules]
-        before = [(part, dict(part)) for part in parts]
-        try:
-            self.shrink(model)
-            yield
-        finally:
-            for part, values in before:
-                part.clear()
-                part.update(values)
 
 
 def size_left(
@@ -93,14 +45,14 @@ def without_weights(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrai
 
 def units_left(
     model: PreTrainedModel,
-    asked: Removal,
+    asked: Cut,
     count: int,
     counts: range,
     size: Callable[[int], int],
     words: str,
     loadable: Callable[[int], bool] = bool,
 ) -> int:
-    """How many of the `count` units of each block stay under the pattern `asked`.
+    """How many of the `count` units of each block stay under the cut `asked`.
 
     counts: the numbers of units that may stay; only `loadable` ones are used. size: the parameters
     of the model with that many units. words: the name of the units. Raises PrunerZeroError naming

@@ -1,10 +1,10 @@
-"""Patterns that remove whole units of every block: a mask until the model is saved."""
+"""Channels and heads: units of every block, which are masked until the model is saved."""
 
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +13,15 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from pruner_zero.choices import Structure
 from pruner_zero.devices import where_float64_is
 from pruner_zero.errors import PrunerZeroError
+from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.structure import set_tensor, size_of
+from pruner_zero.sparsity.pattern import Pattern
 from pruner_zero.sparsity.selection import keep_highest
 from pruner_zero.sparsity.threshold import comparable
 from pruner_zero.structure.couplings import Coupling, counts_left, find_couplings, is_loadable
+from pruner_zero.structure.cut import Cut
 from pruner_zero.structure.removal import (
     REFUSALS,
-    Removal,
     size_left,
     take_units,
     units_left,
@@ -33,68 +35,25 @@ _WORDS: Mapping[str, str] = {"channels": "MLP channels", "heads": "key-value hea
 
 
 @dataclass(frozen=True)
-class Structured(Removal):
-    """The units with the lowest totals are removed, equally many in every block.
+class UnitMask(Pattern):
+    """The masks of the units of `couplings` with the lowest totals, of which `kept` stay in each.
 
     A unit's total is the sum of the squared scores of its columns of the consumer, with the sign of
-    the score: for Wanda the sum of W²·X² over all outputs, what it contributes to them. sparsity:
-    the share of units to remove. multiple: the number of channels that stay is a multiple of it.
-    parameters: in place of a share of units, the largest number of parameters of the smaller model,
-    or up to 1 their share. couplings: of the model, found by `of_model`. kept: the number of units
-    that stay in each, found by `of_model`.
+    the score: for Wanda the sum of W²·X² over all outputs, what it contributes to them.
     Source: the total is that of Wanda-sp in FLAP (An et al. 2024, 2312.11983), squared before it is
     summed.
     """
 
     sparsity: float
-    structure: Structure = "channels"
-    multiple: int = 32
-    parameters: float | None = None
-    couplings: tuple[Coupling, ...] = ()
-    kept: int = 0
+    couplings: tuple[Coupling, ...]
+    kept: int
 
     reach = "block"
-    unit_step = "exact"
-
-    @classmethod
-    def of(cls, sparsity: float, parameters: float | None, **options: Any) -> Self:
-        return cls(sparsity, options["structure"], options["multiple_of"], parameters)
-
-    @property
-    def unit(self) -> str:
-        return self.structure
-
-    def fit(self, model: PreTrainedModel) -> Self:
-        couplings = tuple(find_couplings(model, self.structure))
-        count = couplings[0].count
-        step = self.multiple if self.structure == "channels" else 1
-        rest = replace(self, couplings=couplings, kept=0).size(model)[0]
-        unit = (size_of(model)[0] - rest) // count
-        kept = units_left(
-            model,
-            self,
-            count,
-            range(step, count, step),
-            lambda kept: rest + unit * kept,
-            _WORDS[self.structure],
-            lambda kept: is_loadable(model.config, self.structure, kept),
-        )
-        fitted = replace(self, sparsity=1 - kept / count, couplings=couplings, kept=kept)
-        fitted._check_described(model)
-        return fitted
 
     @property
     def consumers(self) -> list[str]:
         """The matrices that lose columns, by which units are compared."""
         return [coupling.consumer for coupling in self.couplings]
-
-    @property
-    def include(self) -> list[str]:
-        """The matrices that lose rows or columns."""
-        return [name for c in self.couplings for name in (*c.producers, c.consumer)]
-
-    def has_whole_rows(self, name: str) -> bool:
-        return name not in self.consumers
 
     def choose(self, scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         masks: dict[str, Tensor] = {}
@@ -118,12 +77,60 @@ class Structured(Removal):
                 masks[name] = (along if axis else along[:, None]).expand(shape)
         return masks
 
+
+@dataclass(frozen=True)
+class CoupledUnits(Cut):
+    """Channels or heads, equally many of every block, those with the lowest totals of scores.
+
+    multiple: the number of channels that stay is a multiple of it. couplings: of the model, found
+    by `fit`. kept: the number of units that stay in each, found by `fit`.
+    """
+
+    sparsity: float
+    unit: Structure = "channels"
+    multiple: int = 32
+    parameters: float | None = None
+    couplings: tuple[Coupling, ...] = ()
+    kept: int = 0
+
+    when = "masks"
+    update = "exact"
+
+    def fit(self, language_model: LanguageModel) -> Self:
+        model = language_model.model
+        couplings = tuple(find_couplings(model, self.unit))
+        count = couplings[0].count
+        step = self.multiple if self.unit == "channels" else 1
+        rest = replace(self, couplings=couplings, kept=0).size(model)[0]
+        unit = (size_of(model)[0] - rest) // count
+        kept = units_left(
+            model,
+            self,
+            count,
+            range(step, count, step),
+            lambda kept: rest + unit * kept,
+            _WORDS[self.unit],
+            lambda kept: is_loadable(model.config, self.unit, kept),
+        )
+        fitted = replace(self, sparsity=1 - kept / count, couplings=couplings, kept=kept)
+        fitted._check_described(model)
+        return fitted
+
+    @property
+    def pattern(self) -> "UnitMask":
+        return UnitMask(self.sparsity, self.couplings, self.kept)
+
+    @property
+    def include(self) -> list[str]:
+        """The matrices that lose rows or columns."""
+        return [name for c in self.couplings for name in (*c.producers, c.consumer)]
+
     def size(self, model: PreTrainedModel) -> tuple[int, int]:
         names = (name for coupling in self.couplings for name, _, _ in coupling.tensors(model))
         return size_left(model, names, self.couplings[0].count, self.kept)
 
     @torch.no_grad()
-    def shrink(self, model: PreTrainedModel) -> None:
+    def cut(self, model: PreTrainedModel) -> None:
         """Cut out, in place, the units whose columns of the consumer are zero throughout.
 
         No output changes. Raises ValueError where fewer are zero than have to go.
@@ -136,12 +143,12 @@ class Structured(Removal):
                 if left.ndim == 2:
                     linear = model.get_submodule(name.rpartition(".")[0])
                     linear.out_features, linear.in_features = left.shape
-        model.config.update(counts_left(model.config, self.structure, self.kept))
+        model.config.update(counts_left(model.config, self.unit, self.kept))
 
-    def shrink_files(
+    def cut_files(
         self, model: PreTrainedModel, files: list[Path]
     ) -> tuple[PreTrainedConfig, list[Path]]:
-        """The result as for `Pattern`; each file is read, cut, and written beside itself.
+        """As for `Cut`; each file is read, cut, and written beside itself.
 
         Raises PrunerZeroError where a block is saved under other names than its matrices have.
         """
@@ -179,11 +186,11 @@ class Structured(Removal):
 
     def _smaller_config(self, model: PreTrainedModel) -> PreTrainedConfig:
         config = deepcopy(model.config)
-        config.update(counts_left(config, self.structure, self.kept))
+        config.update(counts_left(config, self.unit, self.kept))
         return config
 
     def _check_described(self, model: PreTrainedModel) -> None:
-        """Raise PrunerZeroError where the configuration cannot describe what `shrink` leaves.
+        """Raise PrunerZeroError where the configuration cannot describe what `cut` leaves.
 
         The model that it describes is built without its weights, and their shapes are compared.
         """
@@ -199,13 +206,13 @@ class Structured(Removal):
             fits = False
         if not fits:
             raise PrunerZeroError(
-                f"--structure {self.structure} cannot remove any of the {config.model_type} "
+                f"--structure {self.unit} cannot remove any of the {config.model_type} "
                 "family, whose configuration cannot describe the smaller model: leave out "
                 "--structure"
             )
 
     def __str__(self) -> str:
-        return f"{100 * self.sparsity:.4g}% of the {_WORDS[self.structure]} of every block"
+        return f"{100 * self.sparsity:.4g}% of the {_WORDS[self.unit]} of every block"
 
 
 def signed_squares(scores: Tensor, name: str) -> Iterator[Tensor]:

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from pruner_zero.errors import PrunerZeroError
+from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.loss import fast_products, in_float32, positions_at_once
 from pruner_zero.models.structure import find_tables, size_of
 from pruner_zero.progress import track
-from pruner_zero.sparsity.pattern import Lazy
-from pruner_zero.structure.removal import Removal, most_parameters
+from pruner_zero.structure.cut import Cut
+from pruner_zero.structure.removal import most_parameters
 from pruner_zero.structure.tokens import TokenTable, check_tokenizer, replace_tokens
-from pruner_zero.text.corpus import load_corpus
-from pruner_zero.text.scripts import read_scripts, tokens_outside
+from pruner_zero.text.scripts import tokens_outside
 from pruner_zero.text.translation import Translation
 
 # The windows that the model reads; more are only counted.
@@ -26,18 +26,18 @@ _EXPECTED = 192
 
 
 @dataclass(frozen=True)
-class Vocabulary(Removal):
-    """Tokens are removed, those that occur and are expected least in the calibration windows.
+class Vocabulary(Cut):
+    """Tokens, those that occur and are expected least in the calibration windows.
 
     Most tokens of a large vocabulary never occur there: the probabilities that the model gives them
     say which of them belong to such text.
 
-    sparsity: the share of tokens to remove; parameters: as in `Structured`; tokens: how many stay,
-    which has precedence. words: text whose tokens all stay. scripts: those whose characters stay;
+    tokens: how many stay, which has precedence over `sparsity` and `parameters`. words: text
+    whose tokens all stay. scripts: those whose characters stay;
     tokens of others that stay, such as bytes, are not written any more (`tokens_outside`), by
     suppress_tokens of the generation configuration.
-    tokenizer, kept_tokens, cut: that of the model, those of its tokens that stay, and what
-    `TokenTable.cut` makes of them, all found by `prepare`.
+    tokenizer, kept_tokens, smaller: that of the model, those of its tokens that stay, and what
+    `TokenTable.cut` makes of them, all found by `decide`.
     Source: Load What You Need (Abdaoui et al. 2020, 2010.05609), which counts tokens too; here
     those on the path of merges to a kept token stay with it, and the model's own expectation counts
     too.
@@ -50,31 +50,25 @@ class Vocabulary(Removal):
     scripts: tuple[str, ...] = ()
     tokenizer: Any = field(default=None, repr=False)
     kept_tokens: tuple[int, ...] = field(default=(), repr=False)
-    cut: dict[str, Any] = field(default_factory=dict, repr=False)
+    smaller: dict[str, Any] = field(default_factory=dict, repr=False)
 
     unit = "vocabulary"
-    masks = False
-    chosen_by = (
-        "token count, how often tokens occur in the calibration text and how often the model "
-        "expects them there"
-    )
-
-    @classmethod
-    def of(cls, sparsity: float, parameters: float | None, **options: Any) -> Self:
-        keep, scripts = options.get("keep"), options.get("scripts")
-        words = () if keep is None else tuple(dict.fromkeys(load_corpus(keep).text.split()))
-        named = () if scripts is None else read_scripts(scripts)
-        return cls(sparsity, parameters, options.get("tokens"), words, named)
+    when = "text"
 
     @property
-    def decides(self) -> bool:
-        return not self.kept_tokens
+    def rule(self) -> str:
+        return (
+            "token count, how often tokens occur in the calibration text and how often the model "
+            "expects them there"
+        )
 
-    def fit(self, model: PreTrainedModel) -> Self:
-        """The pattern itself.
+    def fit(self, language_model: LanguageModel) -> Self:
+        """The cut itself.
 
         Raises PrunerZeroError for tokens that have rows elsewhere too, and where all should stay.
         """
+        check_tokenizer(language_model.tokenizer)
+        model = language_model.model
         rows = model.get_input_embeddings().weight.shape[0]
         if self.tokens and self.tokens >= rows:
             raise PrunerZeroError(
@@ -91,13 +85,12 @@ class Vocabulary(Removal):
 
     @property
     def translation(self) -> Translation | None:
-        small = Tokenizer.from_str(json.dumps(self.cut))
+        small = Tokenizer.from_str(json.dumps(self.smaller))
         return Translation.between(self.tokenizer.backend_tokenizer, small)
 
-    def check_tokenizer(self, tokenizer: Any) -> None:
-        check_tokenizer(tokenizer)
-
-    def prepare(self, language_model: Any, tokens: Tensor) -> Self:
+    def decide(
+        self, language_model: LanguageModel, tokens: Tensor, scores: Mapping[str, Tensor]
+    ) -> Self:
         """Choose the tokens by their counts in the windows `tokens` and what the model expects.
 
         Raises PrunerZeroError where more tokens must stay than may.
@@ -128,8 +121,13 @@ class Vocabulary(Removal):
         expected = expected_counts(language_model, tokens[:_EXPECTED])
         stay = table.choose(table.in_order(tokens, expected), size, always)
         share = 1 - len(stay) / rows
-        cut = table.cut(stay)
-        return replace(self, sparsity=share, tokenizer=tokenizer, kept_tokens=tuple(stay), cut=cut)
+        return replace(
+            self,
+            sparsity=share,
+            tokenizer=tokenizer,
+            kept_tokens=tuple(stay),
+            smaller=table.cut(stay),
+        )
 
     def _size(self, model: PreTrainedModel, rows: int, fewest: int) -> int:
         """The number of tokens that may stay."""
@@ -143,10 +141,6 @@ class Vocabulary(Removal):
         most = most_parameters(model, self.parameters, reachable, "tokens")
         return rows - -(-(whole - most) // each)
 
-    def choose(self, scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """No weight of a matrix goes."""
-        return Lazy(scores, lambda name: torch.ones_like(scores[name], dtype=torch.bool))
-
     def size(self, model: PreTrainedModel) -> tuple[int, int]:
         numbers, nbytes = size_of(model)
         for table in _tables(model):
@@ -154,7 +148,7 @@ class Vocabulary(Removal):
             numbers, nbytes = numbers - gone, nbytes - gone * table.itemsize
         return numbers, nbytes
 
-    def shrink(self, model: PreTrainedModel) -> None:
+    def cut(self, model: PreTrainedModel) -> None:
         rows = model.get_input_embeddings().weight.shape[0]
         numbers = {old: new for new, old in enumerate(self.kept_tokens)}
         with torch.no_grad():
@@ -180,9 +174,9 @@ class Vocabulary(Removal):
             for name, tokens in _named_tokens(config):
                 new = [numbers.get(token, token) for token in tokens]
                 setattr(config, name, new if isinstance(getattr(config, name), list) else new[0])
-        replace_tokens(self.tokenizer, self.cut)
+        replace_tokens(self.tokenizer, self.smaller)
 
-    def to_json(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         return {"tokens": len(self.kept_tokens)}
 
     def __str__(self) -> str:
@@ -190,7 +184,7 @@ class Vocabulary(Removal):
 
 
 @torch.no_grad()
-def expected_counts(language_model: Any, windows: Tensor) -> Tensor:
+def expected_counts(language_model: LanguageModel, windows: Tensor) -> Tensor:
     """How often the model expects each token as the next one in `windows` (n, seqlen).
 
     The sum of its probabilities over all positions: (rows of the embedding,) float64.

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pruner_zero.calibration.gradients import only_these_learn
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models.blocks import Arguments, run_batch
+from pruner_zero.models.blocks import Activations, Arguments, run_batch
 from pruner_zero.models.loss import fast_products
 from pruner_zero.models.structure import Matrix, experts_of, parameters_of
 from pruner_zero.training.factored import LEAST_SCALE
@@ -28,9 +28,9 @@ _LEAST_SHARE = 1e-6
 def reconstruct(
     block: nn.Module,
     matrices: Sequence[Matrix],
-    hidden: Sequence[Tensor],
+    hidden: Activations,
     arguments: Sequence[Arguments],
-    target: Sequence[Tensor],
+    target: Activations,
     passes: int,
     seed: int = 0,
 ) -> None:

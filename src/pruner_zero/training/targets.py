@@ -1,18 +1,16 @@
 """The dense model's predictions that a pruned model is trained towards, written once."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import repeat
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from pruner_zero.calibration.walk import WindowFile
+from pruner_zero.calibration.walk import Walk, WindowFile
 from pruner_zero.journal import Journal
-from pruner_zero.models.blocks import blocks_replaced, run_blocks, run_windows
+from pruner_zero.models.blocks import Activations, blocks_replaced
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.loss import fast_products, in_float32
-from pruner_zero.models.structure import find_blocks
 from pruner_zero.progress import track
 from pruner_zero.tensor_file import TensorFile, write_tensors
 from pruner_zero.text.translation import Translation
@@ -97,9 +95,9 @@ def write_targets(
     model, chosen = dense.model, tokens[list(numbers)]
     found = []
     with fast_products(model, dense.device), in_float32(model):
-        states = _last_states(dense, chosen, journal)
+        states, as_tuple = _last_states(dense, chosen, journal)
         with dense.outside(), in_float32(model):
-            for window, (hidden, as_tuple) in zip(
+            for window, hidden in zip(
                 track(chosen, "predictions", len(chosen)), states, strict=True
             ):
                 seen = window[None].to(dense.device)
@@ -114,25 +112,23 @@ def write_targets(
 
 def _last_states(
     dense: LanguageModel, windows: Tensor, journal: Journal | None
-) -> Iterator[tuple[Tensor, bool]]:
-    """What `run_blocks` gives for each of `windows`."""
-    if not dense.on_disk:
-        return (run_blocks(dense.model, window[None].to(dense.device)) for window in windows)
-    assert journal is not None
-    folder = journal.folder
+) -> tuple[Activations, bool]:
+    """The last block's outputs for `windows`, on disk for a model on disk, and `as_tuple`."""
+    files: list[WindowFile] = []
 
-    def file(index: int) -> WindowFile:
-        return WindowFile(folder / f"hidden-{index:04d}.safetensors", len(windows))
+    def storage(index: int) -> WindowFile:
+        assert journal is not None
+        # The block before it has read the input that is two files back.
+        for file in files[:-1]:
+            file.path.unlink(missing_ok=True)
+        files.append(WindowFile(journal.folder / f"hidden-{index:04d}.safetensors", len(windows)))
+        return files[-1]
 
-    last = file(0)
-    calls = dense.block_calls(windows, last)
-    depth = len(find_blocks(dense.model))
-    for index in track(range(depth), "predictions of the dense model", depth):
-        inputs, last = last, file(index + 1)
-        with dense.block(index) as block:
-            run_windows(block, inputs, calls.arguments[index], last)
-        inputs.path.unlink()
-    return zip(last, repeat(calls.as_tuple))
+    walk = Walk(dense, windows)
+    stream = walk.carry(storage if dense.on_disk else None)
+    for index, block in walk.blocks("predictions of the dense model"):
+        stream.advance(block, index)
+    return stream.hidden, stream.as_tuple
 
 
 def logits_in_chunks(

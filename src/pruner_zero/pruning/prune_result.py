@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from pruner_zero.files import write_atomic, write_json
+from pruner_zero.metric.metric import Metric
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.save import save_model
 from pruner_zero.provenance import Cost
 from pruner_zero.pruning.matrix import MatrixRecord, PrunedMatrices, total_sparsity
-from pruner_zero.pruning.method import Method, describe_steps
 from pruner_zero.pruning.race import Entry
+from pruner_zero.pruning.recipe import Recipe, describe_steps
 from pruner_zero.result_folder import (
     NOT_RETRAINED,
     build_folder,
@@ -22,7 +23,7 @@ from pruner_zero.result_folder import (
     license_of,
     title_of,
 )
-from pruner_zero.settings.prune import PruneSettings, default_beside
+from pruner_zero.settings.prune import PruneSettings
 from pruner_zero.text.scripts import describe_shares
 from pruner_zero.training.train import Point
 
@@ -43,7 +44,7 @@ class PruneResult(PrunedMatrices):
 
     language_model: LanguageModel
     settings: PruneSettings
-    method: Method
+    recipe: Recipe
     mode: str
     records: Sequence[MatrixRecord]
     parameters: tuple[int, int]
@@ -62,32 +63,40 @@ class PruneResult(PrunedMatrices):
     @property
     def chosen_by(self) -> str:
         """The metric, or the rule that chose the units instead."""
-        words = self.method.pattern.chosen_by
-        return words.partition(",")[0] if words else str(self.method.metric.expression)
+        rule = self.recipe.cut.rule if self.recipe.cut else None
+        return rule.partition(",")[0] if rule else str(self.metric)
+
+    @property
+    def metric(self) -> Metric:
+        """The metric of the masks. Raises ValueError where a rule chose the units."""
+        if self.recipe.metric is None:
+            raise ValueError("no metric chose the units")
+        return self.recipe.metric
 
     def share(self) -> str:
         """How much of the model is zero or removed, as a sentence without its stop."""
-        if not self.settings.structure:
+        if not self.recipe.cut:
             return super().share()
         before, after = self.parameters
         gone = f"{self.sparsity:.2%} of the weights of {len(self.records)} matrices"
         if not self.records:
-            gone = str(self.method.pattern)
+            gone = self.recipe.what
         return f"{gone} are removed, {after:,} of {before:,} parameters are left"
 
     @property
     def sparsity(self) -> float:
         """The share of zeros over all pruned matrices; that of the units where there are none."""
-        return super().sparsity if self.records else self.method.pattern.sparsity
+        return super().sparsity if self.records else self.recipe.share
 
     def to_json(self) -> dict[str, Any]:
         """All but the cost, as JSON values: the same for the same run, interrupted or not."""
-        method, pattern = self.method, self.method.pattern
+        recipe = self.recipe
         return {
             "settings": self._settings(),
-            "expression": None if pattern.chosen_by else str(method.metric.expression),
-            **pattern.to_json(),
-            **method.to_json(),
+            "expression": None if recipe.metric is None else str(recipe.metric.expression),
+            "mode": self.mode,
+            **(recipe.cut.describe() if recipe.cut else {}),
+            **recipe.to_json(),
             "sparsity": round(self.sparsity, 6),
             "parameters": list(self.parameters),
             "calibration": self.calibration,
@@ -101,16 +110,9 @@ class PruneResult(PrunedMatrices):
         }
 
     def _settings(self) -> dict[str, Any]:
-        """The settings with which `prune` gives this result again, as JSON values.
-
-        Without the parts of the default method, which a race and the width of the model decide.
-        """
-        given = self.settings
-        settings = {**given.model_dump(mode="json"), "mode": self.mode, "scope": self.method.scope}
-        if "metric" not in given.model_fields_set and not self.method.pattern.chosen_by:
-            for name in default_beside(given.model_dump()).keys() - given.model_fields_set:
-                del settings[name]
-        return settings
+        """The settings with which `prune` gives this result again, as JSON values."""
+        given = self.settings.model_dump(mode="json")
+        return {name: value for name, value in given.items() if value is not None}
 
     def save(self, output: str | Path, overwrite: bool = False) -> Path:
         """Save the model and what describes it to the folder `output`, as `prune` does.
@@ -130,11 +132,10 @@ class PruneResult(PrunedMatrices):
 
     def write(self, folder: Path) -> None:
         """Write pruning.json, the model card README.md and a metric's metric.json to `folder`."""
-        method = self.method
-        if not method.pattern.chosen_by:
-            tree = method.metric.to_tree()
-            if method.scope:
-                tree["scope"] = method.scope
+        if self.recipe.metric:
+            tree = self.recipe.metric.to_tree()
+            if self.recipe.scope:
+                tree["scope"] = self.recipe.scope
             write_json(folder / "metric.json", tree)
         write_atomic(
             folder / "pruning.json", json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n"
@@ -144,7 +145,7 @@ class PruneResult(PrunedMatrices):
 
 def model_card(result: PruneResult) -> str:
     """The model card of a pruned model, in Markdown with the hub's header."""
-    settings, method = result.settings, result.method
+    settings, recipe = result.settings, result.recipe
     by_name: dict[str, list[MatrixRecord]] = defaultdict(list)
     for record in result.records:
         by_name[record.local_name].append(record)
@@ -160,7 +161,7 @@ def model_card(result: PruneResult) -> str:
     head = f"base_model: {settings.model}\n" if on_hub else ""
     head += license_of(result.language_model.model.name_or_path)
     remarks = "\n".join(["\n## Remarks\n", *notes, ""]) if notes else ""
-    removed = settings.structure is not None
+    removed = recipe.cut is not None
     table, recorded = "", "Settings and versions are"
     if rows:
         kind = "removed" if removed else "zeros"
@@ -171,7 +172,7 @@ def model_card(result: PruneResult) -> str:
     if result.calibration:
         calibrated = f"Calibrated on {_windows(result.calibration)}, seed {settings.seed}."
         calibrated += "".join(map(_written, _sources(result.calibration)))
-    trained = "" if method.reconstruct else NOT_RETRAINED
+    trained = "" if recipe.reconstruct else NOT_RETRAINED
     if result.distillation:
         first, last = result.distillation[0], result.distillation[-1]
         trained = (
@@ -186,8 +187,8 @@ def model_card(result: PruneResult) -> str:
             " Its mask left the least divergence from the dense model on the last windows of the "
             f"calibration, in nats per token: {shown}."
         )
-    words = method.pattern.chosen_by
-    chooser = words or f"the metric `{method.metric.expression}`"
+    words = recipe.cut.rule if recipe.cut else None
+    chooser = words or f"the metric `{result.metric.expression}`"
     metric = "" if words else ", the metric in `metric.json`"
     title = f"pruned to {result.sparsity:.1%} zeros"
     stored = (
@@ -199,7 +200,8 @@ def model_card(result: PruneResult) -> str:
         before, after = result.parameters
         title = f"{1 - after / before:.1%} of its parameters removed"
         names = {"blocks": "Whole blocks", "vocabulary": "Tokens of the vocabulary"}
-        which, partly = names.get(method.pattern.unit or "", "The linear maps listed below"), True
+        unit, partly = recipe.cut.unit if recipe.cut else "", True
+        which = names.get(unit, "The linear maps listed below")
         stored = (
             f"It has {after:,} of {before:,} parameters: a smaller model of the same kind, which "
             "loads with plain `AutoModelForCausalLM.from_pretrained`."
@@ -211,8 +213,8 @@ tags: [pruned, pruner-zero]
 
 # {title_of(settings.model)}, {title}
 
-{which} {"were" if partly else "was"} pruned ({method.pattern}, {result.mode}) by {chooser}\
-{describe_steps(method.steps, method.asymmetric, method.reconstruct)}. {trained}
+{which} {"were" if partly else "was"} pruned ({recipe.what}, {result.mode}) by {chooser}\
+{describe_steps(recipe.steps, recipe.asymmetric, recipe.reconstruct)}. {trained}
 
 {stored}
 {table}

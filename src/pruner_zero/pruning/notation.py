@@ -1,50 +1,32 @@
-"""Parsing methods: `METRIC[@SCOPE][+STEPS]`, where units go `METRIC@channels=0.25`."""
+"""The notation of recipes: `METRIC[@SCOPE][+STEPS]`, where units go `METRIC@channels=0.25`."""
 
 import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from pruner_zero.choices import Scope, Structure
 from pruner_zero.errors import PrunerZeroError, did_you_mean
 from pruner_zero.metric.metric import NAMED, Metric
-from pruner_zero.plugins import Registry
-from pruner_zero.pruning.method import SPARSEGPT, SPARSEGPT_SCORE, Method
+from pruner_zero.pruning.recipe import SPARSEGPT, SPARSEGPT_SCORE, Recipe, Scored
 from pruner_zero.settings.calibration import read_parameters
-from pruner_zero.settings.prune import (
-    BLOCK_INFLUENCE,
-    REAP,
-    RULED,
-    RULES,
-    TOKEN_COUNT,
-    rivals_beside,
-)
+from pruner_zero.settings.prune import BLOCK_INFLUENCE, REAP, RULED, RULES, TOKEN_COUNT
 from pruner_zero.sparsity.pattern import SCOPES, Pattern
 from pruner_zero.sparsity.selection import SemiStructured, Unstructured
 from pruner_zero.sparsity.steps.step import STEPS, in_order
+from pruner_zero.structure.cut import Cut
 
-# Patterns of whole units, whose `of` takes what `_removal` gives it.
-STRUCTURES: Registry[Any] = Registry(
-    "structures",
-    object,
-    deferred={
-        "channels": "pruner_zero.structure.units:Structured",
-        "heads": "pruner_zero.structure.units:Structured",
-        "blocks": "pruner_zero.structure.blocks:Blocks",
-        "experts": "pruner_zero.structure.experts:Experts",
-        "vocabulary": "pruner_zero.structure.vocabulary:Vocabulary",
-    },
-)
+STRUCTURES: tuple[Structure, ...] = get_args(Structure)
 # Rules that choose units in the place of a metric.
 _RULES = {rule: structure for structure, rule in RULES.items()}
 
 _STEP = re.compile(r"(.*)\+\s*([A-Za-z][A-Za-z0-9_-]*)\s*", re.DOTALL)
 # Steps whose amount is named: what is counted, and an example.
 _COUNTED = {"distill": ("steps of distillation", 40), "reconstruct": ("passes", 4)}
-_AMOUNT = re.compile(rf"(.*)\+\s*({'|'.join(_COUNTED)})\s*(?:=\s*(\d+)\s*)?", re.DOTALL)
+_AMOUNT = re.compile(rf"(.*)\+\s*({'|'.join(_COUNTED)})\s*(?:=\s*(-?\w+)\s*)?", re.DOTALL)
 
 
-def parse_method(
+def parse_recipe(
     text: str,
     *,
     sparsity: float | None = None,
@@ -58,7 +40,7 @@ def parse_method(
     structure: Structure | None = None,
     parameters: str | None = None,
     units: Mapping[str, Any] = MappingProxyType({}),
-) -> Method:
+) -> Recipe:
     """Read `METRIC[@SCOPE][+asymmetric][+STEP]…[+reconstruct=N][+distill=N]`.
 
     METRIC is a name, an expression or a tree file, STEP a name of `STEPS`, or none for no update
@@ -88,7 +70,7 @@ def parse_method(
     if word in STRUCTURES:
         if structure:
             raise PrunerZeroError(f"{name} names its units: leave out @{part}")
-        structure = cast(Structure, word)
+        structure = word
         if amount:
             sparsity, parameters = _share(name, amount), None
     if _RULES[body] != structure if body in _RULES else structure in RULED:
@@ -97,55 +79,79 @@ def parse_method(
             f"{BLOCK_INFLUENCE}, tokens by {TOKEN_COUNT}, experts by {REAP} or a metric, channels "
             "and heads by a metric"
         )
+    cut = None
     if structure:
         left = None if parameters is None else read_parameters(parameters)
         if left is None and sparsity is None and not units.get("tokens"):
             raise _no_share(name)
-        share = 0.0 if left or sparsity is None else sparsity
         folds = "none" not in (*written, update)
-        pattern = STRUCTURES[structure].of(
-            share,
-            left,
-            structure=structure,
-            rule=body,
-            folds=folds,
-            **{"multiple_of": 32, **units},
-        )
+        cut = _cut(structure, 0.0 if left else sparsity or 0.0, left, body, folds, units)
         # These are of weights; blocks have taken their update.
-        sparsity = scope = part = None
+        sparsity, pattern, scope, part = cut.sparsity, None, None, None
         update = None if structure == "blocks" else update
     if (sparsity is None) == (pattern is None):
         raise PrunerZeroError("give either --sparsity, such as 0.5, or --pattern, such as 2:4")
-    # Units that go by a rule are chosen independently of the scores.
-    known = {SPARSEGPT: SPARSEGPT_SCORE, **dict.fromkeys(_RULES, "magnitude")}
-    metric = Metric.of(known.get(body, body))
-    default = "obs" if body == SPARSEGPT else "none"
-    if isinstance(pattern, Pattern) and pattern.unit:
-        default = pattern.unit_step or "none"
-    asymmetric = asymmetric or "asymmetric" in written
+    metric = None
+    if cut is None or cut.rule is None:
+        metric = Metric.of(SPARSEGPT_SCORE if body == SPARSEGPT else body)
+    default = ("obs" if body == SPARSEGPT else None) if cut is None else cut.update
     names = [step for step in written if step != "asymmetric"]
-    names = _with_update(name, names, update, default)
+    names = _with_update(name, names, update, default or "none")
     steps = in_order(["refine", *names] if refine else names)
-    asked = part or scope
-    if pattern is None:
-        if not asked:
-            check_compares_weights(name, metric)
-        fallback = "block" if body == SPARSEGPT else "row"
-        chosen = cast(Scope, asked or metric.scope or fallback)
-        zeros: Pattern = Unstructured(sparsity or 0.0, chosen)
-    else:
-        zeros = _without_scope(name, pattern, asked)
-    _check_steps(name, zeros, steps)
-    passes, trained = amounts["reconstruct"], amounts["distill"]
-    return Method(name, metric, zeros, steps, asymmetric, passes, trained)
-
-
-def default_rivals(given: Mapping[str, Any]) -> tuple[Method, ...]:
-    """The masks that race with that of the default method beside `given` settings."""
-    return tuple(
-        parse_method(metric, sparsity=given["sparsity"], scope=scope)
-        for metric, scope in rivals_beside(given)
+    _check_steps(name, cut, steps)
+    masks = None
+    if metric is not None:
+        asked = part or scope
+        if pattern is not None:
+            zeros = _without_scope(name, pattern, asked)
+        else:
+            if not asked and cut is None:
+                check_compares_weights(name, metric)
+            fallback = "block" if body == SPARSEGPT else "row"
+            # A cut has a pattern of its own, once it is fitted to a model.
+            chosen = "row" if cut else asked or metric.scope or fallback
+            zeros = Unstructured(sparsity or 0.0, cast(Scope, chosen))
+        masks = Scored(metric, zeros)
+    return Recipe(
+        name,
+        masks,
+        steps=steps,
+        asymmetric=asymmetric or "asymmetric" in written,
+        reconstruct=amounts["reconstruct"],
+        cut=cut,
+        distill=amounts["distill"],
     )
+
+
+def _cut(
+    structure: Structure,
+    sparsity: float,
+    parameters: float | None,
+    rule: str,
+    folds: bool,
+    units: Mapping[str, Any],
+) -> Cut:
+    """The cut of this kind of units. Raises PrunerZeroError."""
+    if structure == "blocks":
+        from pruner_zero.structure.blocks import Blocks
+
+        return Blocks(sparsity, parameters, folds=folds)
+    if structure == "experts":
+        from pruner_zero.structure.experts import Experts
+
+        return Experts(sparsity, parameters, by_metric=rule != REAP)
+    if structure == "vocabulary":
+        from pruner_zero.structure.vocabulary import Vocabulary
+        from pruner_zero.text.corpus import load_corpus
+        from pruner_zero.text.scripts import read_scripts
+
+        keep, scripts = units.get("keep"), units.get("scripts")
+        words = () if keep is None else tuple(dict.fromkeys(load_corpus(keep).text.split()))
+        named = () if scripts is None else read_scripts(scripts)
+        return Vocabulary(sparsity, parameters, units.get("tokens"), words, named)
+    from pruner_zero.structure.units import CoupledUnits
+
+    return CoupledUnits(sparsity, structure, units.get("multiple_of", 32), parameters)
 
 
 def _without_scope(name: str, pattern: str | Pattern, scope: str | None) -> Pattern:
@@ -195,7 +201,7 @@ def _split_amounts(text: str, asked: Mapping[str, int | None]) -> tuple[str, dic
     while written := _AMOUNT.fullmatch(rest):
         rest, name = written[1].rstrip(), written[2]
         counted, example = _COUNTED[name]
-        if written[3] is None:
+        if written[3] is None or not written[3].isdecimal():
             raise PrunerZeroError(f"{text}: say how many {counted}, as in +{name}={example}")
         amounts[name] = int(written[3])
     for name, amount in asked.items():
@@ -262,11 +268,11 @@ def _last_part(body: str) -> tuple[str, str | None]:
     return (before.rstrip(), word[0]) if word else (body, None)
 
 
-def _check_steps(name: str, pattern: Pattern, steps: Sequence[str]) -> None:
-    """Raise PrunerZeroError for a step that changes nothing where `pattern` removes whole units."""
-    if not pattern.unit:
+def _check_steps(name: str, cut: Cut | None, steps: Sequence[str]) -> None:
+    """Raise PrunerZeroError for a step that changes nothing where whole units are removed."""
+    if cut is None:
         return
-    idle = [s for s in steps if not pattern.unit_step or STEPS[s].changes != "weights"]
+    idle = [s for s in steps if not cut.update or STEPS[s].changes != "weights"]
     if idle:
         raise PrunerZeroError(
             f"{name} removes whole units, after which +{idle[0]} has nothing to do: leave it out"

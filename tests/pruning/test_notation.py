@@ -9,7 +9,7 @@ import pytest
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.metric.metric import Metric
-from pruner_zero.pruning.parse_method import parse_method, split_methods
+from pruner_zero.pruning.notation import parse_recipe, split_methods
 from pruner_zero.structure.blocks import Blocks
 from pruner_zero.structure.experts import Experts
 from pruner_zero.structure.units import Structured
@@ -17,7 +17,7 @@ from pruner_zero.structure.units import Structured
 
 def refusal(text: str, **options: Any) -> str:
     with pytest.raises(PrunerZeroError) as raised:
-        parse_method(text, **options).mode("auto")
+        parse_recipe(text, **options).mode("auto")
     assert "\n" not in str(raised.value)
     return str(raised.value)
 
@@ -27,20 +27,20 @@ def test_the_scope_comes_from_the_text_then_the_setting_then_the_file(tmp_path: 
     file.write_text(
         '{"data": "mul", "left": {"data": "W"}, "right": {"data": "G"}, "scope": "matrix"}'
     )
-    assert parse_method("wanda", sparsity=0.5).scope == "row"
-    assert parse_method(str(file), sparsity=0.5).scope == "matrix"
-    assert parse_method(str(file), sparsity=0.5, scope="block").scope == "block"
-    assert parse_method(f"{file}@global", sparsity=0.5, scope="block").scope == "global"
-    assert parse_method(str(file), pattern="2:4").scope is None
+    assert parse_recipe("wanda", sparsity=0.5).scope == "row"
+    assert parse_recipe(str(file), sparsity=0.5).scope == "matrix"
+    assert parse_recipe(str(file), sparsity=0.5, scope="block").scope == "block"
+    assert parse_recipe(f"{file}@global", sparsity=0.5, scope="block").scope == "global"
+    assert parse_recipe(str(file), pattern="2:4").scope is None
 
 
 def test_a_folder_of_a_tree_file_may_have_an_at_in_its_name(tmp_path: Path) -> None:
     tree = tmp_path / "a@b" / "tree.json"
     tree.parent.mkdir()
     tree.write_text(json.dumps({**Metric.of("wanda").to_tree(), "scope": "matrix"}))
-    method = parse_method(f"{tree}@block+exact", sparsity=0.5)
+    method = parse_recipe(f"{tree}@block+exact", sparsity=0.5)
     assert (str(method.metric.expression), method.scope) == ("W * X", "block")
-    assert parse_method(str(tree), sparsity=0.5).scope == "matrix"
+    assert parse_recipe(str(tree), sparsity=0.5).scope == "matrix"
 
 
 @pytest.mark.parametrize("text", ["W" + "@" * 1_000_000 + ".json", "wanda@" + "a" * 1000 + ".json"])
@@ -51,27 +51,27 @@ def test_many_at_signs_are_refused_at_once(text: str) -> None:
 
 
 def test_sparsegpt_is_its_score_in_blocks_with_its_update() -> None:
-    method = parse_method("sparsegpt", sparsity=0.5)
+    method = parse_recipe("sparsegpt", sparsity=0.5)
     assert (method.scope, method.steps) == ("block", ("obs",))
     assert method.metric.name == "sparsegpt-score"
     assert method.chooser
-    assert parse_method("sparsegpt", sparsity=0.5, scope="row").chooser
-    assert parse_method("sparsegpt", pattern="2:4").chooser
-    assert parse_method("sparsegpt+exact", sparsity=0.5).chooser
-    assert not parse_method("sparsegpt@matrix", sparsity=0.5).chooser
-    assert not parse_method("wanda+obs", sparsity=0.5).chooser
-    assert not parse_method("sparsegpt-score", sparsity=0.5).chooser
+    assert parse_recipe("sparsegpt", sparsity=0.5, scope="row").chooser
+    assert parse_recipe("sparsegpt", pattern="2:4").chooser
+    assert parse_recipe("sparsegpt+exact", sparsity=0.5).chooser
+    assert not parse_recipe("sparsegpt@matrix", sparsity=0.5).chooser
+    assert not parse_recipe("wanda+obs", sparsity=0.5).chooser
+    assert not parse_recipe("sparsegpt-score", sparsity=0.5).chooser
 
 
 def test_the_sweep_chooses_by_formula_not_by_name(tmp_path: Path) -> None:
     file = tmp_path / "tree.json"
     file.write_text('{"data": "W", "name": "sparsegpt-score"}')
-    assert not parse_method(f"{file}+obs", sparsity=0.5).chooser
-    assert parse_method("sqr(W) / sqr(D)+obs", sparsity=0.5).chooser
+    assert not parse_recipe(f"{file}+obs", sparsity=0.5).chooser
+    assert parse_recipe("sqr(W) / sqr(D)+obs", sparsity=0.5).chooser
 
 
 def test_spaces_do_not_matter() -> None:
-    method = parse_method(" W * X @ global +obs ", sparsity=0.5)
+    method = parse_recipe(" W * X @ global +obs ", sparsity=0.5)
     assert method.metric == Metric.of("W * X")
     assert (method.scope, method.steps) == ("global", ("obs",))
 
@@ -92,14 +92,14 @@ def test_spaces_do_not_matter() -> None:
     ],
 )
 def test_steps_after_the_mask(text: str, steps: tuple[str, ...]) -> None:
-    method = parse_method(text, sparsity=0.5)
+    method = parse_recipe(text, sparsity=0.5)
     assert method.steps == steps
     assert method.name == text
 
 
 def test_settings_say_what_the_text_leaves_open() -> None:
     def steps(text: str, **options: Any) -> tuple[str, ...]:
-        return parse_method(text, sparsity=0.5, **options).steps
+        return parse_recipe(text, sparsity=0.5, **options).steps
 
     assert steps("wanda", update="exact", refine=True) == ("refine", "exact")
     assert steps("wanda+obs", update="obs") == ("obs",)
@@ -121,12 +121,12 @@ def test_settings_say_what_the_text_leaves_open() -> None:
 
 
 def test_distillation_ends_the_text_of_a_method() -> None:
-    method = parse_method(" wanda+refine + exact +distill = 40 ", sparsity=0.5)
+    method = parse_recipe(" wanda+refine + exact +distill = 40 ", sparsity=0.5)
     assert (method.steps, method.distill) == (("refine", "exact"), 40)
-    assert parse_method("wanda@channels=0.25+distill=3", sparsity=0.5).distill == 3
-    assert parse_method("wanda", sparsity=0.5).distill == 0
-    assert parse_method("wanda", sparsity=0.5, distill=2).distill == 2
-    assert parse_method(method.name, sparsity=0.5, distill=40) == method
+    assert parse_recipe("wanda@channels=0.25+distill=3", sparsity=0.5).distill == 3
+    assert parse_recipe("wanda", sparsity=0.5).distill == 0
+    assert parse_recipe("wanda", sparsity=0.5, distill=2).distill == 2
+    assert parse_recipe(method.name, sparsity=0.5, distill=40) == method
     for steps in (0, 3):
         assert refusal("wanda+distill=40", sparsity=0.5, distill=steps) == (
             f"wanda+distill=40 names +distill=40: leave it out, or --distill {steps}"
@@ -153,20 +153,20 @@ def test_distillation_ends_the_text_of_a_method() -> None:
     ],
 )
 def test_only_what_the_method_needs_is_collected(text: str, kinds: set[str]) -> None:
-    assert parse_method(text, sparsity=0.5).kinds == kinds
+    assert parse_recipe(text, sparsity=0.5).kinds == kinds
 
 
 def test_matrices_that_compete_cannot_be_pruned_one_after_the_other() -> None:
-    method = parse_method("wanda@global", sparsity=0.5)
+    method = parse_recipe("wanda@global", sparsity=0.5)
     assert method.mode("auto") == method.mode("one-shot") == "one-shot"
     with pytest.raises(PrunerZeroError, match="choose --mode one-shot or another --scope"):
         method.mode("sequential")
-    blocks = parse_method("block-influence@blocks=0.25")
+    blocks = parse_recipe("block-influence@blocks=0.25")
     with pytest.raises(PrunerZeroError, match=r"choose --mode one-shot$"):
         blocks.mode("sequential")
-    assert parse_method("wanda", sparsity=0.5).mode("auto") == "sequential"
+    assert parse_recipe("wanda", sparsity=0.5).mode("auto") == "sequential"
     for follows in ("+refine", "+obs"):
-        method = parse_method(f"wanda@global{follows}", sparsity=0.5)
+        method = parse_recipe(f"wanda@global{follows}", sparsity=0.5)
         assert method.mode("auto") == method.mode("sequential") == "sequential"
         assert method.mode("one-shot") == "one-shot"
 
@@ -185,26 +185,26 @@ def test_either_a_share_or_a_pattern_decides_how_much() -> None:
 def test_groups_inside_rows_leave_no_other_scope() -> None:
     assert "leave out scope 'global'" in refusal("wanda@global", pattern="2:4")
     assert "leave out scope 'matrix'" in refusal("wanda", pattern="2:4", scope="matrix")
-    assert parse_method("wanda", pattern="2:4", scope="row").scope is None
+    assert parse_recipe("wanda", pattern="2:4", scope="row").scope is None
 
 
 def test_whole_units_stand_where_weights_would_compete() -> None:
-    method = parse_method(
+    method = parse_recipe(
         "W * X@channels=0.25", sparsity=0.5, units={"multiple_of": 8}, scope="global"
     )
     assert method.pattern == Structured(0.25, "channels", 8)
     assert (str(method.metric.expression), method.steps) == ("W * X", ("exact",))
-    assert parse_method("wanda@heads", sparsity=0.5).pattern == Structured(0.5, "heads")
-    assert parse_method("wanda@heads=0.5+obs", pattern="2:4").steps == ("obs",)
-    method = parse_method("block-influence@blocks=.1")
+    assert parse_recipe("wanda@heads", sparsity=0.5).pattern == Structured(0.5, "heads")
+    assert parse_recipe("wanda@heads=0.5+obs", pattern="2:4").steps == ("obs",)
+    method = parse_recipe("block-influence@blocks=.1")
     assert method.pattern == Blocks(0.1)
     assert method.kinds == {"influence"}
     assert method.mode("auto") == "one-shot"
-    assert parse_method("reap@experts=.25").pattern == Experts(0.25)
-    assert parse_method("wanda@experts=.25").pattern == Experts(0.25, by_metric=True)
-    assert not parse_method("wanda@experts=.25").steps
+    assert parse_recipe("reap@experts=.25").pattern == Experts(0.25)
+    assert parse_recipe("wanda@experts=.25").pattern == Experts(0.25, by_metric=True)
+    assert not parse_recipe("wanda@experts=.25").steps
     options: dict[str, Any] = {"structure": "channels", "units": {"multiple_of": 8}}
-    option = parse_method("wanda", sparsity=0.25, **options)
+    option = parse_recipe("wanda", sparsity=0.25, **options)
     assert option.pattern == Structured(0.25, "channels", 8)
 
 

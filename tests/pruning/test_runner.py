@@ -10,8 +10,8 @@ from pruner_zero.choices import Mode
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.structure import find_blocks
 from pruner_zero.pruning.matrix import total_sparsity
-from pruner_zero.pruning.model import check_plan, prune_model
-from pruner_zero.pruning.parse_method import parse_method
+from pruner_zero.pruning.runner import check_recipe, run_recipe
+from pruner_zero.pruning.notation import parse_recipe
 from pruner_zero.text.windows import Windows
 from tests.pruning.conftest import OpenStore, language_model
 from tests.pruning.plain import (
@@ -51,8 +51,8 @@ def test_rows_are_pruned_as_a_plain_loop_prunes_them(
     architecture: str, metric: str, mode: Mode, windows: Windows, new_store: OpenStore
 ) -> None:
     ours, plain = language_model(architecture), language_model(architecture)
-    records = prune_model(
-        ours, windows, parse_method(metric, sparsity=0.4), new_store(ours), mode=mode
+    records = run_recipe(
+        ours, windows, parse_recipe(metric, sparsity=0.4), new_store(ours), mode=mode
     ).records
     masks = prune_plainly(
         plain.model,
@@ -74,8 +74,8 @@ def test_n_of_m_is_pruned_as_a_plain_loop_prunes_it(
     architecture: str, mode: Mode, windows: Windows, new_store: OpenStore
 ) -> None:
     ours, plain = language_model(architecture), language_model(architecture)
-    records = prune_model(
-        ours, windows, parse_method("wanda", pattern="3:8"), new_store(ours), mode=mode
+    records = run_recipe(
+        ours, windows, parse_recipe("wanda", pattern="3:8"), new_store(ours), mode=mode
     ).records
     prune_plainly(
         plain.model,
@@ -90,9 +90,9 @@ def test_n_of_m_is_pruned_as_a_plain_loop_prunes_it(
 
 def test_sequential_and_one_shot_differ(windows: Windows, new_store: OpenStore) -> None:
     one_shot, sequential = language_model("llama"), language_model("llama")
-    method = parse_method("wanda", sparsity=0.5)
-    prune_model(one_shot, windows, method, new_store(one_shot), mode="one-shot")
-    prune_model(sequential, windows, method, new_store(sequential))
+    method = parse_recipe("wanda", sparsity=0.5)
+    run_recipe(one_shot, windows, method, new_store(one_shot), mode="one-shot")
+    run_recipe(sequential, windows, method, new_store(sequential))
     assert not all(
         torch.equal(first, second)
         for first, second in zip(
@@ -106,8 +106,8 @@ def test_global_competition_is_one_stable_sort_over_everything(
     metric: str, windows: Windows, new_store: OpenStore
 ) -> None:
     ours, plain = language_model("llama"), language_model("llama")
-    records = prune_model(
-        ours, windows, parse_method(f"{metric}@global", sparsity=0.37), new_store(ours)
+    records = run_recipe(
+        ours, windows, parse_recipe(f"{metric}@global", sparsity=0.37), new_store(ours)
     ).records
     every = places(plain.model)
     G = gradients(plain.model, windows.tokens)
@@ -134,8 +134,8 @@ def test_the_matrix_scope_gives_each_matrix_its_share(
     windows: Windows, new_store: OpenStore
 ) -> None:
     ours = language_model("llama")
-    records = prune_model(
-        ours, windows, parse_method("magnitude@matrix", sparsity=0.3), new_store(ours)
+    records = run_recipe(
+        ours, windows, parse_recipe("magnitude@matrix", sparsity=0.3), new_store(ours)
     ).records
     for place, record in zip(places(language_model("llama").model), records, strict=True):
         [keep] = keep_matrices([place.weight.abs()], 0.3)
@@ -148,14 +148,14 @@ def test_sparsegpt_is_the_column_by_column_textbook(
     pattern: str, mode: Mode, windows: Windows, new_store: OpenStore
 ) -> None:
     ours, plain = language_model("llama"), language_model("llama")
-    method, width = parse_method("sparsegpt", sparsity=0.5), 128
+    method, width = parse_recipe("sparsegpt", sparsity=0.5), 128
     if pattern == "2:4":
-        method, width = parse_method("sparsegpt", pattern=pattern), 4
+        method, width = parse_recipe("sparsegpt", pattern=pattern), 4
 
     def keep(scores: Tensor, _column: int) -> Tensor:
         return keep_groups(scores, 4, 2) if width == 4 else keep_matrices([scores], 0.5)[0]
 
-    prune_model(ours, windows, method, new_store(ours), mode=mode)
+    run_recipe(ours, windows, method, new_store(ours), mode=mode)
     for place, x in in_order(plain.model, windows.tokens, mode):
         gram = 2 / len(windows) * x.T @ x
         place.weight.copy_(sparsegpt_choosing(place.weight, gram, width, keep)[0])
@@ -168,10 +168,10 @@ def test_any_metric_takes_the_update_under_its_own_mask(
     windows: Windows, new_store: OpenStore
 ) -> None:
     ours, plain = language_model("gpt2"), language_model("gpt2")
-    records = prune_model(
+    records = run_recipe(
         ours,
         windows,
-        parse_method("wanda+obs", sparsity=0.5),
+        parse_recipe("wanda+obs", sparsity=0.5),
         new_store(ours),
         mode="one-shot",
     ).records
@@ -194,9 +194,9 @@ def test_the_update_follows_the_masks_of_a_global_competition(
     windows: Windows, new_store: OpenStore
 ) -> None:
     masked, updated = language_model("llama"), language_model("llama")
-    prune_model(masked, windows, parse_method("wanda@global", sparsity=0.5), new_store(masked))
-    prune_model(
-        updated, windows, parse_method("wanda@global+obs", sparsity=0.5), new_store(updated)
+    run_recipe(masked, windows, parse_recipe("wanda@global", sparsity=0.5), new_store(masked))
+    run_recipe(
+        updated, windows, parse_recipe("wanda@global+obs", sparsity=0.5), new_store(updated)
     )
     differ = False
     for before, after in zip(places(masked.model), places(updated.model), strict=True):
@@ -212,10 +212,10 @@ def test_only_what_is_included_and_not_excluded_changes(
 ) -> None:
     ours = language_model("llama", blocks=3)
     dense = state(ours.model)
-    chosen = parse_method(method, sparsity=0.5)
+    chosen = parse_recipe(method, sparsity=0.5)
     include, exclude = ("*.mlp.*", "*.1.self_attn.*"), ("*.1.mlp.*", "*.2.*")
-    matrices = check_plan(ours, chosen, include, exclude)
-    records = prune_model(
+    matrices = check_recipe(ours, chosen, include, exclude)
+    records = run_recipe(
         ours, windows, chosen, new_store(ours), mode=mode, matrices=matrices
     ).records
     changed = {
@@ -233,7 +233,7 @@ def test_a_metric_that_cannot_rank_names_the_matrix(windows: Windows, new_store:
     with pytest.raises(
         PrunerZeroError, match=r"W - W cannot score model\.layers\.0\.self_attn\.q_proj: all "
     ):
-        prune_model(ours, windows, parse_method("W - W", sparsity=0.5), new_store(ours))
+        run_recipe(ours, windows, parse_recipe("W - W", sparsity=0.5), new_store(ours))
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mixtral"])
@@ -244,8 +244,8 @@ def test_pruned_weights_are_positive_zeros_in_bfloat16_too(
     ours.model.to(torch.bfloat16)
     with torch.no_grad():
         places(ours.model)[0].weight[0] = -0.0
-    records = prune_model(
-        ours, windows, parse_method("gblm+obs", sparsity=0.5), new_store(ours)
+    records = run_recipe(
+        ours, windows, parse_recipe("gblm+obs", sparsity=0.5), new_store(ours)
     ).records
     for place, record in zip(places(ours.model), records, strict=True):
         zeros = place.weight[place.weight == 0]
@@ -268,16 +268,16 @@ def test_a_parameter_that_holds_nan_is_named_before_anything_is_done(name: str) 
     ours = language_model("llama")
     with torch.no_grad():
         ours.model.get_parameter(name).view(-1)[0] = torch.nan
-    method = parse_method("magnitude", sparsity=0.5)
+    method = parse_recipe("magnitude", sparsity=0.5)
     with pytest.raises(PrunerZeroError, match=rf"^{re.escape(name)} has 1 weights that are NaN"):
-        check_plan(ours, method)
+        check_recipe(ours, method)
 
 
 def test_nan_in_a_matrix_that_is_left_out_is_no_obstacle() -> None:
     ours = language_model("llama")
     with torch.no_grad():
         ours.model.get_parameter("model.layers.1.mlp.up_proj.weight")[0, 0] = torch.nan
-    method = parse_method("magnitude", sparsity=0.5)
+    method = parse_recipe("magnitude", sparsity=0.5)
     with pytest.raises(PrunerZeroError, match="exclude the matrix"):
-        check_plan(ours, method)
-    assert len(check_plan(ours, method, exclude=["*.1.mlp.up_proj"])) == 13
+        check_recipe(ours, method)
+    assert len(check_recipe(ours, method, exclude=["*.1.mlp.up_proj"])) == 13

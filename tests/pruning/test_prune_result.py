@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.files import sha256
 from pruner_zero.metric.metric import Metric
-from pruner_zero.pruning.parse_method import parse_method
+from pruner_zero.pruning.notation import parse_recipe
 from pruner_zero.pruning.prune import prune
-from pruner_zero.pruning.result import PruneResult
+from pruner_zero.pruning.prune_result import PruneResult
 from tests.conftest import save_tiny
 from tests.pruning.conftest import language_model
 from tests.pruning.plain import places
@@ -163,7 +163,7 @@ def test_the_metric_reads_back_with_its_scope(pruned: PruneResult) -> None:
     metric = Metric.of(folder_of(pruned) / "metric.json")
     assert metric.expression == Metric.of("pruner-zero").expression
     assert metric.scope == "matrix"
-    assert parse_method(str(folder_of(pruned) / "metric.json"), sparsity=0.4).scope == "matrix"
+    assert parse_recipe(str(folder_of(pruned) / "metric.json"), sparsity=0.4).scope == "matrix"
 
 
 def test_the_time_it_took_stands_apart(pruned: PruneResult) -> None:

@@ -1,0 +1,84 @@
+"""The default: what `prune MODEL --sparsity 0.5` does, and what is left of it beside options."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from pruner_zero.choices import Mode, Scope, Structure
+from pruner_zero.metric.metric import Metric
+from pruner_zero.models.structure import Matrix
+from pruner_zero.pruning.recipe import Race, Recipe, Scored, Text
+from pruner_zero.pruning.shares import shares_by_role
+from pruner_zero.settings.calibration import TOKENS
+from pruner_zero.settings.prune import RULES
+from pruner_zero.sparsity.pattern import Pattern
+from pruner_zero.sparsity.selection import Unstructured
+
+DEFAULT, WANDA = "default", "wanda"
+# Steps of distillation of small models, and where units are removed.
+DISTILL = 40
+# Found by a search over two models (benchmarks/universal.md).
+EVOLVED = "W * G^0.85 * (column_normalize(W * G^0.55) * row_normalize(W + (W * X)^0.85))^0.35"
+# A matrix of a wide model has this many inputs. On Qwen2.5-Coder-1.5B the mask of `WIDE`, which
+# needs no gradients, loses a tenth less than Wanda's, and masks by gradients are no better
+# (benchmarks/why.md). Its order inside a row is that of W * (X / norm of W's column)^0.5.
+# Source: weights over the norms of their columns and a power of X, as in RIA (Zhang et al. 2024)
+# and BaWA (ICML 2025, PMLR 267); these exponents were found by hand.
+MANY_INPUTS, WIDE = 4096, "W * column_normalize(W) * X"
+# Of heads, found by a search (benchmarks/units.md).
+HEADS = "X * row_normalize(W * X)"
+
+
+def default(matrices: Sequence[Matrix], sparsity: float) -> Recipe:
+    """The best recipe measured for zeros anywhere (benchmarks/proof.md, benchmarks/why.md).
+
+    matrices: those to prune, whose inputs tell a wide model from a small one.
+    """
+    wanda, evolved, wide = Metric.of(WANDA), Metric.of(EVOLVED), Metric.of(WIDE)
+    rows, everywhere = Unstructured(sparsity), Unstructured(sparsity, "global")
+    if not is_wide(matrices):
+        return Recipe(
+            DEFAULT,
+            Race((Scored(evolved, everywhere), Scored(wanda, rows), Scored(evolved, rows))),
+            Text(2 * TOKENS, seqlen=256),
+            reconstruct=4,
+            distill=DISTILL,
+        )
+    by_role = Unstructured(sparsity, zeros=shares_by_role(matrices, sparsity))
+    return Recipe(
+        DEFAULT,
+        Race((Scored(wide, by_role), Scored(wide, rows), Scored(wanda, rows))),
+        Text(4 * TOKENS, seqlen=256),
+        reconstruct=2,
+        distill=60,
+    )
+
+
+def is_wide(matrices: Sequence[Matrix]) -> bool:
+    """Whether the default for `matrices` is that of wide models."""
+    return max((matrix.weight.shape[1] for matrix in matrices), default=0) >= MANY_INPUTS
+
+
+def default_beside(
+    matrices: Sequence[Matrix], pattern: Pattern, scope: Scope | None, mode: Mode
+) -> Recipe:
+    """The default where options say which weights compete, or in which order blocks are pruned.
+
+    Where they do, there is a single mask. One-shot, without the passes that need the outputs of
+    pruned blocks, least squares follow, and wide models have the recipe of small ones.
+    """
+    matrices = () if mode == "one-shot" else matrices
+    recipe = default(matrices, pattern.sparsity)
+    if scope or not isinstance(pattern, Unstructured):
+        within = WIDE if is_wide(matrices) and pattern.reach != "model" else WANDA
+        metric = Metric.of(EVOLVED if scope == "global" else within)
+        recipe = replace(recipe, masks=Scored(metric, pattern))
+    if mode == "one-shot":
+        recipe = replace(
+            recipe, text=Text(TOKENS, seqlen=256), steps=("exact",), reconstruct=0, mode=mode
+        )
+    return recipe
+
+
+def metric_of_units(structure: Structure) -> str:
+    """The metric, or the rule, that chooses units where none is named."""
+    return RULES.get(structure) or (HEADS if structure == "heads" else WANDA)

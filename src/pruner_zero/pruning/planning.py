@@ -1,0 +1,133 @@
+"""From the settings of `prune` to the recipe for one model."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from math import isclose
+from typing import Any
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.metric.metric import Metric
+from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.models.structure import find_matrices
+from pruner_zero.progress import note
+from pruner_zero.pruning.default import (
+    DEFAULT,
+    DISTILL,
+    WANDA,
+    default_beside,
+    metric_of_units,
+)
+from pruner_zero.pruning.notation import check_compares_weights, parse_recipe
+from pruner_zero.pruning.recipe import Race, Recipe, Text
+from pruner_zero.settings.base import name_of, names_of
+from pruner_zero.settings.calibration import TOKENS
+from pruner_zero.settings.prune import PruneSettings
+from pruner_zero.settings.read import read_settings
+from pruner_zero.sparsity.pattern import Pattern
+from pruner_zero.sparsity.steps.step import in_order
+
+# The settings that `parse_recipe` takes under their names.
+_OPTIONS = (
+    *("sparsity", "scope", "update", "refine", "asymmetric", "structure", "parameters"),
+    *("reconstruct", "distill"),
+)
+# Those of one kind of unit.
+_OF_UNITS = ("multiple_of", "tokens", "keep", "scripts")
+
+
+def read_recipe(
+    model: Any,
+    metric: str | Metric | None,
+    calibration: Any,
+    config: Any,
+    settings: Mapping[str, Any],
+) -> tuple[PruneSettings, Recipe]:
+    """The settings of a call of `prune`, and what they say without the default.
+
+    Where the default is taken, its masks are missing: those of Wanda stand in their place. Raises
+    PrunerZeroError.
+    """
+    pattern = settings.get("pattern")
+    values = {
+        **settings,
+        "pattern": None if pattern is None else str(pattern),
+        "model": name_of(model),
+        "metric": None if metric is None else str(getattr(metric, "expression", metric)),
+        "calibration": names_of(calibration),
+    }
+    checked = read_settings(PruneSettings, values, config)
+    if isinstance(metric, Metric) and not (checked.scope or checked.pattern or checked.structure):
+        check_compares_weights(str(metric), metric)
+        checked = checked.model_copy(update={"scope": metric.scope})
+    zeros = pattern if isinstance(pattern, Pattern) else checked.pattern
+    units = {name: getattr(checked, name) for name in _OF_UNITS}
+    options = {name: getattr(checked, name) for name in _OPTIONS}
+    named = checked.metric
+    if named is None:
+        named = metric_of_units(checked.structure) if checked.structure else WANDA
+    recipe = parse_recipe(named, pattern=zeros, units=units, **options)
+    if recipe.cut and not checked.structure:
+        raise PrunerZeroError(
+            f"{recipe.name} removes whole units: name them by --structure, and their share by "
+            "--sparsity"
+        )
+    return checked, replace(recipe, damping=checked.damping, mode=checked.mode)
+
+
+def takes_default(settings: PruneSettings) -> bool:
+    """Whether the default says what follows the mask.
+
+    It does where no metric is named, and where a search found it: its tree file, with no option
+    beside it on what follows the mask, says no more than which weights go.
+    """
+    found = (settings.metric or "").endswith(".json") and settings.is_alone
+    return settings.metric is None or settings.race or found
+
+
+def plan_recipe(settings: PruneSettings, said: Recipe, language_model: LanguageModel) -> Recipe:
+    """The recipe for a model: what `read_recipe` gave, and what the default adds to it.
+
+    Raises PrunerZeroError where the units of the model cannot be removed as asked.
+    """
+    recipe, tokens = said, TOKENS
+    if takes_default(settings):
+        if said.cut:
+            # There least squares stand in the place of passes (benchmarks/units.md).
+            recipe = replace(said, distill=_first(settings.distill, DISTILL))
+        else:
+            recipe, tokens = _with_default(settings, said, language_model)
+    fitted = recipe.fitted(language_model)
+    if fitted.cut and recipe.cut and not isclose(fitted.share, recipe.share, abs_tol=1e-6):
+        kept = getattr(fitted.cut, "kept", 0)
+        note(f"removing {fitted.cut}" + (f": {kept} stay" if kept else ""))
+    windows, seqlen = settings.shape(tokens)
+    name = settings.text_name
+    text = Text(windows * seqlen, seqlen, name) if fitted.needs_text else None
+    return replace(fitted, text=text)
+
+
+def _with_default(
+    settings: PruneSettings, said: Recipe, language_model: LanguageModel
+) -> tuple[Recipe, int]:
+    """The recipe with the parts of the default that the settings leave open, and its tokens."""
+    matrices = find_matrices(language_model.model, settings.include, settings.exclude)
+    assert said.pattern is not None
+    base = default_beside(matrices, said.pattern, settings.scope, settings.mode)
+    masks, name = said.masks, said.name
+    if settings.metric is None:
+        masks, name = base.masks, DEFAULT
+    elif settings.race:
+        masks = Race((*said.entries, *base.entries))
+    recipe = replace(
+        said,
+        name=name,
+        masks=masks,
+        steps=in_order([*said.steps, *(() if settings.update else base.steps)]),
+        reconstruct=_first(settings.reconstruct, base.reconstruct),
+        distill=_first(settings.distill, base.distill),
+    )
+    return recipe, base.text.tokens if base.text else TOKENS
+
+
+def _first(asked: int | None, otherwise: int) -> int:
+    return otherwise if asked is None else asked

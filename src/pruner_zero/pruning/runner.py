@@ -1,0 +1,411 @@
+"""The runner: when, and on which inputs, each block is calibrated, masked and changed.
+
+`masks.py` makes scores of weights and statistics, and the pattern chooses masks by them;
+`matrix.py` writes the zeros and runs the steps after the mask.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pruner_zero.calibration.calibrate import calibrate, open_store
+from pruner_zero.calibration.statistics import InputStatistic, select
+from pruner_zero.calibration.store import StatisticsStore
+from pruner_zero.calibration.walk import Storage, Stream, Walk, WindowFile
+from pruner_zero.journal import Journal
+from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.models.structure import (
+    Matrix,
+    check_finite,
+    check_weights,
+    find_blocks,
+    find_matrices,
+    size_of,
+)
+from pruner_zero.progress import note
+from pruner_zero.pruning.checkpoint import (
+    commit_block,
+    finished_records,
+    last_activations,
+    new_activations,
+    new_dense_activations,
+    restore_blocks,
+    training_folder,
+    whole_model,
+)
+from pruner_zero.pruning.masks import Mask, masks_of, masks_of_cut, scores_of
+from pruner_zero.pruning.matrix import MatrixRecord, prune_matrix
+from pruner_zero.pruning.race import Entry, judged_apart, race, ranked
+from pruner_zero.pruning.recipe import Race, Recipe, Scored
+from pruner_zero.pruning.statistics import DenseStatistics, Statistics, block_statistics
+from pruner_zero.sparsity.pattern import Lazy, groups
+from pruner_zero.structure.cut import Cut
+from pruner_zero.text.windows import Windows
+from pruner_zero.training.distillation import check_memory, distillation
+from pruner_zero.training.reconstruction import reconstruct
+from pruner_zero.training.train import Point
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """The outcome of a recipe.
+
+    recipe: with the mask that won the race, and the units that it removed. size: the number of
+    parameters of the pruned model and their bytes. curve: the learning curve of the distillation.
+    raced: the masks of the race, the best first.
+    """
+
+    recipe: Recipe
+    records: list[MatrixRecord]
+    size: tuple[int, int]
+    curve: Sequence[Point] = ()
+    raced: Sequence[Entry] = ()
+
+
+def run_recipe(
+    language_model: LanguageModel,
+    windows: Windows,
+    recipe: Recipe,
+    store: StatisticsStore,
+    *,
+    matrices: Sequence[Matrix] | None = None,
+    seed: int = 0,
+    journal: Journal | None = None,
+    undo: ExitStack | None = None,
+) -> Pruned:
+    """Prune the model by a recipe, in place: masks and steps, cut-out units, distillation.
+
+    Sequential: each block is calibrated on the output of the pruned blocks before it, as Wanda and
+    SparseGPT do; G is always of the dense model. One-shot: everything is calibrated on the dense
+    model. matrices: what `check_recipe` returned; all matrices, after the same checks, where None;
+    where no units are cut out, they alone are trained. `store` keeps the dense statistics of all
+    `windows`; where those are of a part of them, another store beside it does. `journal` makes each
+    finished block durable; it holds the result of an offloaded model, and its activations between
+    two blocks. seed: of all training. undo: units that were cut out come back when it is closed;
+    where None they are gone for good. An offloaded model keeps masked units: its files are cut when
+    they are saved. Raises PrunerZeroError.
+    """
+    if language_model.on_disk and journal is None:
+        raise ValueError("an offloaded model needs a journal to be pruned into")
+    if matrices is None:
+        matrices = check_recipe(language_model, recipe)
+    everything, train, cut = windows, None, recipe.cut
+    if cut and cut.when == "text":
+        # The distillation needs to know which tokens stay.
+        cut = cut.decide(language_model, windows.tokens, {})
+    if recipe.distill:
+        windows, distilled = for_training(windows) if recipe.reconstruct else (windows, windows)
+        # First, because it needs the dense model's predictions.
+        train = distillation(
+            language_model,
+            distilled,
+            recipe.distill,
+            seed=seed,
+            folder=training_folder(journal, recipe.distill) if journal else None,
+            translation=cut.translation if cut else None,
+        )
+    seen, judged = windows, None
+    if isinstance(recipe.masks, Race):
+        seen, judged = judged_apart(windows, everything)
+    if seen is not everything:
+        cache, fingerprint = store.folder.parent, store.settings["model"]
+        store = open_store(language_model, seen, folder=cache, fingerprint=fingerprint)
+    statistics = DenseStatistics(store, recipe.damping)
+    masks, raced = recipe.masks, list[Entry]()
+    if isinstance(masks, Race):
+        assert judged is not None
+        judge = partial(_race, language_model, seen, judged, recipe, matrices, statistics)
+
+        # A run that goes on keeps the mask of its first start.
+        raced = [Entry(**e) for e in (journal.decide("race", judge) if journal else judge())]
+        order = ranked(raced)
+        masks, raced = recipe.entries[order[0]], [raced[number] for number in order]
+        note(
+            f"divergence of masks alone on {len(judged)} held-out windows, in nats per token: "
+            + ", ".join(map(str, raced))
+        )
+    recipe = recipe.settled(masks, cut)
+    calibrate(language_model, seen, recipe.dense_kinds, store)
+    if cut and cut.when == "dense":
+        recipe = recipe.settled(masks, _decided(language_model, windows, recipe, cut, statistics))
+    run = _Run(language_model, windows, recipe, matrices, statistics, journal, seed)
+    records = run.blocks() if recipe.has_masks else []
+    for record in records:
+        if record.note:
+            note(f"{record.name}: {record.note}")
+    model, cut = language_model.model, recipe.cut
+    size = cut.size(model) if cut else size_of(model)
+    if cut and undo is not None:
+        undo.enter_context(cut.undone(model))
+    elif cut and not language_model.on_disk:
+        cut.cut(model)
+    if train is None:
+        return Pruned(recipe, records, size, raced=raced)
+    # Where units were cut out, all matrices are trained, and experts have other numbers.
+    chosen = None if cut else {matrix.name for matrix in matrices}
+    with whole_model(language_model, journal, recipe.distill) as whole:
+        trained = [m for m in find_matrices(whole) if chosen is None or m.name in chosen]
+        return Pruned(recipe, records, size, train(whole, trained), raced)
+
+
+def _race(
+    language_model: LanguageModel,
+    seen: Windows,
+    judged: Tensor,
+    recipe: Recipe,
+    matrices: Sequence[Matrix],
+    statistics: DenseStatistics,
+) -> list[dict[str, Any]]:
+    """What `race` gives, by statistics of the windows `seen`, as JSON values."""
+    calibrate(language_model, seen, recipe.dense_kinds, statistics.store)
+    entries = race(language_model, judged, recipe.entries, matrices, statistics)
+    return [asdict(entry) for entry in entries]
+
+
+def for_training(windows: Windows) -> tuple[Windows, Windows]:
+    """The windows that blocks are trained on, and those of the distillation after it.
+
+    The distillation gains little on windows that the blocks were trained on (benchmarks/why.md):
+    each has a half, but where there are too few.
+    """
+    half = len(windows) // 2
+    if half < 2:
+        return windows, windows
+    parts = (windows.tokens[: len(windows) - half], windows.tokens[-half:])
+    return replace(windows, tokens=parts[0]), replace(windows, tokens=parts[1])
+
+
+def check_recipe(
+    language_model: LanguageModel,
+    recipe: Recipe,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    *,
+    weights: bool = True,
+) -> list[Matrix]:
+    """The matrices that will be pruned, chosen as by `find_matrices`.
+
+    weights: whether to read all of them, as `check_parameters` does. Raises PrunerZeroError for all
+    mistakes that can be found before calibration.
+    """
+    include = recipe.cut.include if recipe.cut and recipe.cut.include else include
+    matrices = find_matrices(language_model.model, include, exclude)
+    if recipe.pattern:
+        for matrix in matrices:
+            recipe.pattern.check(matrix.name, (matrix.weight.shape[0], matrix.weight.shape[1]))
+    # Raises PrunerZeroError for an order that is impossible.
+    _ = recipe.order
+    if weights:
+        check_parameters(language_model, matrices)
+    if recipe.distill:
+        share = recipe.share if recipe.has_masks else 0.0
+        check_memory(language_model, matrices, share, cut=recipe.cut is not None)
+    return matrices
+
+
+def check_parameters(language_model: LanguageModel, matrices: Sequence[Matrix]) -> None:
+    """Raise PrunerZeroError for NaN and infinity, except in matrices that are left out."""
+    model = language_model.model
+    others = {matrix.parameter_name for matrix in find_matrices(model)}
+    names = {id(p): name for name, p in model.named_parameters() if name not in others}
+
+    def named(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((names[id(p)], p) for p in module.parameters() if id(p) in names)
+
+    by_block = defaultdict(list)
+    for matrix in matrices:
+        by_block[matrix.block].append(matrix)
+    for index in range(len(find_blocks(model))):
+        with language_model.block(index) as block:
+            check_weights(by_block[index])
+            check_finite(named(block))
+            for parameter in block.parameters():
+                names.pop(id(parameter), None)
+    with language_model.outside():
+        check_finite(named(model))
+
+
+@torch.no_grad()
+def _decided(
+    language_model: LanguageModel,
+    windows: Windows,
+    recipe: Recipe,
+    cut: Cut,
+    statistics: DenseStatistics,
+) -> Cut:
+    """The cut with the units that go, by the dense model, which is prepared for it."""
+    matrices = find_matrices(language_model.model)
+    if kind := cut.statistic:
+        blocks, read = {matrix.name: matrix.block for matrix in matrices}, statistics.store.read
+        scores = Lazy(blocks, lambda name: read(kind, blocks[name], [name])[name])
+    else:
+        assert recipe.metric is not None
+        scores = scores_of(
+            matrices, recipe.metric, lambda m: statistics.read(m, recipe.scoring_kinds), hold=0
+        )
+    return cut.decide(language_model, windows.tokens, scores)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The parts of one run over the blocks."""
+
+    language_model: LanguageModel
+    windows: Windows
+    recipe: Recipe
+    matrices: Sequence[Matrix]
+    statistics: DenseStatistics
+    journal: Journal | None
+    seed: int
+
+    @torch.no_grad()
+    def blocks(self) -> list[MatrixRecord]:
+        """Prune all blocks that are not finished yet; the records of all."""
+        model, recipe, journal = self.language_model, self.recipe, self.journal
+        first, records = (journal.finished, finished_records(journal)) if journal else (0, [])
+        last = max(matrix.block for matrix in self.matrices)
+        # This looks at dense weights, so it comes before finished blocks are restored.
+        masks = self.masks() if first <= last else None
+        walk = Walk(model, self.windows.tokens)
+        pruned, dense = self.streams(walk, first) if first <= last else (None, None)
+        if journal and not model.on_disk:
+            restore_blocks(journal, self.matrices)
+            if pruned:
+                for index in range(first):
+                    with model.block(index) as block:
+                        pruned.advance(block, index)
+        for index, block in walk.blocks("pruning", first):
+            matrices = self.by_block[index]
+            inputs: dict[str, Statistics] = {}
+            if pruned:
+                # Where the dense model decides the masks, steps alone need these inputs.
+                observed = matrices if masks is None or recipe.steps else []
+                inputs = self.inputs(pruned, dense, block, index, observed)
+            done = list(self.prune(masks, matrices, inputs))
+            if pruned and dense and matrices and recipe.reconstruct:
+                arguments, target = pruned.arguments[index], dense.hidden
+                passes, seed = recipe.reconstruct, self.seed
+                reconstruct(block, matrices, pruned.hidden, arguments, target, passes, seed)
+            if index == last:
+                # No block after it has matrices, so nothing needs its outputs.
+                pruned = dense = None
+            if pruned:
+                pruned.advance(block, index)
+            if journal:
+                hidden = pruned.hidden if pruned else None
+                file = hidden if isinstance(hidden, WindowFile) else None
+                # Not bound to a name, so that the tensors are freed with the block.
+                commit_block(journal, model.changed(index, matrices), done, file)
+            records += done
+        return records
+
+    def streams(self, walk: Walk, finished: int) -> tuple[Stream | None, Stream | None]:
+        """The activations of the pruned and of the dense model, where they are needed.
+
+        They are in files of the journal for an offloaded model. The pruned model's stand before the
+        first block, for an offloaded model after its `finished` blocks, the dense model's after the
+        finished blocks, which are dense at this point.
+        """
+        recipe, windows = self.recipe, len(self.windows)
+        needed = bool(select(InputStatistic, recipe.kinds)) or recipe.reconstruct > 0
+        if recipe.order == "one-shot" or not needed:
+            return None, None
+        journal = self.journal if self.language_model.on_disk else None
+        storages: list[Storage | None] = [None, None]
+        if journal:
+            storages = [
+                lambda index: new_activations(journal, index - 1, windows),
+                lambda index: new_dense_activations(journal, index - 1, windows),
+            ]
+        pruned = walk.carry(storages[0], last_activations(journal) if journal else None)
+        if not (recipe.asymmetric or recipe.reconstruct):
+            return pruned, None
+        dense = walk.carry(storages[1])
+        for index in range(finished):
+            with self.language_model.block(index) as block:
+                dense.advance(block, index, observed=True)
+        return pruned, dense
+
+    def inputs(
+        self,
+        pruned: Stream,
+        dense: Stream | None,
+        block: nn.Module,
+        index: int,
+        observed: Sequence[Matrix],
+    ) -> dict[str, Statistics]:
+        """The statistics of the pruned model's inputs; the dense model's go one block on."""
+        beside = dense if observed and self.recipe.asymmetric else None
+        if dense and not beside:
+            dense.advance(block, index, observed=True)
+        if not observed:
+            return {}
+        collected = pruned.collect(block, index, observed, self.recipe.kinds, beside=beside)
+        return block_statistics(collected, self.recipe.damping)
+
+    def masks(self) -> Mapping[str, Mask] | None:
+        """The masks of all matrices, where the whole dense model decides them."""
+        recipe = self.recipe
+        if recipe.cut and recipe.cut.when == "dense":
+            return masks_of_cut(self.matrices, recipe.cut)
+        assert isinstance(recipe.masks, Scored)
+        if recipe.masks.pattern.reach != "model":
+            return None
+        return masks_of(
+            self.matrices,
+            recipe.masks,
+            lambda matrix: self.statistics.read(matrix, recipe.scoring_kinds),
+            load=self.language_model.block,
+            hold=0 if self.language_model.on_disk else None,
+        )
+
+    def prune(
+        self,
+        decided: Mapping[str, Mask] | None,
+        matrices: Sequence[Matrix],
+        inputs: dict[str, Statistics],
+    ) -> Iterator[MatrixRecord]:
+        """Prune the matrices of one loaded block; entries of `inputs` are removed when used.
+
+        decided: the masks where the dense model has decided them.
+        """
+        by_name, scored = {matrix.name: matrix for matrix in matrices}, self.recipe.masks
+        parts = [[name] for name in by_name]
+        if decided is None and isinstance(scored, Scored):
+            parts = groups(scored.pattern, {name: m.block for name, m in by_name.items()})
+        # All masks of the block, before the first of its weights changes.
+        masks = None if decided is None else {name: decided[name] for name in by_name}
+        sweep = self.recipe.sweep is not None
+        for names in parts:
+            group = [by_name[name] for name in names]
+            statistics = {matrix: self.read(matrix, inputs) for matrix in group}
+            chosen = masks
+            if chosen is None:
+                assert isinstance(scored, Scored)
+                lazy = masks_of(group, scored, statistics.__getitem__, sweep=sweep)
+                chosen = {name: lazy[name] for name in names}
+            for matrix in group:
+                yield prune_matrix(matrix, statistics.pop(matrix), self.recipe, chosen[matrix.name])
+                if disk := self.language_model.on_disk:
+                    disk.release()
+
+    def read(self, matrix: Matrix, inputs: dict[str, Statistics]) -> Statistics:
+        """The statistics of one matrix: its entry of `inputs`, else those of the dense model."""
+        kinds = self.recipe.kinds if self.recipe.pattern else ()
+        if not inputs:
+            return self.statistics.read(matrix, kinds)
+        dense = self.statistics.read(matrix, set(kinds) - select(InputStatistic, kinds).keys())
+        fresh = inputs.pop(matrix.name)
+        return replace(fresh, values={**fresh.values, **dense.values})
+
+    @cached_property
+    def by_block(self) -> list[list[Matrix]]:
+        """The chosen matrices of each block."""
+        count = len(find_blocks(self.language_model.model))
+        return [[matrix for matrix in self.matrices if matrix.block == i] for i in range(count)]

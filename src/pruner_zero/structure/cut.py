@@ -1,0 +1,126 @@
+"""Cuts: whole units that are removed from a model, so that it becomes smaller."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from torch import Tensor, nn
+
+from pruner_zero.calibration.statistics import Kind
+from pruner_zero.choices import check_sparsity
+from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.models.structure import size_of
+from pruner_zero.sparsity.pattern import Pattern
+
+# When a cut knows which units go: from the calibration text before anything else, from the whole
+# dense model before the first mask, or block by block from masks.
+When = Literal["text", "dense", "masks"]
+
+
+class Cut(ABC):
+    """Which units of a model go, and how they are cut out. Subclasses are frozen dataclasses.
+
+    unit: the kind of unit, such as "channels". sparsity: the share of units to remove, in [0, 1).
+    parameters: in its place, the largest number of parameters of the smaller model, or up to 1
+    their share. when: as `When` says. update: the step that corrects kept weights after the mask;
+    None where no step has any effect. kept_tokens: the numbers of the tokens that stay, empty where
+    all do.
+    """
+
+    unit: str
+    sparsity: float
+    parameters: float | None
+    when: When = "dense"
+    update: str | None = None
+    kept_tokens: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_sparsity(self.sparsity)
+
+    @abstractmethod
+    def fit(self, language_model: LanguageModel) -> Self:
+        """The cut for one dense model.
+
+        Raises PrunerZeroError where it has no such units, or not so many can be removed.
+        """
+
+    @property
+    def rule(self) -> str | None:
+        """How the units are chosen, in words; None where a metric chooses them."""
+        return None
+
+    @property
+    def statistic(self) -> Kind | None:
+        """The kind of statistic by which `decide` compares units; None for a metric's scores."""
+        return None
+
+    @property
+    def include(self) -> Sequence[str]:
+        """Patterns of the names of the matrices that lose rows or columns; empty for all."""
+        return ()
+
+    @property
+    def translation(self) -> Any:
+        """The `Translation` to the tokens of the smaller model; None where it has the same."""
+        return None
+
+    @property
+    def pattern(self) -> Pattern:
+        """The pattern of the masks that choose units block by block, once the cut is fitted."""
+        raise NotImplementedError(f"{self.unit} are not chosen by masks")
+
+    def decide(
+        self, language_model: LanguageModel, tokens: Tensor, scores: Mapping[str, Tensor]
+    ) -> Self:
+        """The cut with the units that go; the dense model may be prepared for it, in place.
+
+        tokens: the calibration windows (n, seqlen). scores: by matrix name, of the metric or the
+        `statistic`, without matrices that calibration never reached; may be lazy.
+        """
+        del language_model, tokens, scores
+        return self
+
+    def goes(self, name: str) -> bool:
+        """Whether the matrix `name` is cut out whole, where `decide` has chosen."""
+        raise NotImplementedError(f"{self.unit} are no whole matrices: {name}")
+
+    def size(self, model: nn.Module) -> tuple[int, int]:
+        """The parameters of the model after `cut`, and their bytes, before anything is cut."""
+        return size_of(model)
+
+    @abstractmethod
+    def cut(self, model: Any) -> None:
+        """Cut the units out of `model`, in place."""
+
+    def cut_files(self, model: Any, files: list[Path]) -> tuple[Any, list[Path]]:
+        """`cut` for a model on disk: its new configuration, and new files of its blocks.
+
+        files: the weights of each block, as they are saved. The configuration is None where it
+        stays the same.
+        """
+        del model
+        return None, files
+
+    @contextmanager
+    def undone(self, model: Any) -> Iterator[None]:
+        """Within the context, `model` is the smaller model, as after `cut`.
+
+        Its modules, parameters and configuration from before come back; they are held meanwhile.
+        """
+        parts = [vars(model.config)]
+        for module in model.modules():
+            parts += [vars(module), module._parameters, module._buffers, module._modules]
+        before = [(part, dict(part)) for part in parts]
+        try:
+            self.cut(model)
+            yield
+        finally:
+            for part, values in before:
+                part.clear()
+                part.update(values)
+
+    def describe(self) -> dict[str, Any]:
+        """What decided which units are removed, as JSON values."""
+        return {}
