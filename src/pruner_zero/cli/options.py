@@ -40,6 +40,14 @@ Overwrite = Annotated[
     bool,
     _switch("--overwrite", "Replace the model at the output, or discard an unfinished run of it."),
 ]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Print what would be done, to which matrices, and an estimate of minutes and memory.",
+        metavar="",
+    ),
+]
 Quiet = Annotated[bool, _switch("--quiet", "Print the result and errors only, no progress.")]
 AsJson = Annotated[bool, _switch("--json", "Print the result as one JSON value.")]
 Cache = Annotated[

@@ -5,6 +5,7 @@ import sys
 from typing import Any
 
 from pruner_zero.cli import options
+from pruner_zero.errors import PrunerZeroError
 from pruner_zero.settings.prune import PruneSettings
 from pruner_zero.settings.recover import RecoverSettings
 
@@ -18,16 +19,24 @@ IMPROVEMENT = (
 @options.with_settings(PruneSettings)
 def prune(
     settings: dict[str, Any],
-    output: options.OutputModel,
+    output: options.OutputModel | None = None,
     overwrite: options.Overwrite = False,
+    dry_run: options.DryRun = False,
     cache: options.Cache = None,
     config: options.Config = None,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Prune MODEL by a metric and save it. After an interruption, the same command continues."""
+    from pruner_zero.pruning.prune import plan
     from pruner_zero.pruning.prune import prune as run
 
+    if dry_run:
+        made = plan(output=output, overwrite=overwrite, config=config, **settings)
+        print(json.dumps(made.to_json()) if as_json else "\n".join(made.lines()))
+        return
+    if output is None:
+        raise PrunerZeroError("give the place of the result as --output, or add --dry-run")
     result = run(output=output, overwrite=overwrite, cache=cache, config=config, **settings)
     if as_json:
         summary = {"output": str(result.output), "sparsity": result.sparsity}

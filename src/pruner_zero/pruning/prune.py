@@ -1,5 +1,6 @@
 """`prune`: from a model and a metric to a folder that plain `from_pretrained` loads."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,10 +20,11 @@ from pruner_zero.models.gguf_source import GgufSource, read_source, source_of
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import as_language_model
 from pruner_zero.models.save import save_model
-from pruner_zero.models.structure import Matrix, size_of
+from pruner_zero.models.structure import Matrix, local_name_of, size_of
 from pruner_zero.progress import note
 from pruner_zero.provenance import Cost, measured, provenance
 from pruner_zero.pruning.checkpoint import weight_files
+from pruner_zero.pruning.estimate import Estimate, estimate
 from pruner_zero.pruning.planning import plan_recipe, read_recipe, takes_default
 from pruner_zero.pruning.prune_result import PruneResult
 from pruner_zero.pruning.recipe import Recipe
@@ -30,7 +32,7 @@ from pruner_zero.pruning.runner import check_recipe, run_recipe
 from pruner_zero.result_folder import GGUF_PRUNING, build_folder, check_output
 from pruner_zero.settings.calibration import TOKENS
 from pruner_zero.settings.prune import PruneSettings
-from pruner_zero.text.mixture import Source
+from pruner_zero.text.mixture import Mixture, Source
 from pruner_zero.text.windows import Windows
 
 # Settings of the statistics that `identity` names one by one.
@@ -75,13 +77,88 @@ def prune(
     call after an interruption resumes after the last finished block. Raises PrunerZeroError,
     naming what to change; `output` is then unchanged, and a model object may be pruned in part.
     """
+    parts = (model, metric, calibration, output, overwrite, tokenizer, config, settings)
+    run = _prepare(*parts)
+    if run.settings.offload and run.folder is None:
+        raise PrunerZeroError("--offload needs an output folder, where the result is built up")
+    with torch_threads(run.settings.threads):
+        note(str(run.plan.estimate or "how long it takes is not known"))
+        for line in run.recipe.lines():
+            note(line)
+        windows, store = open_calibration(
+            run.texts, run.language_model, run.shape, run.settings.seed, cache
+        )
+        work = _Work(run, windows, store)
+        return build_folder(run.folder, overwrite, "block", work.identity(), work.prune, work.write)
+
+
+def plan(
+    model: str | Path | LanguageModel | Any = None,
+    metric: str | Metric | None = None,
+    *,
+    calibration: Source | Mapping[Any, float] | None = None,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    tokenizer: Any = None,
+    config: str | Path | None = None,
+    **settings: Any,
+) -> "Plan":
+    """What `prune` with these arguments would do, and what it would take; nothing is changed.
+
+    Raises PrunerZeroError for what `prune` refuses before its work.
+    """
+    parts = (model, metric, calibration, output, overwrite, tokenizer, config, settings)
+    return _prepare(*parts).plan
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The recipe for a model, the matrices that it concerns, and what it takes.
+
+    matrices: by their name inside a block, how many there are and their shape (out, in). estimate:
+    None where the blocks of the model cannot be run alone.
+    """
+
+    recipe: Recipe
+    matrices: Mapping[str, tuple[int, tuple[int, int]]]
+    estimate: Estimate | None
+
+    def lines(self) -> list[str]:
+        """The plan in words, line by line."""
+        shown = [
+            f"  {name}: {count} of {shape[0]} x {shape[1]}"
+            for name, (count, shape) in self.matrices.items()
+        ]
+        lines = self.recipe.lines()
+        if self.recipe.has_masks:
+            lines += ["matrices:", *shown]
+        return [*lines, str(self.estimate or "how long it takes is not known")]
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as JSON values; shapes by matrix name."""
+        shapes = {name: {"count": n, "shape": shape} for name, (n, shape) in self.matrices.items()}
+        duration = self.estimate and vars(self.estimate)
+        return {**self.recipe.to_json(), "matrices": shapes, "estimate": duration}
+
+
+def _prepare(
+    model: Any,
+    metric: str | Metric | None,
+    calibration: Source | Mapping[Any, float] | None,
+    output: str | Path | None,
+    overwrite: bool,
+    tokenizer: Any,
+    config: str | Path | None,
+    settings: Mapping[str, Any],
+) -> "_Prepared":
+    """All that comes before the first work. Raises PrunerZeroError for what can be seen by then."""
     checked, said = read_recipe(model, metric, calibration, config, settings)
     folder = None if output is None else check_output(output, overwrite, [checked.model], gguf=True)
     is_object = model is not None and not isinstance(model, str | Path)
     name = None if is_object else checked.model
     gguf = source_of(folder, checked.gguf_type, name, "--offload" * checked.offload)
     if checked.offload:
-        _check_offload(is_object, folder)
+        _check_offload(is_object)
     text = checked.calibration if calibration is None else calibration
     texts = calibration_texts(text, said.needs_text or takes_default(checked), checked)
     if checked.offload:
@@ -103,60 +180,81 @@ def prune(
         # Before the model writes a text for nothing.
         check_gradients(matrices)
     with torch_threads(checked.threads):
-        shape = checked.shape(recipe.text.tokens if recipe.text else TOKENS)
-        windows, store = open_calibration(texts, language_model, shape, checked.seed, cache)
-        parts = (language_model, is_object, windows, store, checked, recipe, matrices, folder)
-        run = _Run(*parts, source, optional)
-        identity = _identity(checked, recipe, store)
-        return build_folder(folder, overwrite, "block", identity, run.prune, run.write)
+        writes = texts is not None and texts.count_self(1) > 0
+        duration = estimate(language_model, recipe, matrices, writes=writes)
+    parts = (checked, recipe, language_model, is_object, texts, matrices, folder, source)
+    return _Prepared(*parts, optional, duration)
 
 
-def _check_offload(is_object: bool, folder: Path | None) -> None:
+def _check_offload(is_object: bool) -> None:
     """Raise PrunerZeroError for what --offload cannot be combined with."""
     if is_object:
         raise PrunerZeroError(
             "a model object is in memory already: save it with save_pretrained and give "
             "--offload its folder, or leave out --offload"
         )
-    if folder is None:
-        raise PrunerZeroError("--offload needs an output folder, where the result is built up")
 
 
 @dataclass(frozen=True)
-class _Run:
-    """The parts of one run.
+class _Prepared:
+    """A run before its first work.
 
-    is_object: whether the caller gave a model object. optional: whether the distillation may be
-    left out.
+    is_object: whether the caller gave a model object. texts: of the calibration. optional: whether
+    the distillation may be left out.
     """
 
-    language_model: LanguageModel
-    is_object: bool
-    windows: Windows
-    store: StatisticsStore
     settings: PruneSettings
     recipe: Recipe
+    language_model: LanguageModel
+    is_object: bool
+    texts: Mixture | None
     matrices: Sequence[Matrix]
     folder: Path | None
     source: GgufSource | None
     optional: bool
+    estimate: Estimate | None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The number of calibration windows, and the tokens in each."""
+        text = self.recipe.text
+        return self.settings.shape(text.tokens if text else TOKENS)
+
+    @property
+    def plan(self) -> Plan:
+        """The recipe, the matrices and the estimate."""
+        by_name: dict[str, list[Matrix]] = defaultdict(list)
+        for matrix in self.matrices:
+            by_name[local_name_of(matrix.name, matrix.block)].append(matrix)
+        counted = {
+            name: (len(group), (group[0].weight.shape[0], group[0].weight.shape[1]))
+            for name, group in by_name.items()
+        }
+        return Plan(self.recipe, counted, self.estimate)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """The work of a run: what was prepared, the calibration windows, the store of statistics."""
+
+    run: _Prepared
+    windows: Windows
+    store: StatisticsStore
 
     def prune(self, journal: Journal | None) -> PruneResult:
         """Prune the model, on from the blocks that are finished in the `journal`."""
-        model, settings, recipe = self.language_model, self.settings, self.recipe
-        if self.optional and journal and not journal.decide("distill", self._fits):
+        run, model, recipe = self.run, self.run.language_model, self.run.recipe
+        if run.optional and journal and not journal.decide("distill", self._fits):
             recipe = replace(recipe, distill=0)
         before = size_of(model.model)[0]
-        for line in recipe.lines():
-            note(line)
         with measured() as cost, self._named_in_part():
             pruned = run_recipe(
                 model,
                 self.windows,
                 recipe,
                 self.store,
-                matrices=self.matrices,
-                seed=settings.seed,
+                matrices=run.matrices,
+                seed=run.settings.seed,
                 journal=journal,
             )
         origin = {
@@ -166,7 +264,7 @@ class _Run:
         }
         return PruneResult(
             model,
-            settings,
+            run.settings,
             pruned.recipe,
             recipe.order,
             pruned.records,
@@ -175,32 +273,33 @@ class _Run:
             origin,
             cost,
             pruned.curve,
-            self.folder,
+            run.folder,
             pruned.raced,
         )
 
     def write(self, result: PruneResult, journal: Journal, staged: Path) -> Cost:
         """Write the pruned model and the record of the run to the folder or file `staged`."""
-        model, cut = self.language_model.model, result.recipe.cut
-        if self.source:
-            kind, stay = self.settings.gguf_type, cut.kept_tokens if cut else ()
-            save_gguf(self.source, model, staged, kind, stay, {GGUF_PRUNING: result.to_json()})
+        run, model, cut = self.run, self.run.language_model.model, result.recipe.cut
+        if run.source:
+            kind, stay = run.settings.gguf_type, cut.kept_tokens if cut else ()
+            save_gguf(run.source, model, staged, kind, stay, {GGUF_PRUNING: result.to_json()})
             return result.cost
-        if disk := self.language_model.on_disk:
+        if disk := run.language_model.on_disk:
             config, files = None, weight_files(journal, result.recipe.distill)
             if cut:
                 config, files = cut.cut_files(model, files)
             disk.save(files, staged, config)
         else:
-            save_model(self.language_model, staged)
+            save_model(run.language_model, staged)
         result.write(staged)
         return result.cost
 
     def _fits(self) -> bool:
         """Whether the memory is large enough for the distillation; a note where it is not."""
-        include, exclude = self.settings.include, self.settings.exclude
+        run = self.run
+        include, exclude = run.settings.include, run.settings.exclude
         try:
-            check_recipe(self.language_model, self.recipe, include, exclude, weights=False)
+            check_recipe(run.language_model, run.recipe, include, exclude, weights=False)
         except PrunerZeroError as error:
             note(f"{str(error).partition(':')[0]}: it is left out")
             return False
@@ -212,25 +311,24 @@ class _Run:
         try:
             yield
         except PrunerZeroError as error:
-            if not self.is_object:
+            if not self.run.is_object:
                 raise
             raise PrunerZeroError(
                 f"{error} (the model object may be pruned in part by now: load it again)"
             ) from error
 
-
-def _identity(settings: PruneSettings, recipe: Recipe, store: StatisticsStore) -> dict[str, Any]:
-    """The values that an unfinished run must share with this run to be resumed by it."""
-    statistics = store.settings
-    # After passes the distillation takes windows from the blocks.
-    shared = {"--distill": recipe.distill > 0} if recipe.reconstruct else {}
-    # The settings left out change only the rounding of sums or which files are written.
-    return {
-        **settings.by_option(_PLACE),
-        **shared,
-        "the metric": [entry.metric.to_json() for entry in recipe.entries],
-        "the model's weights": statistics["model"],
-        "the calibration tokens": statistics["windows"],
-        "the version of torch": statistics["torch"],
-        "the statistics": {name: statistics[name] for name in statistics if name not in _NAMED},
-    }
+    def identity(self) -> dict[str, Any]:
+        """The values that an unfinished run must share with this run to be resumed by it."""
+        recipe, statistics = self.run.recipe, self.store.settings
+        # After passes the distillation takes windows from the blocks.
+        shared = {"--distill": recipe.distill > 0} if recipe.reconstruct else {}
+        # The settings left out change only the rounding of sums or which files are written.
+        return {
+            **self.run.settings.by_option(_PLACE),
+            **shared,
+            "the metric": [entry.metric.to_json() for entry in recipe.entries],
+            "the model's weights": statistics["model"],
+            "the calibration tokens": statistics["windows"],
+            "the version of torch": statistics["torch"],
+            "the statistics": {name: statistics[name] for name in statistics if name not in _NAMED},
+        }
