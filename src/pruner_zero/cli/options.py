@@ -16,15 +16,14 @@ from pruner_zero.settings.base import FILES, ModelSettings, Settings
 from pruner_zero.settings.options import Option, options_of
 from pruner_zero.settings.read import read_settings
 
-OutputModel = Annotated[
-    Path,
-    typer.Option(
-        "--output",
-        "-o",
-        help="Folder for the result, or a .gguf file where MODEL is one.",
-        show_default=False,
-    ),
-]
+_OUTPUT_MODEL = typer.Option(
+    "--output",
+    "-o",
+    help="Folder for the result, or a .gguf file where MODEL is one.",
+    show_default=False,
+)
+OutputModel = Annotated[Path, _OUTPUT_MODEL]
+OutputUnlessDry = Annotated[Path | None, _OUTPUT_MODEL]
 OutputFile = Annotated[
     Path | None,
     typer.Option("--output", "-o", help="JSON file for the result.", show_default=False),
@@ -69,11 +68,33 @@ Config = Annotated[
 ]
 
 
+def _help_all(context: typer.Context, asked: bool) -> None:
+    if asked:
+        for parameter in context.command.params:
+            parameter.hidden = False  # type: ignore[attr-defined]
+        typer.echo(context.get_help())
+        raise typer.Exit
+
+
+HelpAll = Annotated[
+    bool,
+    typer.Option(
+        "--help-all",
+        callback=_help_all,
+        is_eager=True,
+        help="Show all options and exit.",
+        metavar="",
+    ),
+]
+_HELP_ALL = Parameter("help_all", Parameter.KEYWORD_ONLY, default=False, annotation=HelpAll)
+
+
 def with_settings(kind: type[Settings]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Decorate a command so that every setting of `kind` becomes a parameter for Typer.
 
     The command receives the settings given on the command line, by name, as `settings`. What it
-    calls reports its progress on stderr, unless `quiet` is given.
+    calls reports its progress on stderr, unless `quiet` is given. `--help` shows the options of the
+    first panel and those of files, `--help-all` all.
     """
     options = options_of(kind)
 
@@ -86,6 +107,7 @@ def with_settings(kind: type[Settings]) -> Callable[[Callable[..., None]], Calla
 
         @wraps(command)
         def call(**given: Any) -> None:
+            del given["help_all"]
             settings = {name: given.pop(name) for name in options}
             given["settings"] = {
                 name: read(value) if (read := options[name].read) else value
@@ -100,7 +122,7 @@ def with_settings(kind: type[Settings]) -> Callable[[Callable[..., None]], Calla
 
         made = [_parameter(option) for option in sorted(options.values(), key=_place)]
         call.__signature__ = signature(command).replace(  # type: ignore[attr-defined]
-            parameters=[*made, *parameters]
+            parameters=[*made, *parameters, _HELP_ALL]
         )
         return call
 
@@ -127,7 +149,8 @@ def _parameter(option: Option) -> Parameter:
         panel = None if option.panel == Settings.panel else option.panel
         if option.choices:
             shown["autocompletion"] = lambda: list(option.choices)
-        declared = typer.Option(option.flag, rich_help_panel=panel, **shown)
+        hidden = option.panel not in (Settings.panel, FILES)
+        declared = typer.Option(option.flag, rich_help_panel=panel, hidden=hidden, **shown)
     kind = GenericAlias(list, (option.type,)) if option.repeatable else option.type
     return Parameter(
         option.name,

@@ -9,17 +9,16 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.settings.prune import PruneSettings
 from pruner_zero.settings.recover import RecoverSettings
 
-# The figures are of benchmarks/updates.md.
 IMPROVEMENT = (
-    "a plain mask: add --refine, or --refine --asymmetric --update exact, for a lower perplexity "
-    "(SmolLM2-135M at 50 %, wanda: 56.5, refined 45.8, with all three 37.3)"
+    "a plain mask: leave out --metric, or give the .json file of a metric that a search found, for "
+    "a better model (docs/choosing.md)"
 )
 
 
 @options.with_settings(PruneSettings)
 def prune(
     settings: dict[str, Any],
-    output: options.OutputModel | None = None,
+    output: options.OutputUnlessDry = None,
     overwrite: options.Overwrite = False,
     dry_run: options.DryRun = False,
     cache: options.Cache = None,

@@ -14,7 +14,6 @@ from pruner_zero.files import check_file, write_atomic
 from pruner_zero.markup import clean
 from pruner_zero.metric.expression import Call, Expression
 from pruner_zero.metric.latex import to_latex, to_mathml
-from pruner_zero.pruning.recipe import describe_steps
 from pruner_zero.report import commands, figures
 from pruner_zero.report.read import ComparisonRun, EvaluationRun, PruneRun, Result, read_result
 from pruner_zero.version import __version__
@@ -79,7 +78,6 @@ def page(results: Sequence[Result], command: str) -> str:
     }
     environment.globals |= {
         "compared": _COMPARED,
-        "describe_steps": describe_steps,
         "figures": figures,
         "origin": _origin,
         "resume": lambda run: shlex.join(["pruner-zero", "search", "--resume", str(run.path)]),

@@ -40,16 +40,17 @@ class _Saved(_Read):
 class PruneRun(_Saved):
     """A pruned model.
 
-    steps: what followed the mask; asymmetric: towards the dense model's outputs. distill: the steps
-    of the training after them. parameters: before and after, where units were removed. timing: the
-    cost of the last process.
+    recipe: what was done, line by line. race: the masks that were judged, the best first, with
+    their divergence from the dense model in nats per token. distillation: its learning curve.
+    parameters: before and after, where units were removed. timing: the cost of the last process.
     """
 
     expression: _Metric
     pattern: str
-    steps: list[str]
-    asymmetric: bool
-    distill: int
+    scope: str | None = None
+    recipe: list[str] = []
+    race: list[dict[str, Any]] = []
+    distillation: list[dict[str, Any]] = []
     sparsity: float
     parameters: list[int] | None = None
     matrices: list[_Matrix]

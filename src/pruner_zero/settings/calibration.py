@@ -204,12 +204,12 @@ class MethodSettings(CalibrationSettings, SparsitySettings):
 
     panel: ClassVar[str] = CalibrationSettings.panel
 
-    scope: Annotated[Scope | None, Cli(panel="Options", default="the metric's own, else row")] = (
-        Field(
-            None,
-            description="Weights that are compared with each other: those of a row, of a block of "
-            "128 columns, of a matrix, or of the whole model (global).",
-        )
+    scope: Annotated[
+        Scope | None, Cli(panel=SparsitySettings.panel, default="the metric's own, else row")
+    ] = Field(
+        None,
+        description="Weights that are compared with each other: those of a row, of a block of "
+        "128 columns, of a matrix, or of the whole model (global).",
     )
     mode: Annotated[Mode, Cli(default="sequential, one-shot for a plain mask of scope global")] = (
         Field(

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from pruner_zero.choices import Structure
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.settings.base import MAIN, Cli, ModelSettings, OutputSettings, PathText
+from pruner_zero.settings.base import MAIN, Cli, OutputSettings, PathText
 from pruner_zero.settings.calibration import (
     COUNTED,
     LONG,
@@ -40,12 +40,12 @@ class PruneSettings(OutputSettings, MethodSettings, SizeSettings):
 
     panel: ClassVar[str] = "What follows the mask"
 
-    metric: Annotated[str | None, Cli(panel="Options", first=True, default="default")] = Field(
+    metric: Annotated[str | None, Cli(panel="Options", first=True, default="the best method measured")] = Field(
         None,
         description=f"A name, an expression or a .json tree file, as {METHOD}; `pruner-zero metric "
         "list` shows the names, of which sparsegpt brings its own update. A tree file alone, as a "
         "search writes it, takes the place of the default's masks: what follows them stays. "
-        "The default depends on the model: --dry-run shows it.",
+        "What is done without it depends on the model: --dry-run shows it.",
     )
     race: Annotated[bool, MAIN] = Field(
         False,
@@ -67,20 +67,20 @@ class PruneSettings(OutputSettings, MethodSettings, SizeSettings):
             default=f"1024; {SHORT} for text that the model writes, and for --structure vocabulary",
         ),
     ] = Field(None, ge=2, description="Tokens in a window.")
-    refine: Annotated[bool, MAIN] = Field(
+    refine: bool = Field(
         False,
         description="Improve the mask by swaps of a kept and a pruned weight that lower the error "
         "of the layer's outputs.",
     )
     update: Annotated[
         str | None,
-        Cli(panel="Options", default="the metric's own, else none"),
+        Cli(default="the metric's own, else none"),
     ] = Field(
         None,
         description="Change the kept weights to compensate for pruned weights: none; obs, "
         "SparseGPT's sweep; exact, least squares.",
     )
-    asymmetric: Annotated[bool, MAIN] = Field(
+    asymmetric: bool = Field(
         False,
         description="Swaps and updates aim a quarter of the way at the outputs of the dense model, "
         "and so compensate for some of the errors of earlier blocks.",
@@ -92,9 +92,7 @@ class PruneSettings(OutputSettings, MethodSettings, SizeSettings):
         "in this many passes over the calibration windows, before the next block is pruned; with "
         "--distill over the first half of them.",
     )
-    distill: Annotated[
-        int | None, Cli(panel="Options", default="0 with a name or an expression")
-    ] = Field(
+    distill: Annotated[int | None, Cli(default="0 with a name or an expression")] = Field(
         None,
         ge=0,
         description="Then train the kept weights for this many optimizer steps of about 1024 "
@@ -120,7 +118,7 @@ class PruneSettings(OutputSettings, MethodSettings, SizeSettings):
         description="With --structure vocabulary: a text file whose words must be encoded as "
         "before; all of their tokens stay.",
     )
-    offload: Annotated[bool, Cli(panel=ModelSettings.panel)] = Field(
+    offload: Annotated[bool, MAIN] = Field(
         False, description="Leave the model on disk and read one block at a time."
     )
 
