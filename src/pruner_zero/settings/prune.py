@@ -40,7 +40,9 @@ class PruneSettings(OutputSettings, MethodSettings, SizeSettings):
 
     panel: ClassVar[str] = "What follows the mask"
 
-    metric: Annotated[str | None, Cli(panel="Options", first=True, default="the best method measured")] = Field(
+    metric: Annotated[
+        str | None, Cli(panel="Options", first=True, default="the best method measured")
+    ] = Field(
         None,
         description=f"A name, an expression or a .json tree file, as {METHOD}; `pruner-zero metric "
         "list` shows the names, of which sparsegpt brings its own update. A tree file alone, as a "
