@@ -10,9 +10,10 @@ from pathlib import Path
 
 import commands
 import measured
+import walk
 
 ROOT = Path(__file__).parents[2]
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+PAGES = (ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").rglob("*.md")))
 
 
 def include(argument: str) -> str:
@@ -36,6 +37,7 @@ KINDS: dict[str, Callable[[str], str]] = {
     "terminals": lambda _: commands.terminals(),
     "include": include,
     "table": table,
+    "walk": lambda _: walk.picture(),
     "choose": lambda _: measured.summary(measured.read(ROOT / "benchmarks" / "results")),
 }
 _PART = re.compile(

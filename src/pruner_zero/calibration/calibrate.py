@@ -18,6 +18,7 @@ from pruner_zero.models.blocks import Activations
 from pruner_zero.models.language_model import LanguageModel, check_tokens
 from pruner_zero.models.structure import find_blocks, find_matrices
 from pruner_zero.text.windows import Windows
+from pruner_zero.version import __version__
 
 
 def open_store(
@@ -39,6 +40,8 @@ def open_store(
         "shape": list(windows.tokens.shape),
         "torch": torch.__version__,
         "transformers": metadata.version("transformers"),
+        "pruner_zero": __version__,
+        # Counted up where what is kept changes between versions.
         "format": 1,
     }
     cache = Path(folder) if folder is not None else default_cache()

@@ -38,6 +38,7 @@ from pruner_zero.tensor_file import TensorFile, write_tensors
 from pruner_zero.text.mixture import SelfText
 from pruner_zero.text.scripts import tokens_outside
 from pruner_zero.text.windows import Windows, begun, start_of, tokens_sha256
+from pruner_zero.version import __version__
 
 # The most tokens and windows that are written together, as many as `prune` calibrates on by
 # default. The drawn text depends on the number of windows in a batch, so that these numbers do not
@@ -126,6 +127,8 @@ def _write(
         "dtype": str(dtype),
         "torch": torch.__version__,
         "transformers": metadata.version("transformers"),
+        "pruner_zero": __version__,
+        # Counted up where what is kept changes between versions.
         "format": 7,
     }
     cache = Path(folder) if folder is not None else default_cache()
