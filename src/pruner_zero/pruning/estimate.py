@@ -23,6 +23,8 @@ from pruner_zero.training.reconstruction import reconstruct
 _TOKENS = 1024
 # The windows that a model writes at a time.
 _TOGETHER = 96
+# Parameters times tokens below which all is done in seconds, and nothing is timed.
+_LITTLE = 10**10
 
 
 @dataclass(frozen=True)
@@ -64,17 +66,19 @@ def estimate(
     """
     model, text = language_model.model, recipe.text
     depth, tokens = len(find_blocks(model)), text.tokens if text else 0
+    timed = None
     try:
-        timed = _time(language_model, recipe, text.seqlen if text else 2) if text else None
+        if text and size_of(model)[0] * tokens > _LITTLE:
+            timed = _time(language_model, recipe, text.seqlen)
     except PrunerZeroError:
         # The run itself says why.
         return None
     seconds = 0.0
-    if timed:
+    if timed and text:
         forward, head = depth * timed.forward / _TOKENS, timed.head / _TOKENS
         blocks = tokens // 2 if recipe.reconstruct and recipe.distill else tokens
         if writes:
-            seconds += tokens / min(_TOGETHER, text.windows if text else 1) * timed.drawn
+            seconds += tokens / min(_TOGETHER, text.windows) * timed.drawn
         if recipe.distill:
             seconds += (tokens - blocks or tokens) * (forward + head)
             # Activations are computed again in the backward pass.

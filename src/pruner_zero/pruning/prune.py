@@ -32,7 +32,7 @@ from pruner_zero.pruning.runner import check_recipe, run_recipe
 from pruner_zero.result_folder import GGUF_PRUNING, build_folder, check_output
 from pruner_zero.settings.calibration import TOKENS
 from pruner_zero.settings.prune import PruneSettings
-from pruner_zero.text.mixture import Mixture, Source
+from pruner_zero.text.mixture import Mixture, SelfText, Source
 from pruner_zero.text.windows import Windows
 
 # Settings of the statistics that `identity` names one by one.
@@ -180,7 +180,8 @@ def _prepare(
         # Before the model writes a text for nothing.
         check_gradients(matrices)
     with torch_threads(checked.threads):
-        writes = texts is not None and texts.count_self(1) > 0
+        sources = texts.texts if texts else ()
+        writes = any(isinstance(source, SelfText) for source in sources)
         duration = estimate(language_model, recipe, matrices, writes=writes)
     parts = (checked, recipe, language_model, is_object, texts, matrices, folder, source)
     return _Prepared(*parts, optional, duration)
