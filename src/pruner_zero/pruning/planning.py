@@ -91,11 +91,11 @@ def plan_recipe(settings: PruneSettings, said: Recipe, language_model: LanguageM
     """
     recipe, tokens = said, TOKENS
     if takes_default(settings):
-        if said.cut:
-            # There least squares stand in the place of passes (benchmarks/units.md).
-            recipe = replace(said, distill=_first(settings.distill, DISTILL))
-        else:
+        if said.cut is None:
             recipe, tokens = _with_default(settings, said, language_model)
+        elif said.cut.rule is None:
+            # Least squares stand in the place of passes (benchmarks/units.md).
+            recipe = replace(said, distill=_first(settings.distill, DISTILL))
     fitted = recipe.fitted(language_model)
     if fitted.cut and recipe.cut and not isclose(fitted.share, recipe.share, abs_tol=1e-6):
         kept = getattr(fitted.cut, "kept", 0)
