@@ -34,9 +34,9 @@ from typing import Any
 from pruner_zero import prune
 from pruner_zero.calibration.self_text import self_windows
 from pruner_zero.devices import torch_threads
-from pruner_zero.evaluation.perplexity import perplexity
-from pruner_zero.evaluation.tasks import evaluate_tasks
 from pruner_zero.files import write_atomic
+from pruner_zero.measuring.perplexity import perplexity
+from pruner_zero.measuring.tasks import evaluate_tasks
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import load_model
 from pruner_zero.models.predictions import compare_predictions

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Cli
-from tests.evaluation.local_task import QUESTIONS, write_task
+from tests.measuring.local_task import QUESTIONS, write_task
 
 
 @pytest.fixture

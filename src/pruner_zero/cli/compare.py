@@ -21,7 +21,7 @@ def compare(
     quiet: options.Quiet = False,
 ) -> None:
     """Prune MODEL by each method, from the same statistics, and print the perplexities."""
-    from pruner_zero.comparison.compare import compare as run
+    from pruner_zero.measuring.comparing import compare as run
 
     result = run(output=output, cache=cache, config=config, **settings)
     code = 2 if all("error" in row for row in result.rows) else 0

@@ -10,8 +10,8 @@ from pruner_zero.settings.evaluate import EvaluateSettings
 from pruner_zero.settings.read import read_settings
 
 if TYPE_CHECKING:
-    from pruner_zero.evaluation.perplexity import Perplexity
-    from pruner_zero.evaluation.tasks import TaskResult
+    from pruner_zero.measuring.perplexity import Perplexity
+    from pruner_zero.measuring.tasks import TaskResult
 
 
 @options.with_settings(EvaluateSettings)
@@ -26,8 +26,8 @@ def evaluate(
     checked = read_settings(EvaluateSettings, settings, config)
     if not checked.text and checked.tasks is None and not checked.speed:
         raise PrunerZeroError("give --text to measure perplexity on, --tasks or --speed")
-    from pruner_zero.evaluation.evaluate import measure
     from pruner_zero.files import check_file, write_json
+    from pruner_zero.measuring.evaluating import measure
 
     if output is not None:
         check_file(output)

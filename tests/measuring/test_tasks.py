@@ -17,10 +17,10 @@ import torch
 import yaml
 
 from pruner_zero import evaluate, load_model
-from pruner_zero.evaluation.tasks import TaskResult, _probabilities, harness_model
+from pruner_zero.measuring.tasks import TaskResult, _probabilities, harness_model
 from pruner_zero.models.loss import in_float32
 from pruner_zero.progress import reported_to
-from tests.evaluation.local_task import QUESTIONS, write_task
+from tests.measuring.local_task import QUESTIONS, write_task
 from tests.text.refusals import refusal
 from tests.tiny import Notes, tiny_tokenizer
 from tests.tiny_models import tiny_model

@@ -10,7 +10,7 @@ import torch
 
 from pruner_zero import evaluate
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.evaluation.speed import measure_speed
+from pruner_zero.measuring.speed import measure_speed
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import load_model
 from tests.pruning.conftest import language_model
@@ -81,7 +81,7 @@ def test_a_revision_is_that_of_the_measured_model(
         return load_model(llama_folder, **options)
 
     # The package has a function of the module's name.
-    module = importlib.import_module("pruner_zero.evaluation.evaluate")
+    module = importlib.import_module("pruner_zero.measuring.evaluating")
     monkeypatch.setattr(module, "as_language_model", load)
     evaluate("a", speed=True, seqlen=8, beside=["b"], revision="main")
     assert revisions == {"a": "main", "b": None}

@@ -8,9 +8,9 @@ from typing import Any, Literal, overload
 
 from pruner_zero.devices import torch_threads
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.evaluation.perplexity import Perplexity, perplexity
-from pruner_zero.evaluation.speed import Speed, measure_speed
-from pruner_zero.evaluation.tasks import TaskResult, evaluate_tasks
+from pruner_zero.measuring.perplexity import Perplexity, perplexity
+from pruner_zero.measuring.speed import Speed, measure_speed
+from pruner_zero.measuring.tasks import TaskResult, evaluate_tasks
 from pruner_zero.models.language_model import LanguageModel, check_tokens, note_long_windows
 from pruner_zero.models.load import as_language_model
 from pruner_zero.models.predictions import compare_predictions

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from pruner_zero import evaluate
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.evaluation.perplexity import Perplexity, perplexity
+from pruner_zero.measuring.perplexity import Perplexity, perplexity
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.predictions import compare_predictions
 from pruner_zero.progress import reported_to

@@ -12,11 +12,11 @@ from pruner_zero.calibration.self_text import self_windows
 from pruner_zero.calibration.statistics import ForwardStatistic, GradientStatistic, Kind, select
 from pruner_zero.calibration.store import StatisticsStore
 from pruner_zero.calibration.windows import calibration_texts, open_calibration
-from pruner_zero.comparison.table import Comparison, read_unfinished
 from pruner_zero.devices import CPU, naming_out_of_memory, torch_threads
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.evaluation.perplexity import perplexity
 from pruner_zero.files import check_file
+from pruner_zero.measuring.comparison_table import Comparison, read_unfinished
+from pruner_zero.measuring.perplexity import perplexity
 from pruner_zero.models.language_model import LanguageModel, check_tokens, note_long_windows
 from pruner_zero.models.load import as_language_model
 from pruner_zero.models.structure import find_matrices, parameters_of, size_of
