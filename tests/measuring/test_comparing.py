@@ -12,7 +12,6 @@ from pruner_zero.files import sha256
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.structure import find_matrices
 from pruner_zero.progress import reported_to
-from pruner_zero.settings.calibration import CalibrationSettings
 from pruner_zero.settings.compare import CLASSICS
 from tests.tiny import Notes, tiny_tokenizer
 from tests.tiny_models import tiny_model
@@ -433,11 +432,6 @@ def test_notes_of_unreached_experts_reach_the_row(texts: dict[str, Any]) -> None
         **texts,
     )
     assert all("pruned by magnitude" in note for note in table.rows[0]["notes"])
-
-
-def test_compare_and_prune_share_their_defaults() -> None:
-    assert CalibrationSettings.model_fields["windows"].default == 24
-    assert CalibrationSettings.model_fields["seqlen"].default == 1024
 
 
 def test_a_failed_allocation_ends_the_table_and_is_no_row(
