@@ -154,9 +154,9 @@ def compare(
             "calibration": windows.describe() if len(windows) else {},
             "evaluation": test.describe(),
         }
-        comparing = _Comparing(checked, language_model, windows, test, store)
-        heads = {name: comparing.head(name, method) for name, method in chosen.items()}
+        heads = {name: _head(name, recipe) for name, recipe in chosen.items()}
         begun = continued(file, table, origin, heads) if file and table else Comparison([], origin)
+        comparing = _Comparing(checked, language_model, windows, test, store)
         return comparing.fill(chosen, heads, begun, file)
 
 
@@ -195,6 +195,14 @@ def _plan(recipe: Recipe, language_model: LanguageModel, settings: CompareSettin
         raise PrunerZeroError(f"{recipe.name}: {error}") from error
     check_recipe(language_model, recipe, include, exclude, weights=False)
     return recipe
+
+
+def _head(name: str, recipe: Recipe | None) -> dict[str, Any]:
+    """What is known of a row before the recipe is run."""
+    if recipe is None:
+        return {"method": name}
+    expression = str(recipe.metric.expression) if recipe.metric else None
+    return {"method": name, "expression": expression, **recipe.to_json(), "mode": recipe.order}
 
 
 @dataclass(frozen=True)
@@ -243,27 +251,15 @@ class _Comparing:
             with suppress(PrunerZeroError):
                 calibrate(self.language_model, self.windows, select(kind, needed), self.store)
 
-    def matrices(self, recipe: Recipe | None) -> list[Matrix]:
-        """The matrices that a recipe prunes."""
-        settings = self.settings
-        include = recipe.cut.include if recipe and recipe.cut else settings.include
-        return find_matrices(self.language_model.model, include, settings.exclude)
-
-    def head(self, name: str, recipe: Recipe | None) -> dict[str, Any]:
-        """What is known of a row before the recipe is run."""
-        if recipe is None:
-            return {"method": name}
-        expression = str(recipe.metric.expression) if recipe.metric else None
-        parts = {**recipe.to_json(), "mode": recipe.order}
-        return {"method": name, "expression": expression, **parts}
-
     def row(self, head: Mapping[str, Any], recipe: Recipe | None) -> dict[str, Any]:
         """Prune by one method and measure its perplexity; an error goes into the row.
 
         Seconds and peak memory count only the pruning, not the collection of the statistics, which
         all methods share, nor the perplexity.
         """
-        model, settings, matrices = self.language_model, self.settings, self.matrices(recipe)
+        model, settings = self.language_model, self.settings
+        include = recipe.cut.include if recipe and recipe.cut else settings.include
+        matrices = find_matrices(model.model, include, settings.exclude)
         note(f"{head['method']} …")
         row: dict[str, Any] = {**head, "perplexity": None, "sparsity": None}
         try:
