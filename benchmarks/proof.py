@@ -34,9 +34,9 @@ from typing import Any
 from pruner_zero import prune
 from pruner_zero.calibration.self_text import self_windows
 from pruner_zero.devices import torch_threads
-from pruner_zero.evaluation.perplexity import perplexity
-from pruner_zero.evaluation.tasks import evaluate_tasks
 from pruner_zero.files import write_atomic
+from pruner_zero.measuring.perplexity import perplexity
+from pruner_zero.measuring.tasks import evaluate_tasks, load_tasks
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import load_model
 from pruner_zero.models.predictions import compare_predictions
@@ -311,7 +311,7 @@ def ask(model: LanguageModel, folder: Path, items: Sequence[int] | None) -> dict
         asked = EvaluateSettings(
             model=model.name, tasks=task, limit=limit, include_path=str(folder)
         )
-        result = evaluate_tasks(lambda: model, asked)
+        result = evaluate_tasks(load_tasks(asked), model, asked)
         (row,) = result.rows
         answers[task] = {
             **{name: row[name] for name in ("documents", "acc", "acc_norm", "prob")},

@@ -27,8 +27,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
 
 from pruner_zero import prune
 from pruner_zero.choices import GgufType
-from pruner_zero.evaluation.speed import measure_speed
 from pruner_zero.files import write_json
+from pruner_zero.measuring.speed import measure_speed
 from pruner_zero.models.gguf_file import save_gguf
 from pruner_zero.models.gguf_source import path_of, read_source
 from pruner_zero.models.language_model import LanguageModel

@@ -36,7 +36,7 @@ def finish(process: subprocess.Popen[str], seconds: float = 120) -> tuple[int, s
 # What the server of forks imports before it forks: all that a command on a tiny model imports.
 PRELOADED = [
     "pruner_zero.cli.app",
-    "pruner_zero.comparison.compare",
+    "pruner_zero.measuring.comparing",
     "pruner_zero.evolution.run",
     "pruner_zero.recovery.recover",
     "transformers.models.llama.modeling_llama",

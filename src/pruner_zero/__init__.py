@@ -8,10 +8,10 @@ from pruner_zero.version import __version__
 
 if TYPE_CHECKING:
     from pruner_zero.analysis.analysis import analyze
-    from pruner_zero.comparison.compare import compare
-    from pruner_zero.evaluation.evaluate import evaluate
     from pruner_zero.evolution.run import search
     from pruner_zero.evolution.study import Study
+    from pruner_zero.measuring.comparing import compare
+    from pruner_zero.measuring.evaluating import evaluate
     from pruner_zero.metric.metric import Metric
     from pruner_zero.models.load import load_model
     from pruner_zero.pruning.prune import prune
@@ -21,8 +21,8 @@ _MODULES = {
     "Metric": "metric.metric",
     "Study": "evolution.study",
     "analyze": "analysis.analysis",
-    "compare": "comparison.compare",
-    "evaluate": "evaluation.evaluate",
+    "compare": "measuring.comparing",
+    "evaluate": "measuring.evaluating",
     "load_model": "models.load",
     "prune": "pruning.prune",
     "recover": "recovery.recover",

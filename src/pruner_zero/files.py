@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -26,8 +26,6 @@ _REASONS = {
 # The names of the incomplete files of `committing`.
 _HALF_WRITTEN = re.compile(r".+\.\d+\.partial")
 CHECKSUM = "sha256"
-# Keys of what `compare`, `evaluate` and `analyze` write, one of which each output has.
-OUTPUTS = frozenset({"rows", "losses", "texts", "tasks", "speed", "principles"})
 _PAGE = b"<!doctype html"
 # The file by which `locked` locks a folder.
 LOCK = ".lock"
@@ -69,33 +67,33 @@ def check_writable(path: Path) -> None:
         raise PrunerZeroError(f"{folder} is not writable: choose another place than {path}")
 
 
-def check_file(path: str | Path, *, page: bool = False) -> Path:
+def check_file(path: str | Path, keys: Collection[str] = ()) -> Path:
     """The path of a file to write, checked before any work is spent on it.
 
     An existing file is replaced only where it is an earlier output: a JSON object with one of
-    `OUTPUTS`, or, with `page`, an HTML page. Raises PrunerZeroError for another file, a folder,
-    and a place that cannot be written.
+    `keys`, or, without any, an HTML page. Raises PrunerZeroError for another file, a folder, and a
+    place that cannot be written.
     """
     file = Path(path)
     # An empty name is the current folder.
     if file.is_dir():
         raise PrunerZeroError(f"{file} is a folder: name a file as --output")
     with writing(file):
-        if file.exists() and not _is_earlier_output(file, page):
+        if file.exists() and not _is_earlier_output(file, keys):
             raise PrunerZeroError(f"{file} is no earlier output: choose another file as --output")
     check_writable(file)
     return file
 
 
-def _is_earlier_output(file: Path, page: bool) -> bool:
-    if page:
+def _is_earlier_output(file: Path, keys: Collection[str]) -> bool:
+    if not keys:
         with open(file, "rb") as opened:
             return opened.read(1000).lstrip().lower().startswith(_PAGE)
     try:
         values = json.loads(file.read_bytes())
     except (ValueError, RecursionError):
         return False
-    return isinstance(values, dict) and not OUTPUTS.isdisjoint(values)
+    return isinstance(values, dict) and not values.keys().isdisjoint(keys)
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:

@@ -255,7 +255,8 @@ def test_evaluate_needs_a_text_that_exists(cli: Cli, llama_folder: Path, tmp_pat
         (["--methods", "dense,wanda"], "give either --sparsity"),
         (["--methods", "wanda", "--pattern", "2:5"], "input width 32 of model.layers.0."),
         (["--windows-eval", "0", *HALF], "--windows-eval is 0"),
-        (["--windows-eval", "9999", *HALF], "and not 9999"),
+        (["--windows-eval", "9999", *HALF], "or a smaller --windows-eval or --seqlen-eval"),
+        (["--seqlen-eval", "9999", *HALF], "choose a longer text or a smaller --seqlen-eval"),
         (["--seqlen-eval", "1", *HALF], "--seqlen-eval is 1"),
     ],
 )

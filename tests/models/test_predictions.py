@@ -1,16 +1,22 @@
 """Divergence and agreement of two models' predictions."""
 
+import json
 import math
+from collections.abc import Callable
 from copy import deepcopy
 from unittest.mock import patch
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import loss
-from pruner_zero.models.predictions import compare_logits, compare_predictions
+from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.models.predictions import check_same_tokens, compare_logits, compare_predictions
+from tests.tiny import tiny_tokenizer
 from tests.tiny_models import tiny_model, tiny_windows
 
 
@@ -75,13 +81,31 @@ def test_a_model_does_not_diverge_from_itself() -> None:
     assert result.agreed == (1.0, 1.0, 1.0)
 
 
-def test_models_that_cannot_be_compared_are_refused() -> None:
-    small, model = tiny_model("llama"), tiny_model("llama")
-    small.resize_token_embeddings(250)
-    windows = tiny_windows().clamp(max=249)
-    with pytest.raises(PrunerZeroError, match=r"predicts 250 tokens and the other 257"):
-        compare_predictions(small, model, windows)
+@pytest.mark.fault("a weight is NaN or infinite")
+def test_a_divergence_that_is_not_finite_is_refused() -> None:
+    model = tiny_model("llama")
     with torch.no_grad():
-        small.model.norm.weight[0] = torch.nan
+        model.model.norm.weight[0] = torch.nan
     with pytest.raises(PrunerZeroError, match="divergence is not finite"):
-        compare_predictions(small, deepcopy(small), windows)
+        compare_predictions(model, deepcopy(model), tiny_windows())
+
+
+def numbered(change: Callable[[dict[str, int]], object], rows: int = 257) -> LanguageModel:
+    """A tiny model of `rows` tokens, whose numbers `change` has changed."""
+    tokenizer = json.loads(tiny_tokenizer().backend_tokenizer.to_str())
+    change(tokenizer["model"]["vocab"])
+    model = tiny_model("llama")
+    model.resize_token_embeddings(rows)
+    read = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(tokenizer)))
+    return LanguageModel(model, read, "other")
+
+
+def test_models_of_other_tokens_are_refused_though_they_have_as_many() -> None:
+    model = LanguageModel(tiny_model("llama"), tiny_tokenizer(), "this")
+    swapped = numbered(lambda tokens: tokens.update({"a": tokens["b"], "b": tokens["a"]}))
+    with pytest.raises(PrunerZeroError, match=r"number \d+ is 'b' instead of 'a', so"):
+        check_same_tokens(model, swapped)
+    with pytest.raises(PrunerZeroError, match="other tokens than this, 260 instead of 257, so"):
+        check_same_tokens(model, numbered(lambda _: None, rows=260))
+    # A tokenizer may leave numbers of the model without a token, or fill them up.
+    check_same_tokens(model, numbered(lambda tokens: tokens.pop("a")))

@@ -10,9 +10,9 @@ import torch
 from torch.nn.functional import cosine_similarity
 from transformers import PreTrainedModel
 
-from pruner_zero.comparison.compare import compare
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.evaluation.evaluate import evaluate
+from pruner_zero.measuring.comparing import compare
+from pruner_zero.measuring.evaluating import evaluate
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.structure import find_blocks, find_matrices
 from pruner_zero.pruning.prune import prune

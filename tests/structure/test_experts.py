@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn.functional import silu
 from transformers import PreTrainedModel
 
-from pruner_zero.comparison.compare import compare
 from pruner_zero.errors import PrunerZeroError
+from pruner_zero.measuring.comparing import compare
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.structure import find_blocks, find_matrices
 from pruner_zero.pruning.runner import check_recipe, run_recipe

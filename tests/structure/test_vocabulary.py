@@ -13,8 +13,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from pruner_zero.comparison.compare import compare
 from pruner_zero.errors import PrunerZeroError
+from pruner_zero.measuring.comparing import compare
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.save import save_model
 from pruner_zero.models.structure import size_of

@@ -29,7 +29,7 @@ def analyze(
     from pruner_zero.files import check_file, write_atomic
 
     if output is not None:
-        check_file(output)
+        check_file(output, {"principles"})
     analysis = explain(Study.open(run), top)
     report = analysis.to_json()
     if output is not None:

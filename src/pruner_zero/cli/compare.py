@@ -15,15 +15,16 @@ from pruner_zero.settings.compare import CompareSettings
 def compare(
     settings: dict[str, Any],
     output: options.OutputFile = None,
+    overwrite: options.OverwriteTable = False,
     cache: options.Cache = None,
     config: options.Config = None,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Prune MODEL by each method, from the same statistics, and print the perplexities."""
-    from pruner_zero.comparison.compare import compare as run
+    from pruner_zero.measuring.comparing import compare as run
 
-    result = run(output=output, cache=cache, config=config, **settings)
+    result = run(output=output, overwrite=overwrite, cache=cache, config=config, **settings)
     code = 2 if all("error" in row for row in result.rows) else 0
     if as_json:
         print(json.dumps(result.to_json()))

@@ -47,6 +47,9 @@ DryRun = Annotated[
         metavar="",
     ),
 ]
+OverwriteTable = Annotated[
+    bool, _switch("--overwrite", "Replace the table at the output, finished or not.")
+]
 Quiet = Annotated[bool, _switch("--quiet", "Print the result and errors only, no progress.")]
 AsJson = Annotated[bool, _switch("--json", "Print the result as one JSON value.")]
 Cache = Annotated[

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pruner_zero.errors import PrunerZeroError
+from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.loss import in_float32, positions_at_once
 from pruner_zero.progress import track
 
@@ -59,14 +60,38 @@ def compare_logits(logits: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat(nats), torch.cat(agreed)
 
 
+def check_same_tokens(model: LanguageModel, other: LanguageModel) -> None:
+    """Raise PrunerZeroError where two models cannot read or predict the same token numbers.
+
+    A number that only one tokenizer names, such as one that fills up the vocabulary, may differ.
+    """
+    sizes = [each.model.config.get_text_config().vocab_size for each in (model, other)]
+    tokens, others = (
+        {number: token for token, number in each.tokenizer.get_vocab().items()}
+        for each in (model, other)
+    )
+    differing = [n for n in sorted(tokens.keys() & others.keys()) if tokens[n] != others[n]]
+    if sizes[0] == sizes[1] and not differing:
+        return
+    why = f"{sizes[1]:,} instead of {sizes[0]:,}"
+    if differing:
+        number = differing[0]
+        why = f"number {number} is {others[number]!r} instead of {tokens[number]!r}"
+    raise PrunerZeroError(
+        f"{other.name} has other tokens than {model.name}, {why}, so that their predictions cannot "
+        "be compared: give --beside a model with the same tokenizer, or measure the bits per byte "
+        "of each on the whole text, without --beside and --windows"
+    )
+
+
 @torch.no_grad()
 def compare_predictions(
     model: PreTrainedModel, dense: PreTrainedModel, windows: Tensor, batch_size: int = 1
 ) -> Divergence:
     """The divergence of `model` from `dense` on `windows` (n, tokens) of int64.
 
-    batch_size: windows in a forward pass. Raises PrunerZeroError where the models predict
-    vocabularies of different sizes, or where a divergence is not finite.
+    The models have the same tokens, as `check_same_tokens` checks. batch_size: windows in a forward
+    pass. Raises PrunerZeroError where a divergence is not finite.
     """
     nats, agreed = [], []
     batches = windows.split(batch_size)
@@ -75,11 +100,6 @@ def compare_predictions(
             logits = model(batch.to(model.device), use_cache=False).logits
         with in_float32(dense):
             wanted = dense(batch.to(dense.device), use_cache=False).logits.to(logits.device)
-        if logits.shape != wanted.shape:
-            raise PrunerZeroError(
-                f"one model predicts {logits.shape[-1]} tokens and the other {wanted.shape[-1]}: "
-                "compare models of one tokenizer"
-            )
         for mine, other in zip(logits, wanted, strict=True):
             divergences, same = compare_logits(mine[:-1], other[:-1])
             nats.append(float(divergences.mean()))

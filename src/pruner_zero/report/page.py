@@ -52,7 +52,7 @@ def report(inputs: str | Path | Sequence[str | Path], output: str | Path | None 
         output = folder / "report.html"
     else:
         words += ["-o", str(output)]
-    file = check_file(output, page=True)
+    file = check_file(output)
     # The name of a file can hold half a surrogate pair, which has no UTF-8.
     write_atomic(file, page(results, shlex.join(words)).encode(errors="replace"))
     return file

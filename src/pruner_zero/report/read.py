@@ -63,7 +63,7 @@ class PruneRun(_Saved):
 
 
 class Row(_Read):
-    """What `compare` writes of one method, as `comparison.Comparison` says."""
+    """What `compare` writes of one method, as `Comparison` says."""
 
     method: str
     perplexity: float | None

@@ -1,5 +1,6 @@
 """The settings of `evaluate`."""
 
+from pathlib import Path
 from typing import Annotated, ClassVar
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -9,8 +10,10 @@ from pruner_zero.settings.base import MAIN, TEXT_HELP, Cli, CommaSeparated, Mode
 
 # Settings without effect where no task is named.
 _OF_TASKS = ("num_fewshot", "limit", "include_path", "apply_chat_template")
-# One text may stand without a list.
-_TEXTS = BeforeValidator(lambda text: (text,) if isinstance(text, str) else text)
+# Names, of which one may stand without a list.
+_Names = Annotated[
+    tuple[PathText, ...], BeforeValidator(lambda n: (n,) if isinstance(n, str | Path) else n)
+]
 
 
 class EvaluateSettings(ModelSettings):
@@ -18,12 +21,15 @@ class EvaluateSettings(ModelSettings):
 
     panel: ClassVar[str] = "Tasks"
 
-    text: Annotated[tuple[str, ...], _TEXTS, Cli(panel="Options", metavar="TEXT")] = Field(
+    text: Annotated[_Names, Cli(panel="Options", metavar="TEXT")] = Field(
         (), description=f"Text that perplexity is measured on: {TEXT_HELP}"
     )
     seqlen: Annotated[int, MAIN] = Field(1024, ge=2, description="Tokens in a window of the text.")
     windows: Annotated[int | None, Cli(panel="Options", default="all")] = Field(
-        None, ge=1, description="Only the first windows of the text."
+        None,
+        ge=1,
+        description="Only the first windows of the text. They hold more or less of it where the "
+        "tokenizer is another one: bits per byte compare over the whole text alone.",
     )
     batch_size: Annotated[int, MAIN] = Field(
         1, ge=1, description="Windows of the text, or requests of tasks, in a forward pass."
@@ -36,7 +42,7 @@ class EvaluateSettings(ModelSettings):
         description="Measure tokens a second, batch 1: in a pass over --seqlen tokens (prefill) "
         "and for 32 more tokens one by one (decode); medians of 5 turns after a warm-up.",
     )
-    beside: Annotated[tuple[str, ...], Cli(panel="Options", metavar="MODEL")] = Field(
+    beside: Annotated[_Names, Cli(panel="Options", metavar="MODEL")] = Field(
         (),
         description="Another model, such as the dense one: the divergence of the predictions of "
         "MODEL from its own is measured on --text, its answers to --tasks are compared with those "
@@ -56,11 +62,9 @@ class EvaluateSettings(ModelSettings):
     )
 
     @model_validator(mode="after")
-    def _check_beside(self) -> "EvaluateSettings":
-        if self.beside and not (self.text or self.speed or self.tasks is not None):
-            raise PrunerZeroError(
-                "--beside names models to compare with: add --text, --tasks or --speed"
-            )
+    def _check(self) -> "EvaluateSettings":
+        if not self.text and self.tasks is None and not self.speed:
+            raise PrunerZeroError("give --text to measure perplexity on, --tasks or --speed")
         if self.tasks is None:
             self.refuse(_OF_TASKS, "--tasks")
         if not self.text:

@@ -10,15 +10,17 @@ import torch
 from transformers import DynamicCache
 
 from pruner_zero.errors import PrunerZeroError
+from pruner_zero.measuring.origin import Measured
 from pruner_zero.models.language_model import LanguageModel, cache_arguments, check_tokens
 from pruner_zero.models.structure import size_of
 from pruner_zero.progress import track
-from pruner_zero.provenance import provenance
-from pruner_zero.table import Tabular
+
+# Tokens that are decoded after the prompt.
+GENERATED = 32
 
 
 @dataclass(frozen=True, repr=False)
-class Speed(Tabular):
+class Speed(Measured):
     """Tokens a second of one or several models, batch 1.
 
     rows: of each model its name, the number of its parameters, their bytes, and the medians of
@@ -40,14 +42,10 @@ class Speed(Tabular):
             f"{self.generated} after them, medians of {self.turns} turns"
         )
 
-    def to_json(self) -> dict[str, Any]:
-        """`speed` (the rows), what was measured, and the versions as JSON values."""
+    def figures(self) -> dict[str, Any]:
+        """`speed` (the rows), and what was measured, as JSON values."""
         measured = {"prompt": self.prompt, "generated": self.generated, "turns": self.turns}
-        return {
-            "speed": [dict(row) for row in self.rows],
-            "speed_settings": measured,
-            "provenance": provenance(),
-        }
+        return {"speed": [dict(row) for row in self.rows], "speed_settings": measured}
 
 
 @torch.no_grad()
@@ -55,14 +53,16 @@ def measure_speed(
     models: Sequence[LanguageModel],
     prompt: int,
     *,
-    generated: int = 32,
+    generated: int = GENERATED,
     turns: int = 5,
 ) -> Speed:
     """The speed of `models`, which take turns, so that other work slows all of them alike.
 
     A turn of each before the first warms up. The next token is the most likely one, which waits for
-    the device. Raises PrunerZeroError where a model cannot take so many tokens.
+    the device. Raises PrunerZeroError as `check_speed` does, before the first turn.
     """
+    for language_model in models:
+        check_speed(language_model, prompt, generated)
     seconds: list[tuple[list[float], list[float]]] = [([], []) for _ in models]
     for turn in track(range(turns + 1), "speed", turns + 1):
         for language_model, (prefills, decodes) in zip(models, seconds, strict=True):
@@ -83,20 +83,27 @@ def measure_speed(
     return Speed(tuple(rows), prompt, generated, turns)
 
 
+def check_speed(language_model: LanguageModel, prompt: int, generated: int = GENERATED) -> None:
+    """Raise PrunerZeroError where a model has no cache of keys, or takes fewer tokens than these.
+
+    Without keys and values of earlier tokens, there is no decoding token by token to measure.
+    """
+    check_tokens(language_model.model, torch.zeros(1, prompt, dtype=torch.int64), generated)
+    if cache_arguments(language_model.model, DynamicCache()) is None:
+        raise PrunerZeroError(
+            f"{language_model.name} keeps no keys and values of earlier tokens, so that decoding "
+            "cannot be measured: leave out --speed"
+        )
+
+
 def _turn(language_model: LanguageModel, prompt: int, generated: int) -> tuple[float, float]:
     """The seconds of one prefill and of the decoding after it."""
     model = language_model.model
     vocabulary = model.get_input_embeddings().weight.shape[0]
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(vocabulary, (1, prompt), generator=generator)
-    check_tokens(model, tokens, generated)
-    tokens = tokens.to(language_model.device)
+    tokens = torch.randint(vocabulary, (1, prompt), generator=generator).to(language_model.device)
     arguments = cache_arguments(model, DynamicCache(config=model.config))
-    if arguments is None:
-        raise PrunerZeroError(
-            f"{language_model.name} keeps no keys and values of earlier tokens, so that decoding "
-            "cannot be measured: leave out --speed"
-        )
+    assert arguments is not None
     begin = time.perf_counter()
     token = int(model(tokens, **arguments).logits[0, -1].argmax())
     filled = time.perf_counter()

@@ -1,12 +1,17 @@
-"""`evaluate --tasks`: a table that names every column, one JSON value, one line for an error."""
+"""`evaluate`: tables that name every column, one JSON value, one line for an error."""
 
 import json
 from pathlib import Path
 
 import pytest
 
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.measuring.perplexity import Perplexity, perplexity
+from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.text.windows import Windows
 from tests.cli.conftest import Cli
-from tests.evaluation.local_task import QUESTIONS, write_task
+from tests.measuring.local_task import QUESTIONS, write_task
+from tests.tiny import FOX
 
 
 @pytest.fixture
@@ -41,21 +46,61 @@ def test_answers_beside_those_of_another_model(
     assert remark.startswith(f"gain is the mean change of prob from that of {llama_folder}, ")
 
 
-def test_a_text_and_tasks_in_one_run(
-    cli: Cli, arguments: list[object], text_file: Path, tmp_path: Path
-) -> None:
+def test_all_in_one_run(cli: Cli, arguments: list[object], text_file: Path, tmp_path: Path) -> None:
     file = tmp_path / "new" / "result.json"
     text = ["--text", text_file, "--seqlen", 32, "--windows", 2]
-    result = json.loads(cli(*arguments, *text, "--limit", 3, "-o", file, "--json").out)
+    words = [*arguments, *text, "--limit", 3, "--speed"]
+    result = json.loads(cli(*words, "-o", file, "--json").out)
     assert result == json.loads(file.read_text())
     assert result["tasks"][0]["documents"] == 3
     assert result["text"]["windows"] == 2
+    assert result["speed"][0]["parameters"] == 31968
+    assert "complete" not in result
     alone = json.loads(cli(*arguments[:2], *text, "--json").out)
-    of_text = ("model", "perplexity", "loss", "bits_per_byte", "losses", "text")
-    assert alone == {key: result[key] for key in of_text}
-    out = cli(*arguments, *text, "--limit", 3).out.splitlines()
+    for name in ("model", "perplexity", "loss", "bits_per_byte", "losses", "text"):
+        assert alone[name] == result[name]
+    out = cli(*words).out.splitlines()
     assert out[0].startswith("task ")
     assert out[-1].startswith(f"perplexity {result['perplexity']:.2f} per token on 2 windows")
+
+
+def test_the_speed_of_several_models(cli: Cli, llama_folder: Path) -> None:
+    words = ["evaluate", llama_folder, "--speed", "--seqlen", 8, "--beside", llama_folder]
+    header, first, second, caption = cli(*words).out.splitlines()
+    assert header.split() == ["model", "parameters", "bytes", "prefill", "decode"]
+    assert first.split()[:3] == second.split()[:3] == [str(llama_folder), "31,968", "127,872"]
+    assert caption.startswith("tokens a second, batch 1: prefill of 8 tokens, decoding of 32")
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_what_was_measured_before_an_error_is_printed(
+    as_json: bool,
+    cli: Cli,
+    llama_folder: Path,
+    text_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    file = tmp_path / "out.json"
+
+    def fail_second(model: LanguageModel, windows: Windows, batch_size: int) -> Perplexity:
+        if windows.corpus != str(text_file):
+            raise PrunerZeroError("the model's loss is not finite")
+        return perplexity(model, windows, batch_size)
+
+    monkeypatch.setattr("pruner_zero.measuring.evaluating.perplexity", fail_second)
+    (tmp_path / "fox.txt").write_text(FOX)
+    words = ["evaluate", llama_folder, "--seqlen", 32, "--text", text_file, "--text"]
+    words += [tmp_path / "fox.txt", "-o", file, *["--json"] * as_json]
+    outcome = cli(*words)
+    assert (outcome.code, outcome.err) == (2, "error: the model's loss is not finite\n")
+    written = json.loads(file.read_text())
+    assert written["complete"] is False
+    if as_json:
+        assert json.loads(outcome.out) == written
+    else:
+        assert outcome.out.startswith(f"perplexity {written['perplexity']:.2f} per token")
+    assert written["text"]["text"] == str(text_file)
 
 
 def test_predictions_beside_those_of_another_model(
@@ -75,20 +120,8 @@ def test_refusals(cli: Cli, arguments: list[object], tmp_path: Path) -> None:
     assert cli(*arguments, "--beside", "a", "--beside", "b").error == (
         "--tasks compares with one model: give one --beside"
     )
-    assert cli(*arguments[:2], "--beside", "a").error == (
-        "--beside names models to compare with: add --text, --tasks or --speed"
-    )
     assert cli(*arguments, "--limit", 0).error == (
         "--limit is 0: input should be greater than or equal to 1"
     )
     (tmp_path / "file").write_text("")
     assert "is not a folder" in cli(*arguments, "-o", tmp_path / "file" / "out.json").error
-
-
-def test_tasks_and_speed_in_one_run_keep_the_provenance_of_both(
-    cli: Cli, arguments: list[object]
-) -> None:
-    tasks = json.loads(cli(*arguments, "--json").out)
-    both = json.loads(cli(*arguments, "--speed", "--seqlen", 8, "--json").out)
-    assert "lm_eval" in tasks["provenance"]
-    assert both["provenance"] == tasks["provenance"]

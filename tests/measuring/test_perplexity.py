@@ -11,9 +11,8 @@ from torch.nn import functional
 
 from pruner_zero import evaluate
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.evaluation.perplexity import Perplexity, perplexity
+from pruner_zero.measuring.perplexity import Perplexity, perplexity
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.predictions import compare_predictions
 from pruner_zero.progress import reported_to
 from pruner_zero.text.corpus import Corpus
 from pruner_zero.text.windows import consecutive_windows
@@ -33,20 +32,17 @@ def plain(model: torch.nn.Module, text: str, seqlen: int, windows: int | None = 
     return math.exp(loss)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral"])
-def test_it_equals_the_plain_computation(architecture: str, prose: str) -> None:
+@pytest.mark.parametrize(
+    ("architecture", "windows"), [("llama", 20), ("gpt2", 20), ("mixtral", 20), ("llama", None)]
+)
+def test_it_equals_the_plain_computation(
+    architecture: str, windows: int | None, prose: str
+) -> None:
     model = tiny_model(architecture)
-    result = evaluate(model, [prose], seqlen=60, windows=20, tokenizer=tiny_tokenizer())
-    assert result.perplexity == pytest.approx(plain(model, prose, 60, 20), rel=1e-5)
-    assert len(result.losses) == 20
+    result = evaluate(model, [prose], seqlen=60, windows=windows, tokenizer=tiny_tokenizer())
+    assert result.perplexity == pytest.approx(plain(model, prose, 60, windows), rel=1e-5)
+    assert len(result.losses) == (windows or len(prose.encode()) // 60)
     assert result.perplexity == pytest.approx(math.exp(result.loss))
-
-
-def test_all_windows_where_no_number_is_given(prose: str) -> None:
-    model = tiny_model("llama")
-    result = evaluate(model, [prose], seqlen=60, tokenizer=tiny_tokenizer())
-    assert len(result.losses) == len(prose.encode()) // 60
-    assert result.perplexity == pytest.approx(plain(model, prose, 60), rel=1e-5)
 
 
 @pytest.mark.parametrize("batch_size", [3, 20, 64])
@@ -140,30 +136,3 @@ def test_bits_per_byte_count_the_text_of_the_predicted_tokens(prose: str) -> Non
     assert result.bits_per_byte is not None
     bits = result.loss * 3 * 15 / math.log(2)
     assert result.bits_per_byte == pytest.approx(bits / result.text["text_bytes"])
-
-
-def test_a_model_beside_gives_divergence_and_agreement(
-    llama_folder: Path, text_file: Path, prose: str
-) -> None:
-    model, options = tiny_model("llama", seed=1), {"seqlen": 32, "windows": 4}
-    alone = evaluate(model, text_file, tokenizer=tiny_tokenizer(), **options)
-    result = evaluate(
-        model, text_file, beside=[str(llama_folder)], tokenizer=tiny_tokenizer(), **options
-    )
-    windows = consecutive_windows(Corpus("text", prose), tiny_tokenizer(), 32, 4)
-    expected = compare_predictions(model, tiny_model("llama"), windows.tokens)
-    assert result.losses == alone.losses
-    assert result.compared == expected
-    assert result.beside == str(llama_folder)
-    assert result.to_rows()[0]["divergence"] == expected.divergence
-    assert result.to_json() == {
-        **alone.to_json(),
-        "beside": {"model": str(llama_folder), **expected.to_json()},
-    }
-    assert "agreement" in repr(result)
-    assert "agreement" not in repr(alone)
-
-
-def test_a_text_is_compared_with_one_model(llama_folder: Path, prose: str) -> None:
-    with pytest.raises(PrunerZeroError, match="--text compares with one model"):
-        evaluate(llama_folder, [prose], beside=["a", "b"])

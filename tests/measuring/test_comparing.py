@@ -11,8 +11,7 @@ from pruner_zero import Metric, PrunerZeroError, compare, evaluate, prune, recov
 from pruner_zero.files import sha256
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.structure import find_matrices
-from pruner_zero.progress import Progress, reported_to
-from pruner_zero.settings.calibration import CalibrationSettings
+from pruner_zero.progress import reported_to
 from pruner_zero.settings.compare import CLASSICS
 from tests.tiny import Notes, tiny_tokenizer
 from tests.tiny_models import tiny_model
@@ -349,9 +348,10 @@ def test_smaller_models_are_compared_at_one_size(texts: dict[str, Any]) -> None:
             {"parameters": 0.5, "sparsity": 0.5},
             "--parameters has no effect without a meth",
         ),
+        ("wanda", {"pattern": "2:5"}, "is not divisible by 5"),
     ],
 )
-def test_units_that_cannot_be_removed_are_refused_before_any_work(
+def test_a_plan_that_does_not_fit_is_refused_before_any_work(
     method: str, options: dict[str, Any], line: str, texts: dict[str, Any], tmp_path: Path
 ) -> None:
     file = tmp_path / "table.json"
@@ -393,31 +393,6 @@ def test_unavailable_gradients_fail_only_the_rows_that_need_them(
     assert table.rows[1]["perplexity"] > 1
 
 
-def test_the_table_is_on_disk_after_every_row(
-    mine: LanguageModel, texts: dict[str, Any], tmp_path: Path
-) -> None:
-    file = tmp_path / "table.json"
-    row_counts: list[int] = []
-
-    class Watching(Progress):
-        def note(self, line: str) -> None:
-            if line.endswith("…"):
-                rows = json.loads(file.read_text())["rows"] if file.exists() else []
-                row_counts.append(len(rows))
-
-    with reported_to(Watching()):
-        compare(
-            mine,
-            "dense,magnitude,wanda",
-            sparsity=0.5,
-            output=file,
-            **texts,
-            **SIZES,
-        )
-    assert row_counts == [0, 1, 2]
-    assert len(json.loads(file.read_text())["rows"]) == 3
-
-
 def test_statistics_are_collected_once_for_all(
     mine: LanguageModel, texts: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -435,6 +410,16 @@ def test_statistics_are_collected_once_for_all(
     assert runs == 3
 
 
+def test_a_method_that_allows_one_order_has_it_in_any_mode(
+    mine: LanguageModel, texts: dict[str, Any]
+) -> None:
+    methods = ["magnitude", "magnitude+reconstruct=1", "wanda+exact+asymmetric", "W@global"]
+    for mode in ("one-shot", "sequential"):
+        rows = compare(mine, methods, sparsity=0.5, mode=mode, **texts, **SIZES).rows
+        assert [row["mode"] for row in rows] == [mode, "sequential", "sequential", "one-shot"]
+        assert all(row["perplexity"] > 1 for row in rows)
+
+
 def test_notes_of_unreached_experts_reach_the_row(texts: dict[str, Any]) -> None:
     table = compare(
         tiny_model("mixtral"),
@@ -449,20 +434,6 @@ def test_notes_of_unreached_experts_reach_the_row(texts: dict[str, Any]) -> None
     assert all("pruned by magnitude" in note for note in table.rows[0]["notes"])
 
 
-def test_a_plan_that_fits_no_matrix_is_refused_before_any_work(
-    mine: LanguageModel, texts: dict[str, Any], tmp_path: Path
-) -> None:
-    file = tmp_path / "table.json"
-    with pytest.raises(PrunerZeroError, match="is not divisible by 5"):
-        compare(mine, "dense,wanda", pattern="2:5", output=file, **texts, **SIZES)
-    assert not file.exists()
-
-
-def test_compare_and_prune_share_their_defaults() -> None:
-    assert CalibrationSettings.model_fields["windows"].default == 24
-    assert CalibrationSettings.model_fields["seqlen"].default == 1024
-
-
 def test_a_failed_allocation_ends_the_table_and_is_no_row(
     mine: LanguageModel, texts: dict[str, Any]
 ) -> None:
@@ -473,20 +444,6 @@ def test_a_failed_allocation_ends_the_table_and_is_no_row(
     with pytest.raises(PrunerZeroError, match=r"^out of memory: choose fewer --windows or"):
         compare(mine, "dense,wanda", sparsity=0.5, **texts, **SIZES)
     handle.remove()
-
-
-@pytest.mark.parametrize(
-    ("sizes", "line"),
-    [
-        ({"windows_eval": 10**6}, "or a smaller --windows-eval or --seqlen-eval"),
-        ({"seqlen_eval": 10**6}, "choose a longer text or a smaller --seqlen-eval"),
-    ],
-)
-def test_a_text_too_short_to_measure_on_names_the_options_of_its_windows(
-    sizes: dict[str, Any], line: str, mine: LanguageModel, texts: dict[str, Any]
-) -> None:
-    with pytest.raises(PrunerZeroError, match=line):
-        compare(mine, "dense", sparsity=0.5, **texts, **{**SIZES, **sizes})
 
 
 def test_the_weights_of_a_model_are_hashed_once(

@@ -12,9 +12,11 @@ import torch
 from pruner_zero import Metric, compare
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.progress import Progress, reported_to
+from pruner_zero.provenance import provenance
 from tests.conftest import save_tiny
 from tests.processes import Forked
-from tests.tiny import Notes, tiny_tokenizer
+from tests.text.refusals import refusal
+from tests.tiny import FOX, Notes, tiny_tokenizer
 from tests.tiny_models import tiny_model
 
 METHODS = "dense,magnitude,wanda,wanda@global,sparsegpt"
@@ -93,29 +95,67 @@ def test_after_a_kill_the_same_command_adds_the_missing_rows(
     assert losses[0] == losses[1]
 
 
-def test_a_finished_comparison_is_made_anew(options: dict[str, Any]) -> None:
+def test_a_finished_table_is_replaced_on_request_alone(
+    options: dict[str, Any],
+) -> None:
+    compare(loaded(), "dense,magnitude", **options)
+    before = options["output"].read_bytes()
+    line = refusal(lambda: compare(loaded(), "dense", **options))
+    assert line.endswith("holds a finished table: choose another file, or add --overwrite")
+    assert options["output"].read_bytes() == before
     heard = Notes()
-    for _ in range(2):
-        with reported_to(heard):
-            compare(loaded(), "dense,magnitude", **options)
-    assert heard.lines == ["dense …", "magnitude …"] * 2
+    with reported_to(heard):
+        compare(loaded(), "dense", overwrite=True, **options)
+    assert heard.lines == ["dense …"]
 
 
-@pytest.mark.parametrize("change", ["settings", "text", "weights"])
-def test_rows_of_another_comparison_are_not_continued(change: str, options: dict[str, Any]) -> None:
-    assert len(interrupt("wanda", "dense,wanda", options)["rows"]) == 1
-    heard, model = Notes(), loaded()
-    if change == "settings":
-        options["sparsity"] = 0.6
-    elif change == "text":
-        options["text"] = [options["text"][0][1:]]
-    else:
+def test_neither_the_machine_nor_a_package_ends_a_table(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earlier = interrupt("wanda", "dense,magnitude,wanda", options)
+    elsewhere = {**provenance(), "platform": "new", "threads": 64, "torch": "9.9", "git": "dirty"}
+    monkeypatch.setattr("pruner_zero.measuring.origin.provenance", lambda: elsewhere)
+    heard = Notes()
+    with reported_to(heard):
+        # Methods may be added, and their order changed.
+        methods = "magnitude,wanda,dense,gblm"
+        table = compare(loaded(), methods, threads=1, device="cpu", **options)
+    assert heard.lines == [f"{options['output']} has 2 of 4 rows already", "wanda …", "gblm …"]
+    assert [table.rows[2], table.rows[0]] == earlier["rows"]
+    (other,) = table.provenance["continued"]
+    assert {**other, "settings": None} == {
+        **{name: elsewhere[name] for name in ("platform", "threads", "torch", "git")},
+        "settings": None,
+    }
+    assert table.provenance["platform"] == earlier["provenance"]["platform"]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"sparsity": 0.6, "windows_eval": 2}, "--sparsity, --windows-eval"),
+        ({"methods": "wanda"}, "--methods"),
+        ({"text": [FOX]}, "the tokens of the text"),
+        ({"calibration": [FOX]}, "the tokens of the calibration"),
+        ({}, "the model's weights"),
+    ],
+    ids=str,
+)
+def test_rows_of_another_comparison_are_kept(
+    change: dict[str, Any], named: str, options: dict[str, Any]
+) -> None:
+    earlier = interrupt("wanda", "dense,wanda", options)
+    assert len(earlier["rows"]) == 1
+    model = loaded()
+    if not change:
         with torch.no_grad():
             next(model.model.parameters())[0, 0] += 1
-    with reported_to(heard):
-        table = compare(model, "dense,wanda", **options)
-    assert heard.lines == ["dense …", "wanda …"]
-    assert len(table.rows) == 2
+    options = {"methods": "dense,wanda", **options, **change}
+    assert f"unfinished table of other settings ({named} changed)" in refusal(
+        lambda: compare(model, **options)
+    )
+    assert json.loads(options["output"].read_text()) == earlier
+    assert len(compare(model, overwrite=True, **options).rows) == len(options["methods"].split(","))
 
 
 def test_rows_that_failed_or_whose_tree_file_changed_are_made_anew(
@@ -130,6 +170,7 @@ def test_rows_that_failed_or_whose_tree_file_changed_are_made_anew(
     with reported_to(heard):
         table = compare(loaded(), methods, **options)
     assert heard.lines == [
+        f"{tree} is measured again, because the method has changed",
         f"{options['output']} has 1 of 4 rows already",
         *("W - W …", f"{tree} …", "wanda …"),
     ]

@@ -1,6 +1,5 @@
 """`compare`: the perplexity of a model pruned by several methods, with the same statistics."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
@@ -12,21 +11,26 @@ from pruner_zero.calibration.self_text import self_windows
 from pruner_zero.calibration.statistics import ForwardStatistic, GradientStatistic, Kind, select
 from pruner_zero.calibration.store import StatisticsStore
 from pruner_zero.calibration.windows import calibration_texts, open_calibration
-from pruner_zero.comparison.table import Comparison, read_unfinished
 from pruner_zero.devices import CPU, naming_out_of_memory, torch_threads
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.evaluation.perplexity import perplexity
-from pruner_zero.files import check_file
+from pruner_zero.measuring.comparison_table import (
+    Comparison,
+    check_continued,
+    continued,
+    read_unfinished,
+)
+from pruner_zero.measuring.origin import origin_of
+from pruner_zero.measuring.perplexity import perplexity
 from pruner_zero.models.language_model import LanguageModel, check_tokens, note_long_windows
 from pruner_zero.models.load import as_language_model
-from pruner_zero.models.structure import find_matrices, parameters_of, size_of
+from pruner_zero.models.structure import Matrix, find_matrices, parameters_of, size_of
 from pruner_zero.progress import note
-from pruner_zero.provenance import measured, provenance
+from pruner_zero.provenance import measured
 from pruner_zero.pruning.default import DEFAULT, WANDA, default_beside
-from pruner_zero.pruning.matrix import MatrixRecord, total_sparsity
+from pruner_zero.pruning.matrix import total_sparsity
 from pruner_zero.pruning.notation import parse_recipe, split_methods
 from pruner_zero.pruning.recipe import Recipe
-from pruner_zero.pruning.runner import Pruned, check_parameters, check_recipe, run_recipe
+from pruner_zero.pruning.runner import check_parameters, check_recipe, run_recipe
 from pruner_zero.settings.base import name_of, names_of
 from pruner_zero.settings.compare import CompareSettings
 from pruner_zero.settings.read import read_settings
@@ -46,6 +50,7 @@ def compare(
     calibration: Source | Mapping[Any, float] | None = None,
     text: Source | None = None,
     output: str | Path | None = None,
+    overwrite: bool = False,
     tokenizer: Any = None,
     cache: str | Path | None = None,
     config: str | Path | None = None,
@@ -59,10 +64,12 @@ def compare(
     where `config` names them. settings: the other fields of `CompareSettings`. config: a YAML file
     of settings; arguments win over it.
 
-    The table is written to `output` after each row; an interrupted table there, of the same
-    settings, model, texts and versions, is continued. Where a method cannot score this model, its
+    The table is written to `output` after each row. An interrupted table there is continued if
+    settings, texts, the model's weights and the version of this program are the same; methods may
+    be added. overwrite: replace a table at `output`. Where a method cannot score this model, its
     row has the reason. A model object gets its weights back. Raises PrunerZeroError on wrong
-    settings, and where a weight is not finite.
+    settings, where a weight is not finite, and where a finished table, or one that cannot be
+    continued, is at `output`.
     """
     values = {
         **settings,
@@ -84,7 +91,11 @@ def compare(
         )
     if "channels" not in units:
         checked.refuse(("multiple_of",), "a method that removes channels")
-    file = check_file(output) if output is not None else None
+    file = None if output is None else Path(output)
+    table = file and read_unfinished(file, overwrite)
+    resolved = checked.model_dump(mode="json")
+    if file and table:
+        check_continued(file, table, {"settings": resolved})
     calibration = checked.calibration if calibration is None else calibration
     needed = any(recipe.needs_text for recipe in chosen.values() if recipe)
     texts = calibration_texts(calibration, needed or DEFAULT in chosen, checked)
@@ -112,14 +123,15 @@ def compare(
     }
     matrices = find_matrices(language_model.model, checked.include, checked.exclude)
     check_parameters(language_model, matrices)
+    seqlen, count = checked.seqlen_eval or checked.seqlen, checked.windows_eval
+    if isinstance(test_text, Corpus):
+        # Before the model writes a calibration text, because the text may be too short.
+        test = consecutive_windows(test_text, language_model.tokenizer, seqlen, count, "-eval")
     with torch_threads(checked.threads):
         windows, store = open_calibration(
             texts, language_model, (checked.windows, checked.seqlen), checked.seed, cache
         )
-        seqlen, count = checked.seqlen_eval or checked.seqlen, checked.windows_eval
-        if isinstance(test_text, Corpus):
-            test = consecutive_windows(test_text, language_model.tokenizer, seqlen, count, "-eval")
-        else:
+        if isinstance(test_text, SelfText):
             assert count is not None
             test = self_windows(
                 language_model,
@@ -136,8 +148,16 @@ def compare(
         check_tokens(language_model.model, test.tokens)
         if test.seqlen != windows.seqlen:
             note_long_windows(language_model.model, test.seqlen)
-        table = _Table(checked, language_model, windows, test, store)
-        return table.fill(chosen, file)
+        origin = {
+            **origin_of(language_model, store.settings["model"]),
+            "settings": resolved,
+            "calibration": windows.describe() if len(windows) else {},
+            "evaluation": test.describe(),
+        }
+        heads = {name: _head(name, recipe) for name, recipe in chosen.items()}
+        begun = continued(file, table, origin, heads) if file and table else Comparison([], origin)
+        comparing = _Comparing(checked, language_model, windows, test, store)
+        return comparing.fill(chosen, heads, begun, file)
 
 
 def _parse(name: str, settings: CompareSettings) -> Recipe | None:
@@ -152,7 +172,7 @@ def _parse(name: str, settings: CompareSettings) -> Recipe | None:
     recipe = parse_recipe(WANDA if name == DEFAULT else name, units=units, **zeros)
     recipe = replace(recipe, name=name, damping=settings.damping)
     # A recipe that allows only one order keeps it.
-    bound = recipe.asymmetric or recipe.at_once
+    bound = recipe.asymmetric or recipe.reconstruct or recipe.at_once
     return recipe if bound else replace(recipe, mode=settings.mode)
 
 
@@ -177,41 +197,44 @@ def _plan(recipe: Recipe, language_model: LanguageModel, settings: CompareSettin
     return recipe
 
 
+def _head(name: str, recipe: Recipe | None) -> dict[str, Any]:
+    """What is known of a row before the recipe is run."""
+    if recipe is None:
+        return {"method": name}
+    expression = str(recipe.metric.expression) if recipe.metric else None
+    return {"method": name, "expression": expression, **recipe.to_json(), "mode": recipe.order}
+
+
 @dataclass(frozen=True)
-class _Table:
+class _Comparing:
     settings: CompareSettings
     language_model: LanguageModel
     windows: Windows
     test: Windows
     store: StatisticsStore
 
-    def fill(self, methods: Mapping[str, Recipe | None], output: Path | None) -> Comparison:
-        origin = {
-            **provenance(),
-            "device": str(self.language_model.device),
-            "settings": self.settings.model_dump(mode="json"),
-            "model_sha256": self.store.settings["model"],
-            "calibration": self.windows.describe() if len(self.windows) else {},
-            "evaluation": self.test.describe(),
-        }
-        heads = {name: self.head(name, method) for name, method in methods.items()}
-        table = output and read_unfinished(output, origin, heads)
-        earlier = {row["method"]: row for row in table.rows} if table else {}
-        if earlier:
-            note(f"{output} has {len(earlier)} of {len(heads)} rows already")
+    def fill(
+        self,
+        methods: Mapping[str, Recipe | None],
+        heads: Mapping[str, Mapping[str, Any]],
+        begun: Comparison,
+        output: Path | None,
+    ) -> Comparison:
+        """The table with a row for each method, made here where `begun` lacks it."""
+        earlier = {row["method"]: row for row in begun.rows}
         with measured() as cost:
             self.calibrate(method for name, method in methods.items() if name not in earlier)
         costs = {f"calibration_{key}": value for key, value in cost.to_json().items()}
-        table = Comparison([], table.provenance if table else {**origin, **costs}, complete=False)
-        parameters = parameters_of(find_matrices(self.language_model.model))
+        table = Comparison([], {**costs, **begun.provenance}, complete=False)
+        parameters = parameters_of(find_matrices(self.language_model.model)).values()
         # In main memory, because a model may fill its device.
-        dense = {name: p.data.to(CPU, copy=True) for name, p in parameters.items()}
+        dense = [(parameter, parameter.data.to(CPU, copy=True)) for parameter in parameters]
         for name, method in methods.items():
             try:
                 table.rows.append(earlier.get(name) or self.row(heads[name], method))
             finally:
-                for parameter_name, parameter in parameters.items():
-                    parameter.data.copy_(dense[parameter_name])
+                for parameter, weights in dense:
+                    parameter.data.copy_(weights)
             table = replace(table, complete=len(table.rows) == len(methods))
             if output:
                 table.write(output)
@@ -223,69 +246,49 @@ class _Table:
         for method in methods:
             if method and not method.of_part:
                 needed |= method.dense_kinds
-        for kinds in (select(ForwardStatistic, needed), select(GradientStatistic, needed)):
+        for kind in (ForwardStatistic, GradientStatistic):
             # An error here occurs again in the rows that need these statistics, and only there.
             with suppress(PrunerZeroError):
-                model, windows, store = self.language_model, self.windows, self.store
-                calibrate(model, windows, kinds, store)
+                calibrate(self.language_model, self.windows, select(kind, needed), self.store)
 
-    def prune(self, recipe: Recipe, undo: ExitStack) -> Pruned:
-        """Prune by one recipe; units that it removes come back when `undo` is closed."""
-        model, settings = self.language_model, self.settings
-        include = recipe.cut.include if recipe.cut else settings.include
-        return run_recipe(
-            model,
-            self.windows,
-            recipe,
-            self.store,
-            matrices=find_matrices(model.model, include, settings.exclude),
-            seed=settings.seed,
-            undo=undo,
-        )
-
-    def head(self, name: str, recipe: Recipe | None) -> dict[str, Any]:
-        """What is known of a row before the recipe is run."""
-        if recipe is None:
-            return {"method": name}
-        expression = str(recipe.metric.expression) if recipe.metric else None
-        parts = {**recipe.to_json(), "mode": recipe.order}
-        return {"method": name, "expression": expression, **parts}
-
-    def row(self, head: Mapping[str, Any], method: Recipe | None) -> dict[str, Any]:
+    def row(self, head: Mapping[str, Any], recipe: Recipe | None) -> dict[str, Any]:
         """Prune by one method and measure its perplexity; an error goes into the row.
 
         Seconds and peak memory count only the pruning, not the collection of the statistics, which
         all methods share, nor the perplexity.
         """
         model, settings = self.language_model, self.settings
+        include = recipe.cut.include if recipe and recipe.cut else settings.include
+        matrices = find_matrices(model.model, include, settings.exclude)
         note(f"{head['method']} …")
-        row: dict[str, Any] = {"method": head["method"], "perplexity": None, "sparsity": None}
-        row |= head
-        records: Sequence[MatrixRecord] = ()
+        row: dict[str, Any] = {**head, "perplexity": None, "sparsity": None}
         try:
+            # Units that are removed come back when `undo` is closed.
             with ExitStack() as undo:
-                size = size_of(model.model)
                 with measured() as cost:
-                    if method:
-                        pruned = self.prune(method, undo)
-                        records, size = pruned.records, pruned.size
-                sparsity = total_sparsity(records) if records else self.share_of_zeros()
+                    pruned = recipe and run_recipe(
+                        model,
+                        self.windows,
+                        recipe,
+                        self.store,
+                        matrices=matrices,
+                        seed=settings.seed,
+                        undo=undo,
+                    )
+                records = pruned.records if pruned else []
+                sparsity = total_sparsity(records) if records else _share_of_zeros(matrices)
                 row["sparsity"] = round(sparsity, 6)
-                row["parameters"], row["bytes"] = size
-                loss = perplexity(model, self.test, settings.batch_size)
+                row["parameters"], row["bytes"] = pruned.size if pruned else size_of(model.model)
+                figures = perplexity(model, self.test, settings.batch_size).figures()
         except PrunerZeroError as error:
             row["error"] = str(error)
         else:
-            row["perplexity"] = loss.perplexity if math.isfinite(loss.perplexity) else None
-            row |= {"loss": loss.loss, "bits_per_byte": loss.bits_per_byte}
-            row["losses"] = list(loss.losses)
+            row |= {name: value for name, value in figures.items() if name != "text"}
             if notes := [f"{record.name}: {record.note}" for record in records if record.note]:
                 row["notes"] = notes
         return {**row, **cost.to_json()}
 
-    def share_of_zeros(self) -> float:
-        """The share of zeros among the weights of the matrices that are pruned."""
-        settings = self.settings
-        matrices = find_matrices(self.language_model.model, settings.include, settings.exclude)
-        zeros = sum(int((matrix.weight == 0).sum()) for matrix in matrices)
-        return zeros / sum(matrix.weight.numel() for matrix in matrices)
+
+def _share_of_zeros(matrices: Sequence[Matrix]) -> float:
+    zeros = sum(int((matrix.weight == 0).sum()) for matrix in matrices)
+    return zeros / sum(matrix.weight.numel() for matrix in matrices)

@@ -3,7 +3,7 @@
 import copy
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -18,23 +18,20 @@ from torch.utils._pytree import tree_leaves
 
 from pruner_zero.errors import PrunerZeroError, one_line
 from pruner_zero.hub import hub_reachable
+from pruner_zero.measuring.origin import Measured
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.loss import in_float32
 from pruner_zero.models.read import quiet
 from pruner_zero.progress import note, receiver, track
-from pruner_zero.provenance import provenance
 from pruner_zero.settings.evaluate import EvaluateSettings
-from pruner_zero.table import Tabular
 
 # The names under which `datasets` reads local files.
 _FILE_READERS = ("arrow", "csv", "json", "parquet", "text")
-# The settings of a result.
-_SHOWN_SETTINGS = {"num_fewshot", "limit", "batch_size", "apply_chat_template"}
 
 
 @dataclass(frozen=True, repr=False)
-class TaskResult(Tabular):
-    """A model's scores in tasks, in the order asked for, and where they come from.
+class TaskResult(Measured):
+    """A model's scores in tasks, in the order asked for.
 
     rows: for each task and group of tasks its version, the numbers of examples and documents, and
     lm-eval's metrics (`METRIC,FILTER` after a filter), each with its standard error as
@@ -45,8 +42,6 @@ class TaskResult(Tabular):
     """
 
     rows: tuple[Mapping[str, Any], ...]
-    settings: Mapping[str, Any]
-    provenance: Mapping[str, Any]
     probabilities: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def beside(self, base: "TaskResult") -> "TaskResult":
@@ -64,45 +59,42 @@ class TaskResult(Tabular):
                 gains = [value - other for value, other in zip(values, others, strict=True)]
                 row = {**row, **_mean("gain", gains), **_mean("moved", list(map(abs, gains)))}
             rows.append(row)
-        settings = {**self.settings, "beside": base.settings.get("model")}
-        return replace(self, rows=tuple(rows), settings=settings)
+        return replace(self, rows=tuple(rows))
 
     def caption(self) -> str:
         """How many tasks, and which model."""
         return f"{len(self.rows)} tasks, {self.settings.get('model', 'a model')}"
 
-    def to_json(self) -> dict[str, Any]:
-        """`tasks` (the rows), `probabilities`, `settings` and `provenance` as JSON values."""
+    def figures(self) -> dict[str, Any]:
+        """`tasks` (the rows) and `probabilities` as JSON values."""
         rounded = {task: [round(p, 5) for p in ps] for task, ps in self.probabilities.items()}
-        return {
-            "tasks": [dict(row) for row in self.rows],
-            "probabilities": rounded,
-            "settings": dict(self.settings),
-            "provenance": dict(self.provenance),
-        }
+        return {"tasks": [dict(row) for row in self.rows], "probabilities": rounded}
 
 
-def evaluate_tasks(load: Callable[[], LanguageModel], settings: EvaluateSettings) -> TaskResult:
-    """A model's scores in the tasks, groups and tags of lm-eval that `settings` name.
+def load_tasks(settings: EvaluateSettings) -> Any:
+    """The tasks, groups and tags of lm-eval that `settings` name, for one `evaluate_tasks`.
 
-    load: gives the model, once the tasks are loaded. Data files that a task names by a relative
-    path are looked for in the current folder, then in `settings.include_path`.
-    Raises PrunerZeroError where lm-eval is missing, a task is unknown or cannot be run, its data
-    cannot be had or have too few examples, and where log-probabilities are NaN.
+    Data files that a task names by a relative path are looked for in the current folder, then in
+    `settings.include_path`. Raises PrunerZeroError where lm-eval is missing, a task is unknown, or
+    its data cannot be had or have too few examples.
     """
     names = [name.strip() for name in (settings.tasks or "").split(",")]
     if not all(names):
         raise PrunerZeroError("no task is named: give some, such as --tasks arc_easy,boolq")
-    chat = settings.apply_chat_template
     with _quiet():
         tasks = _load_tasks(names, settings.include_path)
         for task in tasks["tasks"].values():
             _set_examples(task, settings.num_fewshot)
-        model = load()
-        if chat and not getattr(model.tokenizer, "chat_template", None):
-            raise PrunerZeroError(
-                "the tokenizer has no chat template: leave out --apply-chat-template"
-            )
+    return tasks
+
+
+def evaluate_tasks(tasks: Any, model: LanguageModel, settings: EvaluateSettings) -> TaskResult:
+    """The scores of `model` in tasks that `load_tasks` has loaded.
+
+    Raises PrunerZeroError where a task cannot be run, and where log-probabilities are NaN.
+    """
+    chat = settings.apply_chat_template
+    with _quiet():
         try:
             # Not simple_evaluate: it seeds all generators, runs git in the user's folder, and lists
             # the machine's packages, which takes seconds.
@@ -129,9 +121,7 @@ def evaluate_tasks(load: Callable[[], LanguageModel], settings: EvaluateSettings
         )
     choices = [t for t in samples if results["configs"][t]["output_type"] == "multiple_choice"]
     probabilities = {t: ps for t in choices if (ps := _probabilities(samples[t]))}
-    asked = {"model": model.name, "tasks": names, **settings.model_dump(include=_SHOWN_SETTINGS)}
-    versions = {**provenance(), "lm_eval": _lm_eval().__version__}
-    return TaskResult(tuple(_rows(results, probabilities)), asked, versions, probabilities)
+    return TaskResult(tuple(_rows(results, probabilities)), probabilities)
 
 
 def harness_model(language_model: LanguageModel, batch_size: int) -> Any:

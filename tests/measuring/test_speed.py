@@ -1,6 +1,5 @@
 """Speed: its measures, the turns of the models, and several models side by side."""
 
-import importlib
 import time
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,8 @@ import torch
 
 from pruner_zero import evaluate
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.evaluation.speed import measure_speed
+from pruner_zero.measuring.speed import measure_speed
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.load import load_model
 from tests.pruning.conftest import language_model
 from tests.tiny_models import tiny_model
 
@@ -69,24 +67,3 @@ def test_parameters_and_bytes_of_each(llama_folder: Path) -> None:
 def test_positions_that_a_model_has_not_learned_are_refused() -> None:
     with pytest.raises(PrunerZeroError, match="longer than the 64 positions"):
         measure_speed([language_model("gpt2")], 60, generated=5)
-
-
-def test_a_revision_is_that_of_the_measured_model(
-    llama_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    revisions: dict[str, str | None] = {}
-
-    def load(model: str, *_: object, revision: str | None, **options: Any) -> LanguageModel:
-        revisions[model] = revision
-        return load_model(llama_folder, **options)
-
-    # The package has a function of the module's name.
-    module = importlib.import_module("pruner_zero.evaluation.evaluate")
-    monkeypatch.setattr(module, "as_language_model", load)
-    evaluate("a", speed=True, seqlen=8, beside=["b"], revision="main")
-    assert revisions == {"a": "main", "b": None}
-
-
-def test_one_thing_is_measured_in_a_call(llama_folder: Path, prose: str) -> None:
-    with pytest.raises(PrunerZeroError, match="one of them"):
-        evaluate(llama_folder, [prose], tasks="boolq", speed=True)

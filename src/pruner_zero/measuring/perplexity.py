@@ -7,16 +7,16 @@ from typing import Any
 import torch
 
 from pruner_zero.errors import PrunerZeroError
+from pruner_zero.measuring.origin import Measured
 from pruner_zero.models.language_model import LanguageModel, check_tokens
 from pruner_zero.models.loss import next_token_losses, to_perplexity
 from pruner_zero.models.predictions import Divergence
 from pruner_zero.progress import track
-from pruner_zero.table import Tabular
 from pruner_zero.text.windows import Windows
 
 
 @dataclass(frozen=True, repr=False)
-class Perplexity(Tabular):
+class Perplexity(Measured):
     """A model's perplexity on a text: per token, over non-overlapping windows, fp32 logits.
 
     Perplexities of models with different vocabularies cannot be compared, bits per byte can.
@@ -72,7 +72,7 @@ class Perplexity(Tabular):
             row["agreement"] = self.compared.agreement
         return [row]
 
-    def to_json(self) -> dict[str, Any]:
+    def figures(self) -> dict[str, Any]:
         """Perplexity (None where it overflows), loss, bits per byte, losses, text as JSON values.
 
         Where it is compared with another model, `beside` has its name, the divergence and the

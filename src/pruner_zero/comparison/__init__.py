@@ -1,1 +1,0 @@
-"""Comparing methods on one model, in one run."""

@@ -1,1 +1,0 @@
-"""How good a model still is: perplexity, scores in zero-shot and few-shot tasks; how fast."""

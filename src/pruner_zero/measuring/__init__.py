@@ -1,0 +1,1 @@
+"""Measuring models: perplexity, tasks, speed, and many pruning methods in one table."""
