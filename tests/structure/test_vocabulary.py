@@ -171,6 +171,42 @@ def test_a_reserved_token_that_the_text_holds_stays() -> None:
     assert tokenizer.get_vocab().keys() & reserved == {"<unused1>"}
 
 
+def test_tokens_that_are_banned_or_weighted_are_numbered_anew(tmp_path: Path) -> None:
+    """Plain `generate` obeys as before; what names a token that is gone is left out."""
+    tokenizer = byte_level()
+    dense = model(len(tokenizer))
+    with torch.no_grad():
+        # The weights of tokens alone decide.
+        dense.lm_head.weight.zero_()
+    q, u, z, goes, lost = tokenizer.convert_tokens_to_ids(["q", "u", "z", "Ġquicker", "Ġfox"])
+    config = dense.generation_config
+    config.bad_words_ids = [[u], [goes], [u, goes]]
+    config.sequence_bias = {(u,): 9.0, (goes,): 7.0, (lost,): 6.0, (z,): 5.0, (q,): 3.0, (z, z): -3.0}
+    config.suppress_tokens, config.begin_suppress_tokens = [lost], [lost, z]
+    start = torch.zeros(1, 1, dtype=torch.long)
+    before = tokenizer.decode(dense.generate(start, do_sample=False, max_new_tokens=6)[0, 1:])
+    given = {**SMALL, "calibration": ["a lazy dog " * 100], "tokens": 270}
+    prune(dense, tokenizer=tokenizer, output=tmp_path / "out", **given)
+    small = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    after = tokenizer.decode(small.generate(start, do_sample=False, max_new_tokens=6)[0, 1:])
+    assert before == after == "qzqzqz"
+    assert not {"Ġquicker", "Ġfox"} & tokenizer.get_vocab().keys()
+    q, u, z = tokenizer.convert_tokens_to_ids(["q", "u", "z"])
+    config = small.generation_config
+    assert config.bad_words_ids == [[u]]
+    assert config.sequence_bias == [[[u], 9.0], [[z], 5.0], [[q], 3.0], [[z, z], -3.0]]
+    assert (config.suppress_tokens, config.begin_suppress_tokens) == (None, [z])
+
+
+def test_an_end_of_text_that_merges_make_stays_with_its_path() -> None:
+    tokenizer = byte_level()
+    dense = model(len(tokenizer), end=tokenizer.convert_tokens_to_ids("Ġquicker"))
+    given = {**SMALL, "calibration": ["a lazy dog " * 100], "tokens": 270}
+    prune(dense, tokenizer=tokenizer, **given)
+    end = tokenizer(" quicker", add_special_tokens=False)["input_ids"]
+    assert end == [dense.config.eos_token_id] == [dense.generation_config.eos_token_id]
+
+
 def test_a_model_that_is_cut_to_scripts_writes_no_others(tmp_path: Path) -> None:
     """Though all bytes stay, of which it could write any character; and earlier bans hold."""
     for scripts in (None, "Latin"):

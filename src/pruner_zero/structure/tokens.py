@@ -84,17 +84,19 @@ class TokenTable:
                 stay.add(number)
         return stay
 
-    def needed(self, words: Sequence[str], scripts: Sequence[str]) -> set[int]:
-        """The tokens of `words`, at the beginning of a text or after a space, and of characters.
+    def needed(
+        self, words: Sequence[str], scripts: Sequence[str], named: Collection[int] = ()
+    ) -> set[int]:
+        """The tokens `named`, those of `words`, and characters of `scripts`, with their paths.
 
-        The characters are those of `scripts` that have a token. The paths to all are included.
+        Words stand at the beginning of a text or after a space; characters are those with a token.
         """
         spaced = [*words, *(f" {word}" for word in words)]
         encoded = self.tokenizer.backend_tokenizer.encode_batch(spaced, add_special_tokens=False)
-        tokens = {number for encoding in encoded for number in encoding.ids}
+        tokens = {*named, *(number for encoding in encoded for number in encoding.ids)}
         if scripts:
             tokens.update(characters_of(scripts, self.tokenizer))
-        paths = (self.path(number) for number in tokens - self.added)
+        paths = (self.path(number) for number in tokens & self.names.keys() - self.added)
         return tokens.union(*(path for path in paths if path is not None))
 
     def in_order(self, tokens: Tensor, expected: Tensor) -> list[int]:

@@ -1,14 +1,14 @@
 """Removing tokens: rows of the embedding and of the head go, and the tokenizer is cut with them."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.language_model import LanguageModel
@@ -16,6 +16,7 @@ from pruner_zero.models.loss import fast_products, in_float32, positions_at_once
 from pruner_zero.models.structure import find_tables, size_of
 from pruner_zero.progress import track
 from pruner_zero.structure.cut import Cut
+from pruner_zero.structure.named_tokens import needed_tokens, renumber
 from pruner_zero.structure.removal import most_parameters
 from pruner_zero.structure.tokens import TokenTable, check_tokenizer, replace_tokens
 from pruner_zero.text.scripts import tokens_outside
@@ -103,13 +104,9 @@ class Vocabulary(Cut):
                 f"the tokenizer has {table.count} tokens and the model embeds {rows}: use the "
                 "tokenizer that belongs to the model"
             )
-        always = table.always() | table.needed(self.words, self.scripts)
+        always = table.always() | table.needed(self.words, self.scripts, needed_tokens(model))
         # A reserved token that the text holds is in use.
         always |= table.added.intersection(tokens.unique().tolist())
-        for config in _configs(model):
-            for _, named in _named_tokens(config):
-                # Some families have −1 where there is no such token.
-                always.update(token for token in named if token >= 0)
         size = self._size(model, rows, len(always))
         if size < len(always):
             why = " and --keep or --scripts hold" if self.words or self.scripts else ""
@@ -163,17 +160,8 @@ class Vocabulary(Cut):
             if isinstance(module, nn.Embedding) and module is model.get_input_embeddings():
                 padding = module.padding_idx
                 module.padding_idx = None if padding is None else numbers.get(padding)
-        if self.scripts and model.generation_config is not None:
-            outside = tokens_outside(self.scripts, self.tokenizer).tolist()
-            earlier = model.generation_config.suppress_tokens or []
-            silent = {*earlier, *(token for token in outside if token in numbers)}
-            model.generation_config.suppress_tokens = sorted(silent)
-        for config in _configs(model):
-            if hasattr(config, "vocab_size"):
-                config.vocab_size = len(self.kept_tokens)
-            for name, tokens in _named_tokens(config):
-                new = [numbers.get(token, token) for token in tokens]
-                setattr(config, name, new if isinstance(getattr(config, name), list) else new[0])
+        outside = tokens_outside(self.scripts, self.tokenizer).tolist() if self.scripts else ()
+        renumber(model, self.kept_tokens, outside)
         replace_tokens(self.tokenizer, self.smaller)
 
     def describe(self) -> dict[str, Any]:
@@ -212,15 +200,3 @@ def _has_rows(module: nn.Module, name: str, count: int) -> bool:
         return True
     weight = getattr(module, "weight", None)
     return isinstance(weight, Tensor) and weight.shape[0] == count
-
-
-def _configs(model: PreTrainedModel) -> Iterator[PreTrainedConfig | Any]:
-    configs = [model.config, model.config.get_text_config(), model.generation_config]
-    yield from {id(config): config for config in configs if config is not None}.values()
-
-
-def _named_tokens(config: Any) -> Iterator[tuple[str, list[int]]]:
-    """The numbers of tokens in a configuration, by the field that has one or several."""
-    for name, value in list(vars(config).items()):
-        if name.endswith(("token_id", "suppress_tokens")) and value is not None:
-            yield name, value if isinstance(value, list) else [value]
