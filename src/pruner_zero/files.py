@@ -37,6 +37,11 @@ def default_cache() -> Path:
     return Path(os.environ.get("PRUNER_ZERO_CACHE") or users / "pruner-zero")
 
 
+def is_gguf(path: Path) -> bool:
+    """Whether `path` names a GGUF file."""
+    return path.suffix.lower() == ".gguf"
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Turn every OSError while `path` is written, such as of a full disk, into PrunerZeroError."""

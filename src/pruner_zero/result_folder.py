@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.files import LOCK, check_writable, locked, write_atomic, write_json, writing
+from pruner_zero.files import (
+    LOCK,
+    check_writable,
+    is_gguf,
+    locked,
+    write_atomic,
+    write_json,
+    writing,
+)
 from pruner_zero.journal import JOURNAL, Journal
 from pruner_zero.progress import note
 from pruner_zero.provenance import Cost
@@ -48,7 +56,7 @@ def check_output(
     """
     with writing(Path(output)):
         folder, here = Path(os.path.realpath(output)), Path.cwd()
-        file = _is_file(folder)
+        file = is_gguf(folder)
         if file and not gguf:
             raise PrunerZeroError(f"{folder} names a GGUF file: choose a folder for the result")
         if folder.is_mount():
@@ -86,7 +94,7 @@ def _check_replaceable(folder: Path, inputs: Iterable[str | Path | None]) -> Non
                 f"{folder} is, holds or lies in {name}, which this command reads: choose another "
                 "output"
             )
-    if _is_file(folder):
+    if is_gguf(folder):
         with open(folder, "rb") as file:
             if GGUF_RECORDS.encode() not in file.read(_HEAD):
                 raise PrunerZeroError(
@@ -161,7 +169,7 @@ def build_folder(
         (partial / _COMPLETE).unlink(missing_ok=True)
         shutil.rmtree(staged, ignore_errors=True)
         cost = write(result, journal, staged)
-        if not _is_file(output):
+        if not is_gguf(output):
             finished = datetime.now(UTC).isoformat(timespec="seconds")
             timing: dict[str, Any] = {"finished": finished, **cost.to_json()}
             timing[f"first_{step}_of_this_process"] = started
@@ -187,11 +195,6 @@ def license_of(source: str) -> str:
         return ""
     head = re.match(r"---\n(.*?)^---$", card.read_text(errors="replace"), re.DOTALL | re.MULTILINE)
     return "".join(re.findall(r"^license\w*: .*\n", head[1], re.MULTILINE)) if head else ""
-
-
-def _is_file(output: Path) -> bool:
-    """Whether the result is a GGUF file in the place of a folder."""
-    return output.suffix == ".gguf"
 
 
 def _partial(output: Path) -> Path:

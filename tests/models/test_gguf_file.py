@@ -19,6 +19,7 @@ from pruner_zero.models import gguf_source, load
 from pruner_zero.models.gguf_file import save_gguf
 from pruner_zero.models.gguf_source import read_source
 from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.progress import reported_to
 from pruner_zero.pruning.prune import prune
 from pruner_zero.recovery.recover import recover
 from pruner_zero.result_folder import GGUF_PRUNING, GGUF_RECOVERY
@@ -28,6 +29,7 @@ from tests.full_disk import full_disk
 from tests.models.gguf_file import write_gguf
 from tests.structure.test_tokens import TEXT, byte_fallback, byte_level, wrapped
 from tests.text.refusals import refusal
+from tests.tiny import Notes
 from tests.tiny_models import tiny_model
 
 __all__ = ["cli", "load_benchmark"]
@@ -216,6 +218,16 @@ def test_the_built_in_model_is_a_gguf_file(
     left, right = (gguf.GGUFReader(tmp_path / f"{name}.gguf") for name in ("given", "out"))
     for one, other in zip(left.tensors, right.tensors, strict=True):
         assert np.array_equal(one.data, other.data)
+
+
+def test_a_file_has_no_ban_of_scripts(source: Callable[[str], Path], tmp_path: Path) -> None:
+    notes = Notes()
+    with reported_to(notes):
+        pruned(source("llama"), "vocabulary", tmp_path / "out.gguf", scripts="Latin")
+        assert any("a .gguf file cannot ban tokens" in note for note in notes.lines)
+        notes.lines.clear()
+        pruned(source("llama"), "vocabulary", tmp_path / "out", scripts="Latin")
+    assert not any("cannot ban" in note for note in notes.lines)
 
 
 def test_frequencies_of_positions_are_copied(tmp_path: Path) -> None:

@@ -288,7 +288,7 @@ def test_weights_of_more_blocks_than_the_configuration_has_are_not_dropped(folde
     (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": blocks - 1}))
     message = refusal(lambda: load_model(folder))
     assert f"model.layers.{blocks - 1}." in message
-    assert f"its config.json describes {blocks - 1} blocks" in message
+    assert f"its configuration describes {blocks - 1} blocks" in message
 
 
 @pytest.mark.parametrize(
@@ -382,7 +382,7 @@ def test_an_unknown_built_in_model() -> None:
 def test_a_gguf_file_that_is_garbage(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "x.gguf").write_bytes(data)
     message = refusal(lambda: load_model(tmp_path / "x.gguf"))
-    assert f"{tmp_path / 'x.gguf'} cannot be loaded" in message
+    assert f"{tmp_path / 'x.gguf'} is not a GGUF file, or a damaged one" in message
 
 
 @pytest.mark.fault("a model's weights file truncated, garbled, or lacking a tensor")
@@ -391,6 +391,14 @@ def test_a_gguf_file_that_ends_early(tmp_path: Path) -> None:
     write_gguf(tiny_model("llama"), path)
     path.write_bytes(path.read_bytes()[:-5000])
     assert "cannot be loaded" in refusal(lambda: load_model(path))
+
+
+@pytest.mark.parametrize("field", ["hidden_size", "intermediate_size", "num_hidden_layers"])
+def test_sizes_that_the_weights_do_not_have_take_no_memory(field: str, folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, field: 1 << 30}))
+    message = refusal(lambda: load_model(folder))
+    assert f"the configuration of {folder} has {field} {1 << 30}, more than its" in message
 
 
 def test_a_defect_inside_the_check_keeps_its_own_message(folder: Path) -> None:

@@ -181,7 +181,8 @@ def test_tokens_that_are_banned_or_weighted_are_numbered_anew(tmp_path: Path) ->
     q, u, z, goes, lost = tokenizer.convert_tokens_to_ids(["q", "u", "z", "Ġquicker", "Ġfox"])
     config = dense.generation_config
     config.bad_words_ids = [[u], [goes], [u, goes]]
-    config.sequence_bias = {(u,): 9.0, (goes,): 7.0, (lost,): 6.0, (z,): 5.0, (q,): 3.0, (z, z): -3.0}
+    gone = {(goes,): 7.0, (lost,): 6.0, (z, goes): 1.0}
+    config.sequence_bias = {(u,): 9.0, (z,): 5.0, (q,): 3.0, (z, z): -3.0} | gone
     config.suppress_tokens, config.begin_suppress_tokens = [lost], [lost, z]
     start = torch.zeros(1, 1, dtype=torch.long)
     before = tokenizer.decode(dense.generate(start, do_sample=False, max_new_tokens=6)[0, 1:])

@@ -1,10 +1,13 @@
 """Scripts of a text, and the tokens of other scripts."""
 
+from functools import partial
+
 import pytest
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from pruner_zero.text.scripts import (
+    characters_of,
     count_scripts,
     describe_shares,
     read_scripts,
@@ -48,6 +51,10 @@ def test_tokens_of_other_scripts_are_outside() -> None:
     assert outside("Latin", "Han") == [4]
     assert outside("Han") == [1, 4]
     assert outside("Latin", "Cyrillic") == [3]
+    assert outside("Latin", "Cherokee") == [3, 4]
+    for choose in (tokens_outside, characters_of):
+        message = refusal(partial(choose, ["Cherokee", "Thai"], tokenizer))
+        assert "--scripts Cherokee,Thai: no token of the model has a character of these" in message
 
 
 def test_bytes_are_outside_of_latin_where_they_are_no_whole_character() -> None:

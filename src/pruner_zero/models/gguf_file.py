@@ -14,12 +14,14 @@ from transformers import PreTrainedModel
 from pruner_zero.choices import GgufType
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.files import sync, writing
-from pruner_zero.models.gguf_source import INSTEAD, SIZES, Field, GgufSource
+from pruner_zero.models.gguf_header import TOKENS, Field
+from pruner_zero.models.gguf_source import INSTEAD, SIZES, GgufSource
+from pruner_zero.progress import note
 
 # The sizes of a head, which follow from the number of heads where they are not given.
 _HEAD = ("attention.key_length", "attention.value_length", "rope.dimension_count")
-_TOKENS, _MERGES = "tokenizer.ggml.tokens", "tokenizer.ggml.merges"
-_PER_TOKEN = (_TOKENS, "tokenizer.ggml.scores", "tokenizer.ggml.token_type")
+_MERGES = "tokenizer.ggml.merges"
+_PER_TOKEN = (TOKENS, "tokenizer.ggml.scores", "tokenizer.ggml.token_type")
 # Keys that are written anew, or hold for the bytes of the source alone.
 _OF_SOURCE = re.compile(
     r"(GGUF|quantize|pruner_zero)\..*|"
@@ -42,12 +44,17 @@ def save_gguf(
     records: those of the runs, by their keys, kept as JSON text. Raises PrunerZeroError where a
     tensor does not fit `source`, and where the disk is full.
     """
+    if getattr(model.generation_config, "suppress_tokens", None):
+        note(
+            "a .gguf file cannot ban tokens: a runtime may write tokens of other scripts; a folder "
+            "keeps the ban"
+        )
     kind: GgufType = asked or "F16"
     fields = _resized(source, model.config)
     if stay:
         fields = _cut_tokens(fields, stay)
     tensors = source.tensors(model)
-    tokens, rows = len(fields[_TOKENS][0]), model.get_input_embeddings().weight.shape[0]
+    tokens, rows = len(fields[TOKENS][0]), model.get_input_embeddings().weight.shape[0]
     if tokens != rows:
         raise PrunerZeroError(
             f"{source.name} has {tokens} tokens, and the model embeds {rows}: {INSTEAD}"
@@ -106,7 +113,7 @@ def _resized(source: GgufSource, config: Any) -> dict[str, Field]:
 def _cut_tokens(fields: Mapping[str, Field], stay: Sequence[int]) -> dict[str, Field]:
     """The metadata `fields` with the tokens at the numbers `stay` alone."""
     numbers = {old: new for new, old in enumerate(stay)}
-    kept = {fields[_TOKENS][0][old] for old in stay}
+    kept = {fields[TOKENS][0][old] for old in stay}
     cut = {}
     for key, (value, *types) in fields.items():
         if key in _PER_TOKEN:

@@ -16,15 +16,13 @@ from transformers import PreTrainedModel
 
 from pruner_zero.choices import GgufType, Structure
 from pruner_zero.errors import PrunerZeroError
+from pruner_zero.files import is_gguf
+from pruner_zero.models.gguf_header import Field, read_header
 from pruner_zero.models.load import PREFIX, installed_file
-from pruner_zero.models.read import is_gguf, readable
 from pruner_zero.models.transformers_private import gguf_reading
 from pruner_zero.result_folder import GGUF_RECORDS
 
 Array = NDArray[Any]
-# The value of a key, its type, and the type of the items where it is an array.
-Field = tuple[Any, gguf.GGUFValueType, gguf.GGUFValueType | None]
-
 INSTEAD = "write a folder and convert it with convert_hf_to_gguf.py of llama.cpp"
 # The keys of sizes, after the architecture, and the fields of the configuration that have them.
 SIZES: Mapping[str, str] = MappingProxyType(
@@ -134,15 +132,14 @@ def read_source(
     not be written as such a file: an architecture whose tensors transformers changes in a way that
     is not known here, a tensor that is not the model's, sizes that differ between blocks.
     """
-    with readable(name):
-        reader = gguf.GGUFReader(path)
-        fields = {
-            key: (field.contents(), field.types[0], field.types[-1] if field.types[1:] else None)
-            for key, field in reader.fields.items()
-        }
-        shapes = {each.name: tuple(map(int, reversed(each.shape))) for each in reader.tensors}
-        copied = {each.name: np.array(each.data) for each in reader.tensors if each.name in _COPIED}
-        architecture = fields["general.architecture"][0]
+    header = read_header(path, name)
+    architecture, fields = header.architecture, header.fields
+    shapes = {key: tensor.shape for key, tensor in header.tensors.items()}
+    copied = {
+        key: np.array(np.memmap(path, "<f4", "r", tensor.start, tensor.shape))
+        for key, tensor in header.tensors.items()
+        if key in _COPIED and tensor.type == gguf.GGMLQuantizationType.F32
+    }
     processor, names = gguf_reading(model, architecture)
     if processor not in _INVERSES:
         raise PrunerZeroError(

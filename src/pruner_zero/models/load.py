@@ -17,11 +17,11 @@ from pruner_zero.cache import made_once
 from pruner_zero.choices import Dtype
 from pruner_zero.devices import find_devices
 from pruner_zero.errors import PrunerZeroError, did_you_mean, one_line
-from pruner_zero.files import default_cache, sha256
+from pruner_zero.files import default_cache, is_gguf, sha256
 from pruner_zero.hub import hub_reachable
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.placement import place_model
-from pruner_zero.models.read import is_gguf, read_model, readable, weight_files
+from pruner_zero.models.read import read_model, readable, weight_files
 from pruner_zero.models.save import save_model
 from pruner_zero.tensor_file import TensorFile
 
@@ -189,7 +189,7 @@ def _check_hub_id(name: str) -> None:
     if path.is_file():
         raise PrunerZeroError(f"{name} is not a model: {wanted}")
     if (
-        path.suffix in {".gguf", ".safetensors"}
+        path.suffix.lower() in {".gguf", ".safetensors"}
         or name.startswith((".", "/", "~"))
         or name.count("/") > 1
     ):

@@ -3,19 +3,21 @@
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from pruner_zero.choices import Dtype
 from pruner_zero.devices import is_out_of_memory
 from pruner_zero.errors import PrunerZeroError, one_line
+from pruner_zero.files import is_gguf
+from pruner_zero.models.gguf_header import read_header
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.transformers_private import is_causal
 
@@ -46,8 +48,10 @@ def read_model(
         **({"gguf_file": path.name} if gguf else {}),
     }
     with readable(name), quiet():
+        shapes = _stored_shapes(path, name)
         config = AutoConfig.from_pretrained(folder, **options)
         _check_causal(config, name)
+        _check_sizes(config, shapes, name)
         if not weights and getattr(config, "quantization_config", None) is not None:
             raise PrunerZeroError(
                 f"{name} is quantized, which --offload cannot read: give its unquantized "
@@ -69,11 +73,6 @@ def read_model(
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
     _forget_quantization(model)
     return LanguageModel(model.eval(), tokenizer, name)
-
-
-def is_gguf(path: Path) -> bool:
-    """Whether `path` names a GGUF file."""
-    return path.suffix == ".gguf"
 
 
 @contextmanager
@@ -100,6 +99,30 @@ def _check_causal(config: Any, name: str) -> None:
         )
 
 
+def _stored_shapes(path: Path, name: str) -> list[tuple[int, ...]]:
+    """The shapes of all tensors in a folder or GGUF file."""
+    if is_gguf(path):
+        return [tensor.shape for tensor in read_header(path, name).tensors.values()]
+    shapes = []
+    for each in weight_files(path):
+        with safe_open(each, "pt") as file:
+            shapes += [tuple(file.get_slice(key).get_shape()) for key in file.keys()]  # noqa: SIM118
+    return shapes
+
+
+def _check_sizes(config: Any, shapes: Sequence[tuple[int, ...]], name: str) -> None:
+    """Raise PrunerZeroError for sizes for which no memory may be allocated, nor time be spent."""
+    longest = max((size for shape in shapes for size in shape), default=0)
+    limits = dict.fromkeys(("hidden_size", "intermediate_size", "vocab_size"), longest)
+    for field, limit in {**limits, "num_hidden_layers": len(shapes)}.items():
+        size = getattr(config.get_text_config(), field, None)
+        if isinstance(size, int) and size > limit:
+            raise PrunerZeroError(
+                f"the configuration of {name} has {field} {size}, more than its {len(shapes)} "
+                "tensors have: use the configuration that belongs to the weights"
+            )
+
+
 def _check_complete(report: Mapping[str, Any], name: str) -> None:
     missing, mismatched = sorted(report["missing_keys"]), sorted(report["mismatched_keys"])
     if missing:
@@ -110,8 +133,8 @@ def _check_complete(report: Mapping[str, Any], name: str) -> None:
     if mismatched:
         weight, stored, expected = mismatched[0]
         raise PrunerZeroError(
-            f"{weight} of {name} has the shape {tuple(stored)} where its config.json asks for "
-            f"{tuple(expected)}: use the configuration that belongs to the weights"
+            f"{weight} of {name} has the shape {tuple(stored)} where its configuration asks "
+            f"for {tuple(expected)}: use the configuration that belongs to the weights"
         )
 
 
@@ -123,7 +146,7 @@ def _check_blocks(model: PreTrainedModel, report: Mapping[str, Any], name: str) 
         blocks = modules.get(block[1]) if block else None
         if isinstance(blocks, torch.nn.ModuleList):
             raise PrunerZeroError(
-                f"{name} has {weight}, but its config.json describes {len(blocks)} blocks: "
+                f"{name} has {weight}, but its configuration describes {len(blocks)} blocks: "
                 "use the configuration that belongs to the weights"
             )
 
@@ -149,8 +172,7 @@ def readable(name: str) -> Iterator[None]:
     except PrunerZeroError:
         raise
     except Exception as error:
-        # A damaged file can raise an error of any type: a GGUF raises struct.error, IndexError
-        # or AttributeError.
+        # A value that does not fit can raise an error of any type.
         if is_out_of_memory(error):
             raise
         reason = one_line(error, 300)
@@ -160,6 +182,8 @@ def readable(name: str) -> Iterator[None]:
             ) from error
         if isinstance(error, KeyError):
             reason = f"transformers misses or does not know {reason} in one of its .json files"
+        elif isinstance(error, ArithmeticError | LookupError | AttributeError | TypeError):
+            reason = f"a value in its files does not fit the others ({reason})"
         raise PrunerZeroError(f"{name} cannot be loaded: {reason}") from error
 
 

@@ -17,6 +17,7 @@ from pruner_zero.calibration.store import StatisticsStore
 from pruner_zero.choices import Dtype
 from pruner_zero.devices import CPU, available_bytes, find_devices
 from pruner_zero.errors import PrunerZeroError
+from pruner_zero.files import is_gguf
 from pruner_zero.models.blocks import (
     Activations,
     BlockCalls,
@@ -26,7 +27,7 @@ from pruner_zero.models.blocks import (
 )
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import PREFIX, cast_weights, locate_model
-from pruner_zero.models.read import is_gguf, quiet, read_model
+from pruner_zero.models.read import quiet, read_model
 from pruner_zero.models.structure import Matrix, find_blocks, set_tensor
 from pruner_zero.models.transformers_private import as_stored, copy_conversions
 from pruner_zero.offload.gradients import OffloadedGradients

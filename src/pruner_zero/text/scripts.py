@@ -1,6 +1,6 @@
 """The scripts, such as Latin or Han, in which a text is written."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import regex
@@ -50,27 +50,34 @@ def tokens_outside(scripts: Collection[str], tokenizer: Any) -> Tensor:
     """The tokens (n,) int64 with a character of none of `scripts`.
 
     Digits, spaces and signs, which Unicode calls Common, and special tokens belong to all scripts.
-    Tokens that are a part of a character count as outside where Latin is the only script.
+    Tokens that are a part of a character count as outside where Latin is the only script. Raises
+    PrunerZeroError where no token has a character of `scripts`.
     """
-    inside = "".join(map(_class_of, {*scripts, "Common", "Inherited"}))
-    outside = regex.compile(rf"[^{inside}]")
+    outside = regex.compile(rf"[^{_class_of(*scripts, 'Common', 'Inherited')}]")
     partial = set(scripts) <= {"Latin", "Common", "Inherited"}
-    special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
-    tokens = [token for token in range(len(tokenizer)) if token not in special]
-    texts: Sequence[str] = tokenizer.batch_decode([[token] for token in tokens])
-    chosen = [
-        token
-        for token, text in zip(tokens, texts, strict=True)
-        if outside.search(text) or (partial and _PARTIAL in text)
-    ]
+    texts = _texts_of(tokenizer, scripts).items()
+    chosen = [n for n, text in texts if outside.search(text) or (partial and _PARTIAL in text)]
     return torch.tensor(chosen, dtype=torch.int64)
 
 
 def characters_of(scripts: Collection[str], tokenizer: Any) -> list[int]:
-    """The tokens that are one character of `scripts`."""
-    inside = regex.compile(f"[{''.join(map(_class_of, scripts))}]")
-    texts: Sequence[str] = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
-    return [token for token, text in enumerate(texts) if inside.fullmatch(text)]
+    """The tokens that are one character of `scripts`; raises as `tokens_outside` does."""
+    inside = regex.compile(f"[{_class_of(*scripts)}]")
+    return [n for n, text in _texts_of(tokenizer, scripts).items() if inside.fullmatch(text)]
+
+
+def _texts_of(tokenizer: Any, scripts: Collection[str]) -> dict[int, str]:
+    """The texts of all tokens that are not special ones."""
+    special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
+    tokens = [token for token in range(len(tokenizer)) if token not in special]
+    texts = tokenizer.batch_decode([[token] for token in tokens])
+    inside = regex.compile(f"[{_class_of(*scripts)}]")
+    if not any(map(inside.search, texts)):
+        raise PrunerZeroError(
+            f"--scripts {','.join(scripts)}: no token of the model has a character of these "
+            "scripts, and it could write signs alone: name scripts that the model knows"
+        )
+    return dict(zip(tokens, texts, strict=True))
 
 
 def describe_shares(shares: Mapping[str, float]) -> str:
@@ -78,5 +85,5 @@ def describe_shares(shares: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share >= 0.01)
 
 
-def _class_of(script: str) -> str:
-    return rf"\p{{Script={script}}}"
+def _class_of(*scripts: str) -> str:
+    return "".join(rf"\p{{Script={script}}}" for script in scripts)
