@@ -133,6 +133,12 @@ def test_overwrite_keeps_what_the_command_reads(
     check_output("out", overwrite=True, inputs=[None, "output", "out2", "someone/out"])
 
 
+def test_a_result_inside_of_what_the_command_reads_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    with pytest.raises(PrunerZeroError, match=r"lies in .*model, which this command reads"):
+        check_output(tmp_path / "model" / "sub", overwrite=False, inputs=[tmp_path / "model"])
+
+
 def test_a_run_that_fails_after_a_step_says_how_it_goes_on(tmp_path: Path) -> None:
     def run(work: Journal | None) -> Cost:
         assert work is not None

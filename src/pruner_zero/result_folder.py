@@ -50,9 +50,9 @@ def check_output(
 
     Raises PrunerZeroError if the result cannot be put there. `overwrite` allows to replace what
     `build_folder` wrote, with no other file beside it, and nothing else. inputs: the models that
-    the command reads; a folder that is one of them, or holds or lies in one, is not replaced. Files
-    that a run left beside it, killed after it had moved its result, are deleted. gguf: whether the
-    result is a file where the name ends in .gguf, which is refused otherwise.
+    the command reads, of which the output must be none, nor hold or lie in one. Files that a
+    run left beside it, killed after it had moved its result, are deleted. gguf: whether the result
+    is a file where the name ends in .gguf, which is refused otherwise.
     """
     with writing(Path(output)):
         folder, here = Path(os.path.realpath(output)), Path.cwd()
@@ -73,6 +73,7 @@ def check_output(
             raise PrunerZeroError(f"{folder} is a {found}: choose another {other} for the result")
         if folder.is_dir() and here.is_relative_to(folder):
             raise PrunerZeroError(f"{folder} is the current folder: choose a folder inside it")
+        _check_apart(folder, inputs)
         if folder.exists() and (file or any(folder.iterdir())):
             if not overwrite:
                 raise PrunerZeroError(
@@ -80,20 +81,26 @@ def check_output(
                     if file
                     else f"{folder} is not empty: choose another folder, or add --overwrite"
                 )
-            _check_replaceable(folder, inputs)
+            _check_replaceable(folder)
         check_writable(folder)
     return folder
 
 
-def _check_replaceable(folder: Path, inputs: Iterable[str | Path | None]) -> None:
-    """Raise PrunerZeroError where `folder` has more than `build_folder` wrote, or is read."""
-    for name in (str(name) for name in inputs if name):
+def _check_apart(folder: Path, inputs: Iterable[str | Path | None]) -> None:
+    """Raise PrunerZeroError where `folder` is one of the `inputs`, or holds or lies in one."""
+    for name in filter(None, inputs):
         source = Path(os.path.realpath(name))
-        if source.is_relative_to(folder) or folder.is_relative_to(source):
+        within = source.is_relative_to(folder) or folder.is_relative_to(source)
+        # The id of a model on the hub may be the path of an output, where nothing is yet.
+        if within and (source.exists() or folder.exists()):
             raise PrunerZeroError(
                 f"{folder} is, holds or lies in {name}, which this command reads: choose another "
                 "output"
             )
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Raise PrunerZeroError where `folder` has more than `build_folder` wrote."""
     if is_gguf(folder):
         with open(folder, "rb") as file:
             if GGUF_RECORDS.encode() not in file.read(_HEAD):

@@ -269,7 +269,7 @@ def test_a_change_under_an_unfinished_run_is_named(
         changed = calibration_text if what == "calibration" else search_text
         changed.write_text(text_file.read_text()[::-1])
     line = refusal(lambda: search(model, output=output, **settings))
-    assert f"holds a run of other settings: {named} differ; choose another folder" in line
+    assert f"holds a run of other settings ({named} changed): choose another folder" in line
     assert journal(output) == before
 
 

@@ -121,6 +121,10 @@ def test_tokens_that_occur_more_often_stay() -> None:
         ({"parameters": "0.1"}, "cannot be reached by removing tokens: choose --parameters"),
         ({"sparsity": 0.5, "metric": "wanda"}, "vocabulary takes no metric"),
         ({"sparsity": 0.5, "update": "exact"}, "leave out --update"),
+        (
+            {"sparsity": 0.2, "mode": "sequential"},
+            "token-count decides over the whole model at once",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(settings: dict[str, Any], words: str) -> None:

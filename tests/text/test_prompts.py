@@ -24,8 +24,8 @@ def test_each_line_of_a_text_is_a_prompt(tmp_path: Path) -> None:
 
 
 def test_json_has_texts_and_messages(tmp_path: Path) -> None:
-    entries = ["Why?", MESSAGES, {"messages": MESSAGES, "id": 3}]
-    expected = (ALONE, tuple(MESSAGES), tuple(MESSAGES))
+    entries = ["Why?", MESSAGES, {"messages": MESSAGES, "id": 3}, {"text": "Why?", "id": 4}]
+    expected = (ALONE, tuple(MESSAGES), tuple(MESSAGES), ALONE)
     lines = "\n\n".join(map(json.dumps, entries))
     assert read_prompts(file(tmp_path, "a.jsonl", lines)) == expected
     assert read_prompts(file(tmp_path, "a.json", json.dumps(entries, indent=1))) == expected
@@ -41,6 +41,7 @@ def test_json_has_texts_and_messages(tmp_path: Path) -> None:
         ("a.jsonl", '"Why?"\n\n{', "line 3 of"),
         ("a.jsonl", '"Why?"\n[]', "line 2 of"),
         ("a.jsonl", '" "', "line 1 of"),
+        ("a.jsonl", '{"words": "Why?"}', "under text or messages"),
         ("a.json", '["Why?", [{"role": "user"}]]', "entry 2 of"),
     ],
 )

@@ -112,9 +112,10 @@ def _write(
     check_tokens(language_model.model, torch.full((1, seqlen), largest))
     longest = max(sum(map(len, document)) for document in documents)
     if longest >= seqlen:
+        other = "shorter prompts" if text.prompts else "--calibration self:documents"
         raise PrunerZeroError(
             f"windows of {seqlen} tokens have no room for text after {longest} tokens of the "
-            "prompt or the chat template: choose a larger --seqlen, or --calibration self:documents"
+            f"prompt or the chat template: choose a larger --seqlen, or {other}"
         )
     settings = {
         "model": fingerprint,

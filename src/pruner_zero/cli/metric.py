@@ -114,7 +114,7 @@ def as_tree(metric: Spec) -> None:
 def _rules() -> dict[str, tuple[str, str]]:
     """The names that --metric takes and that are no expressions: what they do, and the source."""
     from pruner_zero.pruning.recipe import SPARSEGPT, SPARSEGPT_SCORE
-    from pruner_zero.settings.prune import BLOCK_INFLUENCE, REAP
+    from pruner_zero.settings.prune import BLOCK_INFLUENCE, REAP, TOKEN_COUNT
 
     return {
         SPARSEGPT: (
@@ -128,6 +128,10 @@ def _rules() -> dict[str, tuple[str, str]]:
         REAP: (
             "with --structure experts: router weight times norm of the expert's output",
             "Lasby et al. 2025, REAP, arXiv 2510.13999",
+        ),
+        TOKEN_COUNT: (
+            "with --structure vocabulary: how often a token occurs and is expected",
+            "Abdaoui et al. 2020, Load What You Need, arXiv 2010.05609",
         ),
     }
 

@@ -166,7 +166,7 @@ class Archive:
             if journal.outcomes:
                 names = changed(journal.lines[0].get("settings", {}), settings)
                 raise PrunerZeroError(
-                    f"{folder} holds a run of other settings: {names} differ; choose another "
+                    f"{folder} holds a run of other settings ({names} changed): choose another "
                     "folder or the same settings"
                 )
             # That run ended before its first outcome, so there is nothing to lose.

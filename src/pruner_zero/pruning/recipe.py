@@ -240,8 +240,8 @@ class Recipe:
         if self.mode == "sequential":
             other = " or another --scope" if self.scope else ""
             raise PrunerZeroError(
-                f"{self.name} needs the scores of all matrices at once, and --mode sequential "
-                f"computes them block by block: choose --mode one-shot{other}"
+                f"{self.name} decides over the whole model at once, and --mode sequential works "
+                f"block by block: choose --mode one-shot{other}"
             )
         return "one-shot"
 

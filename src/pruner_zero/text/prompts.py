@@ -16,8 +16,8 @@ def read_prompts(file: str | Path) -> tuple[Prompt, ...]:
 
     Each line of a text file is one. Each line of a `.jsonl` file, and each element of the list in a
     `.json` file, is a text, a list of messages with `role` and `content`, or an object that has
-    this list under `messages`. Blank lines are left out. Raises PrunerZeroError, naming the line,
-    for anything else, and where there are none.
+    either under `text` or `messages`. Blank lines are left out. Raises PrunerZeroError, naming the
+    line, for anything else, and where there are none.
     """
     path = Path(file)
     try:
@@ -55,13 +55,15 @@ def _decode(text: str, path: Path, line: int) -> Any:
 
 
 def _prompt(entry: Any, place: str) -> Prompt:
+    if isinstance(entry, dict):
+        entry = entry.get("messages", entry.get("text"))
     if isinstance(entry, str) and entry.strip():
         return ({"role": "user", "content": entry},)
-    messages = entry.get("messages") if isinstance(entry, dict) else entry
-    if isinstance(messages, list) and messages and all(map(_is_message, messages)):
-        return tuple({name: message[name] for name in ("role", "content")} for message in messages)
+    if isinstance(entry, list) and entry and all(map(_is_message, entry)):
+        return tuple({name: message[name] for name in ("role", "content")} for message in entry)
     raise PrunerZeroError(
-        f"--prompts: {place} is no prompt: give a text, or a list of messages with role and content"
+        f"--prompts: {place} is no prompt: give a text, or a list of messages with role and "
+        "content, or either in an object, under text or messages"
     )
 
 
