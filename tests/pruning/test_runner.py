@@ -195,7 +195,9 @@ def test_the_update_follows_the_masks_of_a_global_competition(
 ) -> None:
     masked, updated = language_model("llama"), language_model("llama")
     run_recipe(masked, windows, parse_recipe("wanda@global", sparsity=0.5), new_store(masked))
-    run_recipe(updated, windows, parse_recipe("wanda@global+obs", sparsity=0.5), new_store(updated))
+    run_recipe(
+        updated, windows, parse_recipe("wanda@global+obs", sparsity=0.5), new_store(updated)
+    )
     differ = False
     for before, after in zip(places(masked.model), places(updated.model), strict=True):
         assert torch.equal(before.weight == 0, after.weight == 0)

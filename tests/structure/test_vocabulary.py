@@ -58,9 +58,9 @@ def test_kept_tokens_have_the_logits_of_the_dense_model(name: str, tied: bool) -
     text = "the quick fox prunes zeros"
     names = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
     result = prune(smaller, tokenizer=tokenizer, parameters=size_of(dense)[0] - 700, **SMALL)
-    pattern = result.recipe.pattern
-    assert isinstance(pattern, Vocabulary)
-    stay = list(pattern.kept_tokens)
+    cut = result.recipe.cut
+    assert isinstance(cut, Vocabulary)
+    stay = list(cut.kept_tokens)
     assert size_of(smaller)[0] == result.parameters[1] <= size_of(dense)[0] - 700
     assert 0 < len(stay) < rows - 8
     assert tokenizer.convert_ids_to_tokens(range(len(stay))) == [names[old] for old in stay]
@@ -81,9 +81,9 @@ def test_the_folder_loads_by_plain_transformers(tmp_path: Path) -> None:
     assert torch.equal(tokens, tokenizer("the quicker fox", return_tensors="pt")["input_ids"])
     assert torch.equal(loaded(tokens).logits, smaller(tokens).logits)
     assert loaded.config.vocab_size == len(again) == round(0.75 * len(byte_level()))
-    assert f"{result.recipe.pattern} are removed" in result.share()
+    assert f"{result.recipe.cut} are removed" in result.share()
     card = (tmp_path / "out" / "README.md").read_text()
-    assert f"Tokens of the vocabulary were pruned ({result.recipe.pattern}" in card
+    assert f"Tokens of the vocabulary were pruned ({result.recipe.cut}" in card
     assert not (tmp_path / "out" / "metric.json").exists()
 
 
@@ -123,7 +123,7 @@ def test_tokens_that_occur_more_often_stay() -> None:
         ({"sparsity": 0.5, "update": "exact"}, "leave out --update"),
         (
             {"sparsity": 0.2, "mode": "sequential"},
-            "token-count decides over the whole model at once",
+            "token-count decides over the whole model",
         ),
     ],
 )
