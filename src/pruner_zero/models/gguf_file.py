@@ -59,7 +59,7 @@ def save_gguf(
         raise PrunerZeroError(
             f"{source.name} has {tokens} tokens, and the model embeds {rows}: {INSTEAD}"
         )
-    writer = gguf.GGUFWriter(file, source.architecture)
+    writer = gguf.GGUFWriter(file, source.header.architecture)
     # First, where `check_output` finds them.
     for key, record in records.items():
         writer.add_string(key, json.dumps(record))
@@ -97,16 +97,16 @@ def save_gguf(
 
 def _resized(source: GgufSource, config: Any) -> dict[str, Field]:
     """The metadata of `source` with the sizes of `config`."""
-    fields = dict(source.fields)
+    before, architecture = source.header.fields, source.header.architecture
+    fields = dict(before)
     for suffix, name in SIZES.items():
-        key = f"{source.architecture}.{suffix}"
+        key = f"{architecture}.{suffix}"
         if key in fields:
             fields[key] = (getattr(config, name), *fields[key][1:])
-    heads = f"{source.architecture}.attention.head_count"
-    if fields[heads] != source.fields[heads]:
-        for suffix in _HEAD:
-            key = f"{source.architecture}.{suffix}"
-            fields.setdefault(key, (config.head_dim, gguf.GGUFValueType.UINT32, None))
+    heads = f"{architecture}.attention.head_count"
+    if fields[heads] != before[heads]:
+        width = (config.head_dim, gguf.GGUFValueType.UINT32, None)
+        fields = {**{f"{architecture}.{suffix}": width for suffix in _HEAD}, **fields}
     return fields
 
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from pruner_zero.choices import GgufType, Structure
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.files import is_gguf
-from pruner_zero.models.gguf_header import Field, read_header
+from pruner_zero.models.gguf_header import GgufHeader, read_header
 from pruner_zero.models.load import PREFIX, installed_file
 from pruner_zero.models.transformers_private import gguf_reading
 from pruner_zero.result_folder import GGUF_RECORDS
@@ -42,16 +42,13 @@ _COPIED = frozenset({"rope_freqs.weight"})
 class GgufSource:
     """What a pruned GGUF file takes over from the file of the dense model, known as `name`.
 
-    fields: the metadata, by key. shapes: of all tensors, by name, in the order of the file, rows
-    first as in PyTorch. copied: tensors that are no part of the model in transformers. names: of
-    the dense model's tensors, by those in the file. store: gives a tensor, from its name, its value
-    in transformers and the configuration, as the file stores it.
+    copied: tensors that are no part of the model in transformers. names: of the dense model's
+    tensors, by those in the file. store: gives a tensor, from its name, its value in transformers
+    and the configuration, as the file stores it.
     """
 
     name: str
-    architecture: str
-    fields: Mapping[str, Field]
-    shapes: Mapping[str, tuple[int, ...]]
+    header: GgufHeader
     copied: Mapping[str, Array]
     names: Mapping[str, str]
     store: Callable[[str, Array, Any], Array]
@@ -59,8 +56,8 @@ class GgufSource:
     @property
     def records(self) -> dict[str, Any]:
         """What this program wrote on earlier runs into the file, by key."""
-        texts = {k: value for k, (value, *_) in self.fields.items() if k.startswith(GGUF_RECORDS)}
-        return {key: json.loads(text) for key, text in texts.items()}
+        fields = self.header.fields.items()
+        return {key: json.loads(text) for key, (text, *_) in fields if key.startswith(GGUF_RECORDS)}
 
     def tensors(self, model: PreTrainedModel) -> dict[str, Tensor]:
         """The tensors of `model`, dense or pruned, by their names in the file, in its order.
@@ -69,7 +66,7 @@ class GgufSource:
         or the model's is larger.
         """
         state, tensors = model.state_dict(), {}
-        for name, shape in self.shapes.items():
+        for name, stored in self.header.tensors.items():
             block = re.match(r"blk\.(\d+)\.", name)
             if name in self.copied or (block and int(block[1]) >= model.config.num_hidden_layers):
                 continue
@@ -77,9 +74,9 @@ class GgufSource:
             if tensor is None:
                 raise PrunerZeroError(f"{name} of {self.name} is not read: {INSTEAD}")
             sizes = tuple(tensor.shape)
-            if len(sizes) != len(shape) or np.greater(sizes, shape).any():
+            if len(sizes) != len(stored.shape) or np.greater(sizes, stored.shape).any():
                 raise PrunerZeroError(
-                    f"{name} of {self.name} has the shape {shape}, and the model's "
+                    f"{name} of {self.name} has the shape {stored.shape}, and the model's "
                     f"{self.names[name]} has {sizes}: {INSTEAD}"
                 )
             tensors[name] = tensor
@@ -89,17 +86,6 @@ class GgufSource:
             if tensor.data_ptr() not in written:
                 raise PrunerZeroError(f"{self.name} has no place for {parameter}: {INSTEAD}")
         return tensors
-
-
-def path_of(name: str) -> Path:
-    """The GGUF file that the model `name` is read from. Raises PrunerZeroError for other models."""
-    if name.startswith(PREFIX):
-        return installed_file(name)
-    if not is_gguf(Path(name)):
-        raise PrunerZeroError(
-            f"a .gguf output is made after a .gguf file, and {name} is none: {INSTEAD}"
-        )
-    return Path(name)
 
 
 def source_of(
@@ -120,7 +106,13 @@ def source_of(
     if name is None or other:
         given = other or "a model object"
         raise PrunerZeroError(f"{given} cannot be combined with a .gguf output: write a folder")
-    return path_of(name)
+    if name.startswith(PREFIX):
+        return installed_file(name)
+    if not is_gguf(Path(name)):
+        raise PrunerZeroError(
+            f"a .gguf output is made after a .gguf file, and {name} is none: {INSTEAD}"
+        )
+    return Path(name)
 
 
 def read_source(
@@ -133,8 +125,7 @@ def read_source(
     is not known here, a tensor that is not the model's, sizes that differ between blocks.
     """
     header = read_header(path, name)
-    architecture, fields = header.architecture, header.fields
-    shapes = {key: tensor.shape for key, tensor in header.tensors.items()}
+    architecture = header.architecture
     copied = {
         key: np.array(np.memmap(path, "<f4", "r", tensor.start, tensor.shape))
         for key, tensor in header.tensors.items()
@@ -146,7 +137,7 @@ def read_source(
             f"{name} is a {architecture}, which cannot be written as a GGUF file: {INSTEAD}"
         )
     for suffix, field in SIZES.items():
-        value = fields.get(f"{architecture}.{suffix}", (None,))[0]
+        value = header.fields.get(f"{architecture}.{suffix}", (None,))[0]
         size = getattr(model.config, field, None)
         if value != size and (suffix, value) != ("vocab_size", None):
             raise PrunerZeroError(
@@ -158,7 +149,7 @@ def read_source(
             f"the numbers of the blocks decide their kinds of attention in a {architecture} GGUF "
             "file: choose another --structure than blocks, or write a folder"
         )
-    source = GgufSource(name, architecture, fields, shapes, copied, names, _INVERSES[processor])
+    source = GgufSource(name, header, copied, names, _INVERSES[processor])
     source.tensors(model)
     return source
 

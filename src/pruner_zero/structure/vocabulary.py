@@ -146,22 +146,23 @@ class Vocabulary(Cut):
         return numbers, nbytes
 
     def cut(self, model: PreTrainedModel) -> None:
-        rows = model.get_input_embeddings().weight.shape[0]
-        numbers = {old: new for new, old in enumerate(self.kept_tokens)}
+        rows, stay = model.get_input_embeddings().weight.shape[0], self.kept_tokens
         with torch.no_grad():
             for table in _tables(model):
-                table.data = table.data[torch.tensor(self.kept_tokens, device=table.device)]
+                table.data = table.data[torch.tensor(stay, device=table.device)]
+        embedding = model.get_input_embeddings()
+        sized = {id(part) for part in (embedding, model.get_output_embeddings())}
         for module in model.modules():
-            for name in ("num_embeddings", "vocab_size", "out_features"):
-                if vars(module).get(name) == rows and _has_rows(
-                    module, name, len(self.kept_tokens)
-                ):
-                    setattr(module, name, len(self.kept_tokens))
-            if isinstance(module, nn.Embedding) and module is model.get_input_embeddings():
-                padding = module.padding_idx
-                module.padding_idx = None if padding is None else numbers.get(padding)
+            # Some models know the size of the vocabulary too.
+            names = ("num_embeddings", "out_features") if id(module) in sized else ()
+            for name in ("vocab_size", *names):
+                if vars(module).get(name) == rows:
+                    setattr(module, name, len(stay))
+        padding = getattr(embedding, "padding_idx", None)
+        if padding is not None:
+            embedding.padding_idx = stay.index(padding) if padding in stay else None
         outside = tokens_outside(self.scripts, self.tokenizer).tolist() if self.scripts else ()
-        renumber(model, self.kept_tokens, outside)
+        renumber(model, stay, outside)
         replace_tokens(self.tokenizer, self.smaller)
 
     def describe(self) -> dict[str, Any]:
@@ -192,11 +193,3 @@ def _tables(model: PreTrainedModel) -> list[nn.Parameter]:
     bias = getattr(model.get_output_embeddings(), "bias", None)
     tables = [table.parameter for table in find_tables(model)]
     return tables if bias is None else [*tables, bias]
-
-
-def _has_rows(module: nn.Module, name: str, count: int) -> bool:
-    """Whether a module's own table, where the attribute is of one, was cut to `count` rows."""
-    if name == "vocab_size":
-        return True
-    weight = getattr(module, "weight", None)
-    return isinstance(weight, Tensor) and weight.shape[0] == count
