@@ -88,7 +88,7 @@ def check_output(
 
 def _check_apart(folder: Path, inputs: Iterable[str | Path | None]) -> None:
     """Raise PrunerZeroError where `folder` is one of the `inputs`, or holds or lies in one."""
-    for name in filter(None, inputs):
+    for name in map(str, filter(None, inputs)):
         source = Path(os.path.realpath(name))
         within = source.is_relative_to(folder) or folder.is_relative_to(source)
         # The id of a model on the hub may be the path of an output, where nothing is yet.

@@ -19,6 +19,9 @@ Pair = tuple[str, str]
 # Added tokens that a model reserves for later use, which it never saw: <unused12> of Gemma,
 # <|reserved_special_token_12|> of Llama 3, <|dummy_12|> of Phi 4.
 _PLACEHOLDER = re.compile(r"(unused|reserved|place.?holder|dummy)\D*\d", re.IGNORECASE)
+# What any text can be made of: characters that stand for bytes or, with byte fallback, ASCII
+# characters, the sign for a space, and bytes for all other characters.
+_CHARACTER, _ASCII_OR_BYTE = re.compile(r".", re.DOTALL), re.compile(r"[\x00-\x7f▁]|<0x..>")
 
 
 def check_tokenizer(tokenizer: Any) -> None:
@@ -58,8 +61,7 @@ class TokenTable:
     @property
     def count(self) -> int:
         """One more than the highest number of a token."""
-        numbers: list[int] = [*self.names, *self.added]
-        return max(numbers) + 1
+        return max(*self.names, *self.added) + 1
 
     def always(self) -> set[int]:
         """Tokens that must stay: added ones, single bytes or their fallback, ASCII characters.
@@ -68,7 +70,6 @@ class TokenTable:
         stay that the tokenizer, its chat template or its post-processor names.
         """
         model = self.spec["model"]
-        fallback = bool(model.get("byte_fallback"))
         named = f"{self.spec['post_processor']} {self.tokenizer.chat_template}"
         special = self.tokenizer.all_special_tokens
 
@@ -78,11 +79,8 @@ class TokenTable:
         stay = {each["id"] for each in self.spec["added_tokens"] if in_use(each["content"])}
         if model.get("unk_token") in self.ids:
             stay.add(self.ids[model["unk_token"]])
-        for token, number in self.ids.items():
-            single = len(token) == 1 and (not fallback or token.isascii() or token == "▁")
-            if single or (fallback and _is_byte(token)):
-                stay.add(number)
-        return stay
+        single = _ASCII_OR_BYTE if model.get("byte_fallback") else _CHARACTER
+        return stay | {number for token, number in self.ids.items() if single.fullmatch(token)}
 
     def needed(
         self, words: Sequence[str], scripts: Sequence[str], named: Collection[int] = ()
@@ -123,8 +121,8 @@ class TokenTable:
             passed.add("".join(best))
         if symbols != [token] and not self.spec["model"].get("ignore_merges"):
             return None
-        known = {self.ids.get(symbol) for symbol in passed | {token}}
-        return None if None in known else {each for each in known if each is not None}
+        passed.add(token)
+        return {self.ids[symbol] for symbol in passed} if self.ids.keys() >= passed else None
 
     def choose(self, order: Iterable[int], size: int, stay: Collection[int]) -> list[int]:
         """Up to `size` tokens, sorted: those that must `stay`, then others in `order`.
@@ -148,15 +146,11 @@ class TokenTable:
         numbers = {old: new for new, old in enumerate(kept)}
         vocab = {token: numbers[old] for token, old in self.ids.items() if old in numbers}
         merges = [pair for pair in self.merges if {*pair, "".join(pair)} <= vocab.keys()]
-        added = [
-            {**each, "id": numbers[each["id"]]}
-            for each in self.spec["added_tokens"]
-            if each["id"] in numbers
-        ]
+        added = [each for each in self.spec["added_tokens"] if each["id"] in numbers]
         return {
             **self.spec,
             "model": {**self.spec["model"], "vocab": vocab, "merges": merges},
-            "added_tokens": added,
+            "added_tokens": [{**each, "id": numbers[each["id"]]} for each in added],
             "post_processor": _renumbered(self.spec["post_processor"], numbers),
         }
 
@@ -165,13 +159,9 @@ def replace_tokens(tokenizer: Any, spec: dict[str, Any]) -> None:
     """Give a tokenizer of transformers the tokens of `spec`, which `TokenTable.cut` made."""
     tokenizer._tokenizer = Tokenizer.from_str(json.dumps(spec))
     # Tokenizers of one family keep what they were made of.
-    for name, value in {"_vocab": "vocab", "_merges": "merges"}.items():
-        if hasattr(tokenizer, name):
-            setattr(tokenizer, name, spec["model"][value])
-
-
-def _is_byte(token: str) -> bool:
-    return len(token) == 6 and token.startswith("<0x") and token.endswith(">")
+    for name in ("vocab", "merges"):
+        if hasattr(tokenizer, f"_{name}"):
+            setattr(tokenizer, f"_{name}", spec["model"][name])
 
 
 def _merged(symbols: Sequence[str], pair: Pair) -> list[str]:
