@@ -24,7 +24,7 @@ _MERGES = "tokenizer.ggml.merges"
 _PER_TOKEN = (TOKENS, "tokenizer.ggml.scores", "tokenizer.ggml.token_type")
 # Keys that are written anew, or hold for the bytes of the source alone.
 _OF_SOURCE = re.compile(
-    r"(GGUF|quantize|pruner_zero)\..*|"
+    r"(quantize|pruner_zero)\..*|"
     r"general\.(architecture|alignment|file_type|size_label|quantization_version)"
 )
 

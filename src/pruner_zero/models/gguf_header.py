@@ -92,20 +92,14 @@ class _Cursor:
         if magic != GGUF_MAGIC or version not in _VERSIONS:
             raise ValueError("it does not begin as version 2 or 3 of the format does")
         metadata = {self._text(): self._field() for _ in range(fields)}
-        infos = [self._info() for _ in range(tensors)]
+        infos = {self._text(): self._numbers(f"{self._numbers('I')[0]}QIQ") for _ in range(tensors)}
         alignment = metadata.get("general.alignment", (GGUF_DEFAULT_ALIGNMENT,))[0]
         start = -(-self._at // alignment) * alignment
         places = {
-            name: GgufTensor(shape, GGMLQuantizationType(kind), start + offset)
-            for name, shape, kind, offset in infos
+            name: GgufTensor(tuple(reversed(shape)), GGMLQuantizationType(kind), start + offset)
+            for name, (*shape, kind, offset) in infos.items()
         }
         return GgufHeader(metadata, places)
-
-    def _info(self) -> tuple[str, tuple[int, ...], int, int]:
-        name = self._text()
-        (dimensions,) = self._numbers("I")
-        *shape, kind, offset = self._numbers(f"{dimensions}QIQ")
-        return name, tuple(reversed(shape)), kind, offset
 
     def _field(self) -> Field:
         (kind,) = map(GGUFValueType, self._numbers("I"))
