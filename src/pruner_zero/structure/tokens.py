@@ -61,7 +61,7 @@ class TokenTable:
     @property
     def count(self) -> int:
         """One more than the highest number of a token."""
-        return max(*self.names, *self.added) + 1
+        return 1 + max(self.names.keys() | self.added)
 
     def always(self) -> set[int]:
         """Tokens that must stay: added ones, single bytes or their fallback, ASCII characters.
