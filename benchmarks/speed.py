@@ -30,12 +30,11 @@ from pruner_zero.choices import GgufType
 from pruner_zero.files import write_json
 from pruner_zero.measuring.speed import measure_speed
 from pruner_zero.models.gguf_file import save_gguf
-from pruner_zero.models.gguf_source import path_of, read_source
+from pruner_zero.models.gguf_source import read_source, source_of
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import load_model
 from pruner_zero.models.structure import find_matrices
 from pruner_zero.provenance import provenance
-from pruner_zero.sparsity.pattern import keep_mask
 from pruner_zero.sparsity.selection import SemiStructured, Unstructured
 from tables import markdown, results, script_parser, write_page
 
@@ -147,7 +146,8 @@ def torch_speed(
     pattern = {HALF: Unstructured(0.5, "row"), SEMI: SemiStructured(2, 4)}.get(words)
     if pattern is not None:
         for matrix in find_matrices(models[1]):
-            matrix.weight.masked_fill_(~keep_mask(matrix.weight.abs().float(), pattern), 0)
+            scores = {matrix.name: matrix.weight.abs().float()}
+            matrix.weight.masked_fill_(~pattern.choose(scores)[matrix.name], 0)
     names = [LanguageModel(model, None, name) for model, name in zip(models, "ab", strict=True)]
     dense, other = measure_speed(names, PREFILL, turns=turns).rows
     blocks = [sum(m.weight.numel() for m in find_matrices(model)) for model in models]
@@ -188,10 +188,13 @@ def prepare(model: str, case: str, name: str, folder: Path) -> dict[str, dict[st
     """Prune a case and write its files; by their types, their sizes and the continuations."""
     print(model, case, flush=True)
     loaded, settings = load_model(name, dtype="float32"), CASES[model][case]
-    source = read_source(path_of(name), name, loaded.model)
+    path = source_of(folder / "made.gguf", None, name)
+    assert path is not None
+    source = read_source(path, name, loaded.model)
     tokens: Sequence[int] = ()
     if settings:
-        tokens = prune(loaded, **TEXT, **settings).recipe.cut.kept_tokens
+        cut = prune(loaded, **TEXT, **settings).recipe.cut
+        tokens = cut.kept_tokens if cut else ()
     rows: dict[str, dict[str, Any]] = {}
     for kind in TYPES[model]:
         file = folder / f"{model}-{case}-{kind}.gguf".replace(" ", "-")
