@@ -35,7 +35,6 @@ from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import load_model
 from pruner_zero.models.structure import find_matrices
 from pruner_zero.provenance import provenance
-from pruner_zero.sparsity.pattern import keep_mask
 from pruner_zero.sparsity.selection import SemiStructured, Unstructured
 from tables import markdown, results, script_parser, write_page
 
@@ -147,7 +146,8 @@ def torch_speed(
     pattern = {HALF: Unstructured(0.5, "row"), SEMI: SemiStructured(2, 4)}.get(words)
     if pattern is not None:
         for matrix in find_matrices(models[1]):
-            matrix.weight.masked_fill_(~keep_mask(matrix.weight.abs().float(), pattern), 0)
+            kept = pattern.choose({matrix.name: matrix.weight.abs().float()})[matrix.name]
+            matrix.weight.masked_fill_(~kept, 0)
     names = [LanguageModel(model, None, name) for model, name in zip(models, "ab", strict=True)]
     dense, other = measure_speed(names, PREFILL, turns=turns).rows
     blocks = [sum(m.weight.numel() for m in find_matrices(model)) for model in models]
@@ -191,7 +191,8 @@ def prepare(model: str, case: str, name: str, folder: Path) -> dict[str, dict[st
     source = read_source(path_of(name), name, loaded.model)
     tokens: Sequence[int] = ()
     if settings:
-        tokens = prune(loaded, **TEXT, **settings).recipe.cut.kept_tokens
+        cut = prune(loaded, **TEXT, **settings).recipe.cut
+        tokens = cut.kept_tokens if cut else ()
     rows: dict[str, dict[str, Any]] = {}
     for kind in TYPES[model]:
         file = folder / f"{model}-{case}-{kind}.gguf".replace(" ", "-")

@@ -35,7 +35,7 @@ from pruner_zero.files import read_lines, write_json
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import load_model
 from pruner_zero.progress import reported_to
-from pruner_zero.structure.units import Structured
+from pruner_zero.structure.units import UnitMask
 from pruner_zero.text.mixture import load_mixture
 from tables import markdown, results, script_parser, write_page
 
@@ -192,9 +192,9 @@ def key(row: Mapping[str, Any]) -> tuple[Any, ...]:
 @contextmanager
 def random_units() -> Iterator[None]:
     """Units go by drawn numbers, whatever the metric."""
-    choose = Structured.choose
+    choose = UnitMask.choose
 
-    def draw(self: Structured, scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def draw(self: UnitMask, scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         drawn = {}
         for name in scores:
             generator = torch.Generator().manual_seed(sum(name.encode()))
@@ -202,7 +202,7 @@ def random_units() -> Iterator[None]:
             drawn[name] = torch.rand(shape[1], generator=generator).expand(shape)
         return choose(self, drawn)
 
-    with patch.object(Structured, "choose", draw):
+    with patch.object(UnitMask, "choose", draw):
         yield
 
 

@@ -15,8 +15,8 @@ from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.structure import find_blocks, find_matrices
 from pruner_zero.offload.model import load_offloaded
 from pruner_zero.pruning.matrix import total_sparsity
-from pruner_zero.pruning.runner import run_recipe
 from pruner_zero.pruning.notation import parse_recipe
+from pruner_zero.pruning.runner import run_recipe
 from pruner_zero.text.windows import Windows
 from tests.pruning.conftest import OpenStore, language_model
 from tests.pruning.plain import inputs, places

@@ -13,10 +13,10 @@ from pruner_zero.metric.metric import Metric
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.structure import find_matrices
 from pruner_zero.progress import reported_to
-from pruner_zero.pruning.recipe import for_wide
-from pruner_zero.pruning.runner import for_training
 from pruner_zero.pruning.notation import parse_recipe
 from pruner_zero.pruning.prune import prune
+from pruner_zero.pruning.recipe import for_wide
+from pruner_zero.pruning.runner import for_training
 from pruner_zero.settings.prune import DEFAULT, WIDE_METRIC, PruneSettings
 from pruner_zero.settings.read import read_settings
 from pruner_zero.text.windows import Windows

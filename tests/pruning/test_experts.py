@@ -12,12 +12,12 @@ from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.structure import find_blocks, find_matrices
 from pruner_zero.progress import reported_to
 from pruner_zero.pruning.matrix import total_sparsity
-from pruner_zero.pruning.runner import run_recipe
 from pruner_zero.pruning.notation import parse_recipe
+from pruner_zero.pruning.runner import run_recipe
 from pruner_zero.sparsity.hessian import Hessian, shrinkage_for
-from pruner_zero.sparsity.pattern import keep_mask
 from pruner_zero.sparsity.steps.step import STEPS, Layer
 from pruner_zero.text.windows import Windows
+from tests.masks import keep_mask
 from tests.pruning.conftest import OpenStore, language_model
 from tests.pruning.plain import (
     places,

@@ -12,9 +12,9 @@ from pruner_zero.choices import Mode
 from pruner_zero.models.structure import find_matrices
 from pruner_zero.pruning import masks as masks_module
 from pruner_zero.pruning.masks import choose_masks, score_matrix
-from pruner_zero.pruning.runner import run_recipe
 from pruner_zero.pruning.notation import parse_recipe
 from pruner_zero.pruning.prune import prune
+from pruner_zero.pruning.runner import run_recipe
 from pruner_zero.sparsity.pattern import Lazy
 from pruner_zero.sparsity.selection import Unstructured
 from pruner_zero.text.windows import Windows

@@ -9,8 +9,8 @@ from torch.nn import functional
 from pruner_zero import prune
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.load import load_model
-from pruner_zero.pruning.runner import run_recipe
 from pruner_zero.pruning.notation import parse_recipe
+from pruner_zero.pruning.runner import run_recipe
 from pruner_zero.text.windows import Windows
 from tests.pruning.conftest import OpenStore, language_model
 from tests.text.refusals import refusal

@@ -10,8 +10,8 @@ from pruner_zero.choices import Mode
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.structure import find_blocks
 from pruner_zero.pruning.matrix import total_sparsity
-from pruner_zero.pruning.runner import check_recipe, run_recipe
 from pruner_zero.pruning.notation import parse_recipe
+from pruner_zero.pruning.runner import check_recipe, run_recipe
 from pruner_zero.text.windows import Windows
 from tests.pruning.conftest import OpenStore, language_model
 from tests.pruning.plain import (
@@ -195,9 +195,7 @@ def test_the_update_follows_the_masks_of_a_global_competition(
 ) -> None:
     masked, updated = language_model("llama"), language_model("llama")
     run_recipe(masked, windows, parse_recipe("wanda@global", sparsity=0.5), new_store(masked))
-    run_recipe(
-        updated, windows, parse_recipe("wanda@global+obs", sparsity=0.5), new_store(updated)
-    )
+    run_recipe(updated, windows, parse_recipe("wanda@global+obs", sparsity=0.5), new_store(updated))
     differ = False
     for before, after in zip(places(masked.model), places(updated.model), strict=True):
         assert torch.equal(before.weight == 0, after.weight == 0)

@@ -12,8 +12,8 @@ from pruner_zero.calibration.calibrate import calibrate
 from pruner_zero.calibration.store import StatisticsStore
 from pruner_zero.choices import Mode
 from pruner_zero.models.structure import find_matrices
-from pruner_zero.pruning.runner import run_recipe
 from pruner_zero.pruning.notation import parse_recipe
+from pruner_zero.pruning.runner import run_recipe
 from pruner_zero.pruning.statistics import DenseStatistics, block_statistics
 from pruner_zero.sparsity.hessian import Hessian
 from pruner_zero.text.windows import Windows

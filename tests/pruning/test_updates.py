@@ -10,15 +10,16 @@ from pruner_zero.choices import Mode
 from pruner_zero.models.structure import Matrix
 from pruner_zero.pruning.masks import Mask, masks_of
 from pruner_zero.pruning.matrix import MatrixRecord, prune_matrix
+from pruner_zero.pruning.notation import parse_recipe
 from pruner_zero.pruning.recipe import Recipe
 from pruner_zero.pruning.runner import run_recipe
-from pruner_zero.pruning.notation import parse_recipe
 from pruner_zero.pruning.statistics import ASYMMETRY, Statistics
 from pruner_zero.sparsity.hessian import Hessian
-from pruner_zero.sparsity.pattern import Pattern, keep_mask
+from pruner_zero.sparsity.pattern import Pattern
 from pruner_zero.sparsity.selection import SemiStructured, Unstructured
 from pruner_zero.sparsity.steps.least_squares import TOLERANCE, solve
 from pruner_zero.text.windows import Windows
+from tests.masks import keep_mask
 from tests.pruning.conftest import OpenStore, language_model
 from tests.pruning.plain import in_order, inputs, places
 from tests.sparsity.reference import damped, error_under, keep_groups
