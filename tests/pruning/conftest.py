@@ -41,8 +41,8 @@ class Prune(Protocol):
 
 def recipe_of(text: str, mode: Mode = "auto", /, **options: Any) -> Recipe:
     """The recipe of a text, at 50 % where no option says how much."""
-    if not {"pattern", "sparsity"} & options.keys() and "=" not in text.partition("@")[2]:
-        options["sparsity"] = 0.5
+    if "pattern" not in options:
+        options.setdefault("sparsity", 0.5)
     return replace(parse_recipe(text, **options), mode=mode)
 
 
