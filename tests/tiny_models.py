@@ -26,6 +26,7 @@ from transformers import (
     Qwen3Config,
     Qwen3MoeConfig,
 )
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from pruner_zero.models.structure import find_blocks
@@ -54,6 +55,30 @@ def tiny_model(architecture: str, seed: int = 0, blocks: int = 2) -> PreTrainedM
                 parameter.add_(noise, alpha=0.1)
             else:
                 parameter.copy_(noise).mul_(0.15)
+    return model.eval()
+
+
+def sharing_model() -> PreTrainedModel:
+    """A model whose last two blocks take keys and values of earlier blocks."""
+    config = CONFIG_MAPPING["gemma4_text"](
+        vocab_size=VOCABULARY,
+        vocab_size_per_layer_input=VOCABULARY,
+        hidden_size=HIDDEN,
+        hidden_size_per_layer_input=8,
+        intermediate_size=INNER,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_global_key_value_heads=2,
+        head_dim=8,
+        global_head_dim=8,
+        num_kv_shared_layers=2,
+        layer_types=["sliding_attention", "full_attention"] * 3,
+        max_position_embeddings=POSITIONS,
+        pad_token_id=None,
+    )
+    torch.manual_seed(0)
+    model: PreTrainedModel = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
     return model.eval()
 
 
