@@ -11,6 +11,7 @@ from transformers import (
     FalconConfig,
     Gemma2Config,
     Gemma3TextConfig,
+    Gemma4TextConfig,
     GPT2Config,
     GPTNeoXConfig,
     GptOssConfig,
@@ -26,7 +27,6 @@ from transformers import (
     Qwen3Config,
     Qwen3MoeConfig,
 )
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from pruner_zero.models.structure import find_blocks
@@ -38,13 +38,15 @@ SLIDING_WINDOW = 6
 
 # Blocks attend to SLIDING_WINDOW tokens here, in all or in every other one of them.
 SLIDING = ("mistral", "qwen2", "gemma2", "gemma3", "phi3", "gpt_oss")
+# Blocks pass on more than their outputs here: the third and later ones take keys and values.
+SHARING = "gemma4"
 # The experts of one block are kept in one 3-D parameter here.
 FUSED_EXPERTS = ("mixtral", "qwen3_moe", "gpt_oss", "llama4")
 
 
 def tiny_model(architecture: str, seed: int = 0, blocks: int = 2) -> PreTrainedModel:
     """A random model of `architecture` in evaluation mode, fp32; `seed` decides its weights."""
-    config = CONFIGURATIONS[architecture](blocks)
+    config = {**CONFIGURATIONS, SHARING: _sharing}[architecture](blocks)
     model: PreTrainedModel = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -55,30 +57,6 @@ def tiny_model(architecture: str, seed: int = 0, blocks: int = 2) -> PreTrainedM
                 parameter.add_(noise, alpha=0.1)
             else:
                 parameter.copy_(noise).mul_(0.15)
-    return model.eval()
-
-
-def sharing_model() -> PreTrainedModel:
-    """A model whose last two blocks take keys and values of earlier blocks."""
-    config = CONFIG_MAPPING["gemma4_text"](
-        vocab_size=VOCABULARY,
-        vocab_size_per_layer_input=VOCABULARY,
-        hidden_size=HIDDEN,
-        hidden_size_per_layer_input=8,
-        intermediate_size=INNER,
-        num_hidden_layers=6,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        num_global_key_value_heads=2,
-        head_dim=8,
-        global_head_dim=8,
-        num_kv_shared_layers=2,
-        layer_types=["sliding_attention", "full_attention"] * 3,
-        max_position_embeddings=POSITIONS,
-        pad_token_id=None,
-    )
-    torch.manual_seed(0)
-    model: PreTrainedModel = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
     return model.eval()
 
 
@@ -182,6 +160,18 @@ CONFIGURATIONS: dict[str, Callable[[int], PreTrainedConfig]] = {
 }
 
 ARCHITECTURES = tuple(CONFIGURATIONS)
+
+
+def _sharing(blocks: int) -> PreTrainedConfig:
+    """All blocks but the first two take keys and values of earlier blocks of their kind."""
+    return _alternating(
+        Gemma4TextConfig,
+        vocab_size_per_layer_input=VOCABULARY,
+        hidden_size_per_layer_input=8,
+        num_global_key_value_heads=2,
+        global_head_dim=8,
+        num_kv_shared_layers=max(0, blocks - 2),
+    )(blocks)
 
 
 @contextmanager

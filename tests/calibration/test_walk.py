@@ -15,16 +15,14 @@ from pruner_zero.models.blocks import Activations, BlockCalls, shares_state
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.structure import find_blocks, find_matrices
 from tests.tiny import tiny_tokenizer
-from tests.tiny_models import sharing_model, tiny_model, tiny_windows
+from tests.tiny_models import SHARING, tiny_model, tiny_windows
 
 SCALES = (1.0, 0.5, 0.0)
-SHARING = "blocks that pass keys and values on"
 FAMILIES = ("llama", "gpt2", "falcon", "qwen3_moe", SHARING)
 
 
 def build(family: str) -> LanguageModel:
-    model = sharing_model() if family == SHARING else tiny_model(family, blocks=3)
-    return LanguageModel(model, tiny_tokenizer(), family)
+    return LanguageModel(tiny_model(family, blocks=4), tiny_tokenizer(), family)
 
 
 @contextmanager
@@ -100,12 +98,12 @@ def test_a_walk_goes_on_from_activations_that_lie_in_files(tmp_path: Path) -> No
         disk.advance(block, index)
     assert isinstance(disk.hidden, WindowFile)
     walk = Walk(model, tokens)
-    resumed = walk.carry(file, WindowFile.open(tmp_path / "2.safetensors"))
+    resumed = walk.carry(file, WindowFile.open(tmp_path / "3.safetensors"))
     numbers = []
-    for index, block in walk.blocks("walk", 2):
+    for index, block in walk.blocks("walk", 3):
         numbers.append(index)
         resumed.advance(block, index)
-    assert numbers == [2]
+    assert numbers == [3]
     for stream in (disk, resumed):
         assert torch.equal(torch.cat([*stream.hidden]), torch.cat([*memory.hidden]))
 
@@ -130,8 +128,8 @@ def test_the_aim_is_the_dense_model_where_blocks_share_keys_and_values() -> None
 @torch.no_grad()
 def test_dense_outputs_do_not_depend_on_what_is_observed(architecture: str) -> None:
     """A resumed run does not observe the blocks that were finished before."""
-    model = LanguageModel(tiny_model(architecture), tiny_tokenizer(), architecture)
-    tokens, last = tiny_windows(4, 64), 1
+    model = build(architecture)
+    tokens, last = tiny_windows(4, 64), 3
     block = find_blocks(model.model)[last]
     matrices = [matrix for matrix in find_matrices(model.model) if matrix.block == last]
     outputs: list[Tensor] = []

@@ -15,7 +15,7 @@ from pruner_zero.text.windows import Windows
 from tests.pruning.conftest import Prune, language_model, recipe_of
 from tests.pruning.plain import inputs, places
 from tests.tiny import tiny_tokenizer
-from tests.tiny_models import sharing_model
+from tests.tiny_models import SHARING, tiny_model
 
 
 @pytest.mark.parametrize("update", ["exact", "refine+exact", "obs"])
@@ -112,7 +112,7 @@ def test_offloaded_blocks_that_share_keys_and_values_are_refused(
     windows: Windows, tmp_path: Path
 ) -> None:
     """What a block passes on beside its output is in no file to go on from."""
-    sharing_model().save_pretrained(tmp_path)
+    tiny_model(SHARING, blocks=4).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(PrunerZeroError, match="more than their output: leave out --offload"):
         load_offloaded(tmp_path).block_calls(windows.tokens)
