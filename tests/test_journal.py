@@ -104,3 +104,26 @@ def test_a_line_may_say_how_many_steps_are_finished(tmp_path: Path) -> None:
     assert journal.finished == 1
     journal.append({"finished": 7}, {})
     assert Journal(tmp_path, RUN).finished == 7
+
+
+def test_a_decision_of_the_first_start_is_kept(tmp_path: Path) -> None:
+    assert Journal(tmp_path, RUN).decide("room", lambda: [1.5, None]) == [1.5, None]
+    journal = Journal(tmp_path, RUN)
+    journal.append({"block": 0}, {})
+    for again in (journal, Journal(tmp_path, RUN)):
+        assert again.decide("room", lambda: [0]) == [1.5, None]
+        assert again.decide("race", lambda: "a") == "a"
+        assert again.finished == len(again.lines) == 1
+
+
+def test_a_run_that_has_only_decided_gives_way_to_another(tmp_path: Path) -> None:
+    Journal(tmp_path, RUN).decide("room", lambda: False)
+    assert Journal(tmp_path, {"--seed": 1}).decide("room", lambda: True)
+
+
+@pytest.mark.fault("a bit flipped in, or the end torn off, a journal or checkpoint")
+def test_a_changed_decision_is_noticed(tmp_path: Path) -> None:
+    Journal(tmp_path, RUN).decide("room", lambda: False)
+    journal = tmp_path / JOURNAL
+    journal.write_text(journal.read_text().replace("false", "true"))
+    assert "is damaged" in refusal(lambda: Journal(tmp_path, RUN))

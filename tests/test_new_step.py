@@ -12,9 +12,9 @@ from pruner_zero.evolution.row_sample import closed_form_error
 from pruner_zero.measuring.comparing import compare
 from pruner_zero.metric.grammar import parse
 from pruner_zero.models.structure import find_matrices
-from pruner_zero.pruning.recipe import describe_steps
 from pruner_zero.pruning.notation import parse_recipe
 from pruner_zero.pruning.prune import prune
+from pruner_zero.pruning.recipe import describe_steps
 from pruner_zero.sparsity.steps.step import STEPS, Layer
 from tests.evolution.conftest import Build, build  # noqa: F401
 from tests.evolution.test_update import by_magnitude

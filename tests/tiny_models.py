@@ -11,6 +11,7 @@ from transformers import (
     FalconConfig,
     Gemma2Config,
     Gemma3TextConfig,
+    Gemma4TextConfig,
     GPT2Config,
     GPTNeoXConfig,
     GptOssConfig,
@@ -37,13 +38,15 @@ SLIDING_WINDOW = 6
 
 # Blocks attend to SLIDING_WINDOW tokens here, in all or in every other one of them.
 SLIDING = ("mistral", "qwen2", "gemma2", "gemma3", "phi3", "gpt_oss")
+# Blocks pass on more than their outputs here: the third and later ones take keys and values.
+SHARING = "gemma4"
 # The experts of one block are kept in one 3-D parameter here.
 FUSED_EXPERTS = ("mixtral", "qwen3_moe", "gpt_oss", "llama4")
 
 
 def tiny_model(architecture: str, seed: int = 0, blocks: int = 2) -> PreTrainedModel:
     """A random model of `architecture` in evaluation mode, fp32; `seed` decides its weights."""
-    config = CONFIGURATIONS[architecture](blocks)
+    config = {**CONFIGURATIONS, SHARING: _sharing}[architecture](blocks)
     model: PreTrainedModel = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -157,6 +160,18 @@ CONFIGURATIONS: dict[str, Callable[[int], PreTrainedConfig]] = {
 }
 
 ARCHITECTURES = tuple(CONFIGURATIONS)
+
+
+def _sharing(blocks: int) -> PreTrainedConfig:
+    """All blocks but the first two take keys and values of earlier blocks of their kind."""
+    return _alternating(
+        Gemma4TextConfig,
+        vocab_size_per_layer_input=VOCABULARY,
+        hidden_size_per_layer_input=8,
+        num_global_key_value_heads=2,
+        global_head_dim=8,
+        num_kv_shared_layers=max(0, blocks - 2),
+    )(blocks)
 
 
 @contextmanager

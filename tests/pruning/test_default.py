@@ -11,19 +11,19 @@ import torch
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.metric.metric import Metric
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.structure import find_matrices
+from pruner_zero.models.structure import Matrix, find_matrices
 from pruner_zero.progress import reported_to
-from pruner_zero.pruning.recipe import for_wide
+from pruner_zero.pruning.default import WIDE
+from pruner_zero.pruning.matrix import MatrixRecord, prune_matrix
+from pruner_zero.pruning.prune import plan, prune
 from pruner_zero.pruning.runner import for_training
-from pruner_zero.pruning.notation import parse_recipe
-from pruner_zero.pruning.prune import prune
-from pruner_zero.settings.prune import DEFAULT, WIDE_METRIC, PruneSettings
-from pruner_zero.settings.read import read_settings
 from pruner_zero.text.windows import Windows
+from tests.pruning.test_resume import contents
 from tests.text.refusals import refusal
 from tests.tiny import Notes, tiny_tokenizer
 from tests.tiny_models import tiny_model
 
+MEMORY = "pruner_zero.training.distillation.available_bytes"
 SMALL: dict[str, Any] = {"windows": 4, "seqlen": 16, "sparsity": 0.5, "distill": 3}
 
 
@@ -31,111 +31,48 @@ def language_model() -> LanguageModel:
     return LanguageModel(tiny_model("llama"), tiny_tokenizer(), "llama")
 
 
-def settings(**options: Any) -> PruneSettings:
-    return read_settings(PruneSettings, {"model": "some", "sparsity": 0.5, **options})
-
-
-def test_without_a_metric_all_of_the_default_is_taken() -> None:
-    chosen = settings()
-    assert chosen.is_default
-    assert {name: getattr(chosen, name) for name in DEFAULT} == dict(DEFAULT)
-
-
 @pytest.mark.parametrize(
-    ("options", "windows", "seqlen"),
-    [
-        ({}, 192, 256),
-        ({"calibration": "self"}, 192, 256),
-        ({"calibration": {"self": 2.0}}, 192, 256),
-        ({"calibration": "self", "metric": "wanda"}, 96, 256),
-        ({"windows": 8}, 8, 256),
-        ({"seqlen": 1024}, 48, 1024),
-        ({"mode": "one-shot"}, 96, 256),
-        ({"structure": "channels"}, 96, 256),
-        ({"calibration": "builtin:pydoc"}, 48, 1024),
-        ({"calibration": "builtin:pydoc", "metric": "wanda"}, 24, 1024),
-        ({"calibration": {"builtin:pydoc": 1.0, "self": 1.0}}, 48, 1024),
-    ],
-    ids=str,
+    "options", [{}, {"pattern": "2:4", "sparsity": None}, {"metric": "wanda"}], ids=str
 )
-def test_windows_that_the_model_writes_alone_are_shorter_and_more(
-    options: dict[str, Any], windows: int, seqlen: int
-) -> None:
-    chosen = settings(**options)
-    assert (chosen.windows, chosen.seqlen) == (windows, seqlen)
-
-
-def test_settings_that_are_given_stay() -> None:
-    chosen = settings(distill=7, reconstruct=3)
-    assert (chosen.metric, chosen.distill, chosen.reconstruct) == (DEFAULT["metric"], 7, 3)
-    assert chosen.is_default
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{"pattern": "2:4", "sparsity": None}, {"scope": "row"}],
-    ids=str,
-)
-def test_where_not_all_weights_compete_wanda_takes_the_place_of_the_metric(
-    options: dict[str, Any],
-) -> None:
-    chosen = settings(**options)
-    assert (chosen.metric, chosen.reconstruct, chosen.distill) == ("wanda", 4, 40)
-    assert chosen.scope == options.get("scope")
-    assert chosen.is_default
-    assert settings(structure="channels").metric == "wanda"
-    assert settings(structure="heads").metric == "X * row_normalize(W * X)"
-    assert settings(structure="experts").metric == "reap"
-    assert settings(scope="global").metric == DEFAULT["metric"]
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({}, DEFAULT["metric"]),
-        ({"pattern": "2:4", "sparsity": None}, "W * X (2:4)"),
-    ],
-)
-def test_a_note_describes_the_default_method(
-    options: dict[str, Any], words: str, tmp_path: Path
+def test_notes_say_all_that_will_be_done_before_anything_is(
+    options: dict[str, Any], tmp_path: Path
 ) -> None:
     progress = Notes()
+    given = {**SMALL, **options}
     with reported_to(progress):
-        prune(language_model(), cache=tmp_path, **{**SMALL, "distill": 40, **options})
-    (note,) = [note for note in progress.lines if "No --metric" in note]
-    assert words in note
-    assert "40 steps of distillation" in note
+        prune(language_model(), cache=tmp_path, **given)
+    lines = plan(language_model(), **given).recipe.lines()
+    assert lines[0] == "text: 4 windows of 16 tokens of text that the model writes"
+    start = progress.lines.index(lines[0])
+    assert progress.lines[start : start + len(lines)] == lines
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"scope": "row"}, {"pattern": "2:4", "sparsity": None}], ids=str
-)
-def test_wide_matrices_get_a_mask_without_gradients(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
-) -> None:
-    monkeypatch.setattr("pruner_zero.pruning.recipe.MANY_INPUTS", 32)
-    progress = Notes()
-    with reported_to(progress):
-        result = prune(language_model(), cache=tmp_path, **{**SMALL, **options})
+@pytest.fixture
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every model is a wide one."""
+    monkeypatch.setattr("pruner_zero.pruning.default.MANY_INPUTS", 32)
+
+
+@pytest.mark.usefixtures("wide")
+def test_wide_matrices_get_a_mask_without_gradients(tmp_path: Path) -> None:
+    result = prune(language_model(), cache=tmp_path, **SMALL)
     assert (result.recipe.steps, result.recipe.reconstruct, result.recipe.distill) == ((), 2, 3)
-    assert result.recipe.pattern.reach != "model"
-    if options:
-        assert str(result.metric.expression) == WIDE_METRIC
-    raced = {(entry.metric, entry.pattern) for entry in result.raced}
-    equal, by_role = "50% per row", "50% per row, shares by role"
-    rivals = {(WIDE_METRIC, by_role), (WIDE_METRIC, equal), ("W * X", equal)}
-    assert raced == (set() if options else rivals)
-    (note,) = [note for note in progress.lines if "No --metric" in note]
-    assert "each block trained towards the dense block in 2 passes" in note
+    expression, rows = str(Metric.of(WIDE).expression), "50% per row"
+    assert {(entry.metric, entry.pattern) for entry in result.raced} == {
+        (expression, f"{rows}, shares by role"),
+        (expression, rows),
+        ("W * X", rows),
+    }
 
 
-def test_wide_matrices_whose_weights_all_compete_keep_the_metric_for_that(
+@pytest.mark.usefixtures("wide")
+def test_the_text_has_as_many_windows_as_hold_its_tokens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without gradients the scores of two matrices cannot be compared (benchmarks/why.md)."""
-    monkeypatch.setattr("pruner_zero.pruning.recipe.MANY_INPUTS", 32)
-    result = prune(language_model(), cache=tmp_path, scope="global", **SMALL)
-    assert result.metric.expression == Metric.of(DEFAULT["metric"]).expression
+    monkeypatch.setattr("pruner_zero.pruning.default.TOKENS", 64)
+    options: dict[str, Any] = {"sparsity": 0.5, "seqlen": 16, "distill": 1, "reconstruct": 0}
+    result = prune(language_model(), calibration=["one two three " * 99], cache=tmp_path, **options)
+    assert result.calibration["windows"] == 4 * 64 // 16
 
 
 @pytest.mark.parametrize("options", [{}, {"distill": 2}, {"scope": "row"}, {"pattern": "2:4"}])
@@ -153,73 +90,6 @@ def test_the_recorded_settings_give_the_default_again(
     again = prune(language_model(), cache=tmp_path, **recorded)
     assert again.raced == result.raced
     assert again.records == result.records
-
-
-def test_amounts_that_are_asked_for_stay_where_matrices_are_wide(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pruner_zero.pruning.recipe.MANY_INPUTS", 32)
-    result = prune(language_model(), cache=tmp_path, **SMALL, reconstruct=3)
-    assert (result.recipe.reconstruct, result.recipe.distill) == (3, 3)
-    assert WIDE_METRIC in {entry.metric for entry in result.raced}
-
-
-@pytest.mark.parametrize(
-    ("options", "windows"),
-    [
-        ({}, 384),
-        ({"calibration": "builtin:pydoc"}, 96),
-        ({"windows": 8}, 8),
-        ({"mode": "one-shot"}, 96),
-        ({"structure": "channels"}, 96),
-    ],
-    ids=str,
-)
-def test_wide_matrices_get_more_text(options: dict[str, Any], windows: int) -> None:
-    assert settings(**options).for_wide().windows == windows
-
-
-def test_prune_takes_more_text_for_wide_matrices(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pruner_zero.pruning.recipe.MANY_INPUTS", 32)
-    text = tmp_path / "text.txt"
-    text.write_text("one two three four five " * 500)
-    options: dict[str, Any] = {"sparsity": 0.5, "seqlen": 4, "distill": 1}
-    recorded = prune(language_model(), calibration=text, cache=tmp_path, **options).to_json()
-    assert (recorded["calibration"]["windows"], recorded["settings"]["windows"]) == (96, 96)
-
-
-@pytest.mark.parametrize(
-    ("options", "amounts"),
-    [({}, (2, 60)), ({"distill": 5}, (2, 5)), ({"mode": "one-shot"}, (0, 40))],
-    ids=str,
-)
-def test_wide_matrices_get_fewer_passes_and_more_steps_of_distillation(
-    options: dict[str, Any], amounts: tuple[int, int]
-) -> None:
-    chosen = settings(**options)
-    method = parse_recipe(
-        chosen.metric,
-        sparsity=0.5,
-        scope=chosen.scope,
-        update=chosen.update,
-        reconstruct=chosen.reconstruct,
-        distill=chosen.distill,
-    )
-    matrices = find_matrices(tiny_model("llama"))
-    method = for_wide(method, chosen.mode, matrices, chosen.model_fields_set)
-    assert (method.reconstruct, method.distill) == amounts
-
-
-def test_with_a_metric_nothing_is_added() -> None:
-    plain = settings(metric="wanda")
-    assert (plain.reconstruct, plain.update, plain.distill) == (0, None, 0)
-
-
-def test_the_parts_that_cannot_be_done_are_left_out() -> None:
-    one_shot = settings(mode="one-shot")
-    assert (one_shot.reconstruct, one_shot.update, one_shot.distill) == (0, "exact", 40)
 
 
 def test_the_model_writes_the_text_and_the_card_describes_the_run(tmp_path: Path) -> None:
@@ -280,6 +150,36 @@ def test_steps_of_distillation_beside_a_method_that_names_others_are_refused() -
     assert "leave it out, or --distill 0" in line
 
 
+def never(*_: object) -> None:
+    raise AssertionError("what was decided at the first start is decided again")
+
+
+def stop_in_the_second_block(model: Any, **options: Any) -> None:
+    """Prune until Ctrl-C comes, when the first block is finished."""
+
+    def prune_some(matrix: Matrix, *rest: Any) -> MatrixRecord:
+        if matrix.block:
+            raise KeyboardInterrupt
+        return prune_matrix(matrix, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pruner_zero.pruning.runner.prune_matrix", prune_some)
+        with pytest.raises(KeyboardInterrupt):
+            prune(model, **options)
+
+
+def test_a_run_that_goes_on_keeps_the_mask_that_won_its_race(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"cache": tmp_path / "cache", **SMALL, "distill": 0}
+    whole = prune(language_model(), output=tmp_path / "whole", **options)
+    stop_in_the_second_block(language_model(), output=tmp_path / "cut", **options)
+    monkeypatch.setattr("pruner_zero.pruning.runner.race", never)
+    cut = prune(language_model(), output=tmp_path / "cut", **options)
+    assert cut.raced == whole.raced
+    assert contents(tmp_path / "whole") == contents(tmp_path / "cut")
+
+
 def test_a_run_that_is_cut_while_it_distills_ends_with_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -305,12 +205,11 @@ def test_a_run_that_is_cut_while_it_distills_ends_with_the_same_bytes(
     taken = 0
     with monkeypatch.context() as patch:
         patch.setattr(Training, "_step", stop)
-        # One step is left: the two that were taken are not taken again.
+        patch.setattr("pruner_zero.pruning.runner.race", never)
+        # One step is left: the two that were taken are not taken again, and no mask is judged.
         prune(language_model(), output=tmp_path / "cut", **options)
     assert taken == 1
-    for name in ("model.safetensors", "pruning.json", "README.md"):
-        whole, cut = (tmp_path / folder / name for folder in ("whole", "cut"))
-        assert whole.read_bytes() == cut.read_bytes(), name
+    assert contents(tmp_path / "whole") == contents(tmp_path / "cut")
 
 
 def test_a_run_that_is_cut_while_it_distills_can_go_on_without_distilling(
@@ -368,7 +267,7 @@ def test_distillation_after_a_metric_without_text_has_the_model_write_one(tmp_pa
 def test_a_distillation_beyond_the_memory_is_refused_before_the_model_writes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("pruner_zero.training.distillation.available_bytes", lambda _: 1000)
+    monkeypatch.setattr(MEMORY, lambda _: 1000)
     line = refusal(lambda: prune(language_model(), cache=tmp_path, **SMALL))
     assert "--distill 0" in line
     assert not list(tmp_path.iterdir())
@@ -379,7 +278,7 @@ def test_a_distillation_beyond_the_memory_is_refused_before_the_model_writes(
 def test_on_disk_the_default_leaves_out_a_distillation_beyond_the_memory(
     monkeypatch: pytest.MonkeyPatch, llama_folder: Path, text_file: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("pruner_zero.training.distillation.available_bytes", lambda _: 1000)
+    monkeypatch.setattr(MEMORY, lambda _: 1000)
     options: dict[str, Any] = {"calibration": text_file, "offload": True, "cache": tmp_path}
     options |= {"output": tmp_path / "out", **SMALL, "distill": None}
     notes = Notes()
@@ -390,3 +289,24 @@ def test_on_disk_the_default_leaves_out_a_distillation_beyond_the_memory(
     assert not result.distillation
     line = refusal(lambda: prune(llama_folder, **{**options, "distill": 3, "overwrite": True}))
     assert "--distill 0" in line
+
+
+@pytest.mark.parametrize(("first", "second"), [(1000, 10**12), (10**12, 1000)])
+def test_on_disk_a_run_goes_on_whatever_memory_there_is_then(
+    first: int, second: int, llama_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    """Whether there is room for the distillation is decided once, at the first start."""
+    options: dict[str, Any] = {"calibration": text_file, "offload": True, **SMALL}
+    options |= {"distill": None, "cache": tmp_path / "cache"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pruner_zero.pruning.default.DISTILL", 2)
+        patch.setattr(MEMORY, lambda _: first)
+        whole = prune(llama_folder, output=tmp_path / "whole", **options)
+        stop_in_the_second_block(llama_folder, output=tmp_path / "cut", **options)
+        patch.setattr(MEMORY, lambda _: second)
+        notes = Notes()
+        with reported_to(notes):
+            cut = prune(llama_folder, output=tmp_path / "cut", **options)
+    assert any(line.startswith("going on after block 1") for line in notes.lines)
+    assert whole.recipe.distill == cut.recipe.distill == (2 if first > second else 0)
+    assert contents(tmp_path / "whole") == contents(tmp_path / "cut")

@@ -16,14 +16,13 @@ from pruner_zero.models.blocks import BlockCalls
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.structure import find_blocks, find_matrices
 from pruner_zero.progress import Progress, reported_to
-from pruner_zero.pruning.runner import run_recipe
-from pruner_zero.pruning.notation import parse_recipe
 from pruner_zero.structure.folding import fold_blocks
 from pruner_zero.text.windows import Windows
-from tests.pruning.conftest import OpenStore, language_model
-from tests.pruning.test_model import assert_equal_models, state
+from tests.pruning.conftest import OpenStore, Prune, language_model
+from tests.pruning.test_runner import assert_equal_models
 
 T = TypeVar("T")
+NOTHING = {"forward": 0, "backward": 0, "blocks": 0}
 
 
 @contextmanager
@@ -46,73 +45,60 @@ def counted(model: nn.Module) -> Iterator[dict[str, int]]:
 
 @pytest.mark.parametrize("mode", ["one-shot", "sequential"])
 def test_a_metric_of_gradients_alone_runs_nothing_for_activations(
-    mode: Mode, windows: Windows, new_store: OpenStore
+    mode: Mode, windows: Windows, pruned_by: Prune
 ) -> None:
     ours = language_model("llama")
     with counted(ours.model) as counts:
-        run_recipe(
-            ours, windows, parse_recipe("pruner-zero", sparsity=0.5), new_store(ours), mode=mode
-        )
+        pruned_by(ours, "pruner-zero", mode)
     assert counts == {"forward": 0, "backward": len(windows), "blocks": 2 * len(windows)}
 
 
-def test_magnitude_runs_nothing_at_all(windows: Windows, new_store: OpenStore) -> None:
+def test_magnitude_runs_nothing_at_all(pruned_by: Prune) -> None:
     ours = language_model("llama")
     with counted(ours.model) as counts:
-        run_recipe(ours, windows, parse_recipe("magnitude", sparsity=0.5), new_store(ours))
-    assert counts == {"forward": 0, "backward": 0, "blocks": 0}
+        pruned_by(ours, "magnitude")
+    assert counts == NOTHING
 
 
 @pytest.mark.parametrize(
     "method", ["wanda", "pruner-zero", "ria@global", "sparsegpt-score", "sparsegpt"]
 )
-def test_the_next_metric_reuses_the_dense_statistics(
-    method: str, windows: Windows, new_store: OpenStore
-) -> None:
+def test_the_next_metric_reuses_the_dense_statistics(method: str, pruned_by: Prune) -> None:
     first, second = language_model("llama"), language_model("llama")
-    run_recipe(
-        first, windows, parse_recipe("gblm+obs", sparsity=0.5), new_store(first), mode="one-shot"
-    )
+    pruned_by(first, "gblm+obs", "one-shot")
     with counted(second.model) as counts:
-        run_recipe(
-            second, windows, parse_recipe(method, sparsity=0.5), new_store(second), mode="one-shot"
-        )
-    assert counts == {"forward": 0, "backward": 0, "blocks": 0}
+        pruned_by(second, method, "one-shot")
+    assert counts == NOTHING
 
 
-def test_sequential_takes_gradients_from_the_dense_statistics(
-    windows: Windows, new_store: OpenStore
-) -> None:
+def test_sequential_takes_gradients_from_the_dense_statistics(pruned_by: Prune) -> None:
     first, second = language_model("llama"), language_model("llama")
-    method = parse_recipe("gblm", sparsity=0.5)
-    run_recipe(first, windows, method, new_store(first))
+    pruned_by(first, "gblm")
     with counted(second.model) as counts:
-        run_recipe(second, windows, method, new_store(second))
+        pruned_by(second, "gblm")
     assert counts["backward"] == 0
     assert_equal_models(first.model, second.model)
 
 
-def test_a_width_that_m_does_not_divide_is_refused_before_any_work(
-    windows: Windows, new_store: OpenStore
-) -> None:
+def test_a_width_that_m_does_not_divide_is_refused_before_any_work(pruned_by: Prune) -> None:
     ours = language_model("llama")
-    dense = state(ours.model)
+    dense = ours.fingerprint()
     with counted(ours.model) as counts, pytest.raises(PrunerZeroError, match=r"layers\.0\..*5"):
-        run_recipe(ours, windows, parse_recipe("gblm", pattern="2:5"), new_store(ours))
-    assert counts == {"forward": 0, "backward": 0, "blocks": 0}
-    assert all(torch.equal(ours.model.state_dict()[name], tensor) for name, tensor in dense.items())
+        pruned_by(ours, "gblm", pattern="2:5")
+    assert counts == NOTHING
+    assert ours.fingerprint() == dense
 
 
 @pytest.mark.parametrize(
     ("include", "runs"), [((), 4 + 3), (("*.0.*",), 1), (("*.1.*",), 2)], ids=str
 )
 def test_no_block_is_run_whose_outputs_no_matrix_needs(
-    include: tuple[str, ...], runs: int, windows: Windows, new_store: OpenStore
+    include: tuple[str, ...], runs: int, windows: Windows, pruned_by: Prune
 ) -> None:
-    ours, method = language_model("llama", blocks=4), parse_recipe("wanda", sparsity=0.5)
+    ours = language_model("llama", blocks=4)
     matrices = find_matrices(ours.model, include)
     with counted(ours.model) as counts:
-        run_recipe(ours, windows, method, new_store(ours), matrices=matrices)
+        pruned_by(ours, "wanda", matrices=matrices)
     # Recording the arguments of the blocks calls each of them once; before that, three passes over
     # the first tokens of one window check that the blocks can be run one after the other.
     assert counts["blocks"] == (4 + runs) * len(windows) + 3 * 4

@@ -12,19 +12,20 @@ from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.structure import find_blocks, find_matrices
 from pruner_zero.progress import reported_to
 from pruner_zero.pruning.matrix import total_sparsity
-from pruner_zero.pruning.runner import run_recipe
-from pruner_zero.pruning.notation import parse_recipe
 from pruner_zero.sparsity.hessian import Hessian, shrinkage_for
-from pruner_zero.sparsity.pattern import keep_mask
+from pruner_zero.sparsity.selection import Unstructured
 from pruner_zero.sparsity.steps.step import STEPS, Layer
 from pruner_zero.text.windows import Windows
-from tests.pruning.conftest import OpenStore, language_model
+from tests.masks import keep_mask
+from tests.pruning.conftest import Prune, language_model
 from tests.pruning.plain import (
     places,
     row_zeros,
 )
 from tests.sparsity.reference import keep_matrices
 from tests.tiny import Notes
+
+HALF = Unstructured(0.5)
 
 
 @pytest.fixture(scope="module")
@@ -41,17 +42,11 @@ def few_tokens(windows: Windows) -> Windows:
     "method", ["wanda", "pruner-zero", "sparsegpt-score", "sparsegpt", "ria+obs", "W * O"]
 )
 def test_an_expert_no_token_reaches_is_pruned_by_magnitude_and_says_so(
-    method: str, mode: Mode, few_tokens: Windows, new_store: OpenStore
+    method: str, mode: Mode, few_tokens: Windows, pruned_by: Prune
 ) -> None:
     ours, dense, heard = language_model("mixtral"), language_model("mixtral"), Notes()
     with reported_to(heard):
-        records = run_recipe(
-            ours,
-            few_tokens,
-            parse_recipe(method, sparsity=0.5),
-            new_store(ours),
-            mode=mode,
-        ).records
+        records = pruned_by(ours, method, mode, on=few_tokens).records
     silent = [record for record in records if record.note]
     assert silent
     weights = {place.name: place.weight for place in places(ours.model)}
@@ -71,12 +66,10 @@ def test_an_expert_no_token_reaches_is_pruned_by_magnitude_and_says_so(
 
 
 def test_an_unreached_expert_keeps_its_share_under_global_competition(
-    few_tokens: Windows, new_store: OpenStore
+    few_tokens: Windows, pruned_by: Prune
 ) -> None:
     ours = language_model("mixtral")
-    records = run_recipe(
-        ours, few_tokens, parse_recipe("wanda@global", sparsity=0.5), new_store(ours)
-    ).records
+    records = pruned_by(ours, "wanda@global", on=few_tokens).records
     silent = [record for record in records if record.note]
     assert silent
     assert {record.sparsity for record in silent} == {0.5}
@@ -98,11 +91,10 @@ def reached_in(model: LanguageModel, windows: Windows, block: int) -> set[str]:
 @pytest.mark.parametrize("method", ["wanda+asymmetric+exact", "wanda@global+asymmetric+exact"])
 @torch.no_grad()
 def test_an_expert_that_only_the_dense_model_reaches_keeps_its_dense_weights_under_its_mask(
-    method: str, few_tokens: Windows, new_store: OpenStore
+    method: str, few_tokens: Windows, pruned_by: Prune
 ) -> None:
     ours, dense, halfway = (language_model("mixtral", seed=5) for _ in range(3))
-    parsed = parse_recipe(method, sparsity=0.95)
-    records = run_recipe(ours, few_tokens, parsed, new_store(ours)).records
+    records = pruned_by(ours, method, on=few_tokens, sparsity=0.95).records
     # The second block is observed while the first block alone is pruned.
     find_blocks(halfway.model)[0].load_state_dict(find_blocks(ours.model)[0].state_dict())
     lost = reached_in(dense, few_tokens, 1) - reached_in(halfway, few_tokens, 1)
@@ -122,11 +114,10 @@ def test_an_expert_that_only_the_dense_model_reaches_keeps_its_dense_weights_und
 @pytest.mark.parametrize("step", ["exact", "refine+exact"])
 @torch.no_grad()
 def test_least_squares_of_an_expert_are_shrunk_for_its_own_tokens(
-    step: str, windows: Windows, new_store: OpenStore
+    step: str, windows: Windows, pruned_by: Prune
 ) -> None:
     ours, dense = language_model("mixtral"), language_model("mixtral")
-    method = parse_recipe(f"wanda+{step}", sparsity=0.5)
-    run_recipe(ours, windows, method, new_store(ours), mode="one-shot")
+    pruned_by(ours, f"wanda+{step}", "one-shot")
     calls, (first, _) = dense.block_calls(windows.tokens), find_blocks(dense.model)
     experts = find_matrices(dense.model, include=["*.0.*experts*"])
     pruned = {place.name: place.weight for place in places(ours.model)}
@@ -137,9 +128,9 @@ def test_least_squares_of_an_expert_are_shrunk_for_its_own_tokens(
         values, weight = statistics[matrix.name], matrix.weight.detach()
         tokens = int(values["tokens"].item())
         counts.add(tokens)
-        mask = keep_mask(weight.abs() * values["X"], method.pattern)
+        mask = keep_mask(weight.abs() * values["X"], HALF)
         shrinkage = shrinkage_for(weight.shape[1], tokens)
-        layer = Layer(weight, Hessian(values["gram"], shrinkage=shrinkage), method.pattern, mask)
+        layer = Layer(weight, Hessian(values["gram"], shrinkage=shrinkage), HALF, mask)
         expected = STEPS[step].run(layer).weight
         torch.testing.assert_close(pruned[matrix.name], expected)
     assert len(counts) > 1

@@ -12,13 +12,10 @@ from pruner_zero.choices import Mode
 from pruner_zero.models.structure import find_matrices
 from pruner_zero.pruning import masks as masks_module
 from pruner_zero.pruning.masks import choose_masks, score_matrix
-from pruner_zero.pruning.runner import run_recipe
-from pruner_zero.pruning.notation import parse_recipe
 from pruner_zero.pruning.prune import prune
 from pruner_zero.sparsity.pattern import Lazy
 from pruner_zero.sparsity.selection import Unstructured
-from pruner_zero.text.windows import Windows
-from tests.pruning.conftest import OpenStore, language_model
+from tests.pruning.conftest import Prune, language_model
 from tests.pruning.live import Live
 from tests.sparsity.reference import keep_matrices
 
@@ -84,17 +81,15 @@ def test_a_model_whose_scores_do_not_fit_is_pruned_alike(
     method: str,
     architecture: str,
     mode: Mode,
-    windows: Windows,
-    new_store: OpenStore,
+    pruned_by: Prune,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ours, expected = language_model(architecture), language_model(architecture)
-    plan = parse_recipe(method, sparsity=0.5)
-    records = run_recipe(expected, windows, plan, new_store(expected), mode=mode).records
+    records = pruned_by(expected, method, mode).records
     live = Live()
     monkeypatch.setattr("pruner_zero.pruning.masks.HELD_BYTES", 0)
     monkeypatch.setattr(masks_module, "score_matrix", live.around(score_matrix))
-    assert run_recipe(ours, windows, plan, new_store(ours), mode=mode).records == records
+    assert pruned_by(ours, method, mode).records == records
     for name, tensor in expected.model.state_dict().items():
         assert torch.equal(ours.model.state_dict()[name], tensor), name
     every = sum(matrix.weight.numel() * 4 for matrix in find_matrices(ours.model))

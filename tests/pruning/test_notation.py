@@ -7,17 +7,30 @@ from typing import Any
 
 import pytest
 
+from pruner_zero.choices import Mode
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.metric.metric import Metric
 from pruner_zero.pruning.notation import parse_recipe, split_methods
+from pruner_zero.pruning.recipe import Recipe
 from pruner_zero.structure.blocks import Blocks
+from pruner_zero.structure.cut import Cut
 from pruner_zero.structure.experts import Experts
-from pruner_zero.structure.units import Structured
+from pruner_zero.structure.units import CoupledUnits
+from tests.pruning.conftest import recipe_of
+
+EIGHTS = {"multiple_of": 8}
+CHANNELS = CoupledUnits(0.25, "channels", 8)
+
+
+def expression_of(recipe: Recipe) -> str:
+    """The expression of the metric of the masks."""
+    assert recipe.metric is not None
+    return str(recipe.metric.expression)
 
 
 def refusal(text: str, **options: Any) -> str:
     with pytest.raises(PrunerZeroError) as raised:
-        parse_recipe(text, **options).mode("auto")
+        _ = parse_recipe(text, **options).order
     assert "\n" not in str(raised.value)
     return str(raised.value)
 
@@ -38,8 +51,8 @@ def test_a_folder_of_a_tree_file_may_have_an_at_in_its_name(tmp_path: Path) -> N
     tree = tmp_path / "a@b" / "tree.json"
     tree.parent.mkdir()
     tree.write_text(json.dumps({**Metric.of("wanda").to_tree(), "scope": "matrix"}))
-    method = parse_recipe(f"{tree}@block+exact", sparsity=0.5)
-    assert (str(method.metric.expression), method.scope) == ("W * X", "block")
+    recipe = parse_recipe(f"{tree}@block+exact", sparsity=0.5)
+    assert (expression_of(recipe), recipe.scope) == ("W * X", "block")
     assert parse_recipe(str(tree), sparsity=0.5).scope == "matrix"
 
 
@@ -50,24 +63,32 @@ def test_many_at_signs_are_refused_at_once(text: str) -> None:
     assert time.monotonic() - started < 10
 
 
-def test_sparsegpt_is_its_score_in_blocks_with_its_update() -> None:
-    method = parse_recipe("sparsegpt", sparsity=0.5)
-    assert (method.scope, method.steps) == ("block", ("obs",))
-    assert method.metric.name == "sparsegpt-score"
-    assert method.chooser
-    assert parse_recipe("sparsegpt", sparsity=0.5, scope="row").chooser
-    assert parse_recipe("sparsegpt", pattern="2:4").chooser
-    assert parse_recipe("sparsegpt+exact", sparsity=0.5).chooser
-    assert not parse_recipe("sparsegpt@matrix", sparsity=0.5).chooser
-    assert not parse_recipe("wanda+obs", sparsity=0.5).chooser
-    assert not parse_recipe("sparsegpt-score", sparsity=0.5).chooser
+@pytest.mark.parametrize(
+    ("text", "options", "sweep"),
+    [
+        ("sparsegpt", {}, "obs"),
+        ("sparsegpt", {"scope": "row"}, "obs"),
+        ("sparsegpt", {"pattern": "2:4"}, "obs"),
+        ("sparsegpt+exact", {}, "obs"),
+        ("sqr(W) / sqr(D)+obs", {}, "obs"),
+        ("sparsegpt@matrix", {}, None),
+        ("wanda+obs", {}, None),
+        ("sparsegpt-score", {}, None),
+    ],
+)
+def test_the_sweep_chooses_by_formula_not_by_name(
+    text: str, options: dict[str, Any], sweep: str | None
+) -> None:
+    assert recipe_of(text, **options).sweep == sweep
 
 
-def test_the_sweep_chooses_by_formula_not_by_name(tmp_path: Path) -> None:
+def test_sparsegpt_is_its_score_in_blocks_with_its_update(tmp_path: Path) -> None:
+    recipe = recipe_of("sparsegpt")
+    assert (recipe.scope, recipe.steps) == ("block", ("obs",))
+    assert recipe.metric == Metric.of("sparsegpt-score")
     file = tmp_path / "tree.json"
     file.write_text('{"data": "W", "name": "sparsegpt-score"}')
-    assert not parse_recipe(f"{file}+obs", sparsity=0.5).chooser
-    assert parse_recipe("sqr(W) / sqr(D)+obs", sparsity=0.5).chooser
+    assert recipe_of(f"{file}+obs").sweep is None
 
 
 def test_spaces_do_not_matter() -> None:
@@ -156,19 +177,29 @@ def test_only_what_the_method_needs_is_collected(text: str, kinds: set[str]) -> 
     assert parse_recipe(text, sparsity=0.5).kinds == kinds
 
 
+@pytest.mark.parametrize(
+    ("text", "mode", "order"),
+    [
+        ("wanda", "auto", "sequential"),
+        ("wanda@global", "auto", "one-shot"),
+        ("wanda@global", "one-shot", "one-shot"),
+        ("wanda@global+refine", "auto", "sequential"),
+        ("wanda@global+obs", "sequential", "sequential"),
+        ("wanda@global+obs", "one-shot", "one-shot"),
+        ("block-influence@blocks=0.25", "auto", "one-shot"),
+    ],
+)
+def test_where_the_whole_model_decides_steps_can_follow_block_by_block(
+    text: str, mode: Mode, order: str
+) -> None:
+    assert recipe_of(text, mode).order == order
+
+
 def test_matrices_that_compete_cannot_be_pruned_one_after_the_other() -> None:
-    method = parse_recipe("wanda@global", sparsity=0.5)
-    assert method.mode("auto") == method.mode("one-shot") == "one-shot"
     with pytest.raises(PrunerZeroError, match="choose --mode one-shot or another --scope"):
-        method.mode("sequential")
-    blocks = parse_recipe("block-influence@blocks=0.25")
+        _ = recipe_of("wanda@global", "sequential").order
     with pytest.raises(PrunerZeroError, match=r"choose --mode one-shot$"):
-        blocks.mode("sequential")
-    assert parse_recipe("wanda", sparsity=0.5).mode("auto") == "sequential"
-    for follows in ("+refine", "+obs"):
-        method = parse_recipe(f"wanda@global{follows}", sparsity=0.5)
-        assert method.mode("auto") == method.mode("sequential") == "sequential"
-        assert method.mode("one-shot") == "one-shot"
+        _ = recipe_of("block-influence@blocks=0.25", "sequential").order
 
 
 def test_either_a_share_or_a_pattern_decides_how_much() -> None:
@@ -188,24 +219,31 @@ def test_groups_inside_rows_leave_no_other_scope() -> None:
     assert parse_recipe("wanda", pattern="2:4", scope="row").scope is None
 
 
-def test_whole_units_stand_where_weights_would_compete() -> None:
-    method = parse_recipe(
-        "W * X@channels=0.25", sparsity=0.5, units={"multiple_of": 8}, scope="global"
-    )
-    assert method.pattern == Structured(0.25, "channels", 8)
-    assert (str(method.metric.expression), method.steps) == ("W * X", ("exact",))
-    assert parse_recipe("wanda@heads", sparsity=0.5).pattern == Structured(0.5, "heads")
-    assert parse_recipe("wanda@heads=0.5+obs", pattern="2:4").steps == ("obs",)
-    method = parse_recipe("block-influence@blocks=.1")
-    assert method.pattern == Blocks(0.1)
-    assert method.kinds == {"influence"}
-    assert method.mode("auto") == "one-shot"
-    assert parse_recipe("reap@experts=.25").pattern == Experts(0.25)
-    assert parse_recipe("wanda@experts=.25").pattern == Experts(0.25, by_metric=True)
-    assert not parse_recipe("wanda@experts=.25").steps
-    options: dict[str, Any] = {"structure": "channels", "units": {"multiple_of": 8}}
-    option = parse_recipe("wanda", sparsity=0.25, **options)
-    assert option.pattern == Structured(0.25, "channels", 8)
+@pytest.mark.parametrize(
+    ("text", "options", "cut", "steps"),
+    [
+        ("W * X@channels=0.25", {"units": EIGHTS, "scope": "global"}, CHANNELS, ("exact",)),
+        ("wanda", {"units": EIGHTS, "structure": "channels", "sparsity": 0.25}, CHANNELS, None),
+        ("wanda@heads", {}, CoupledUnits(0.5, "heads"), ("exact",)),
+        ("wanda@heads=0.5+obs", {"pattern": "2:4"}, CoupledUnits(0.5, "heads"), ("obs",)),
+        ("block-influence@blocks=.1", {}, Blocks(0.1), ()),
+        ("reap@experts=.25", {}, Experts(0.25), ()),
+        ("wanda@experts=.25", {}, Experts(0.25, by_metric=True), ()),
+    ],
+    ids=str,
+)
+def test_whole_units_stand_where_weights_would_compete(
+    text: str, options: dict[str, Any], cut: Cut, steps: tuple[str, ...] | None
+) -> None:
+    recipe = recipe_of(text, **options)
+    assert recipe.cut == cut
+    assert steps is None or recipe.steps == steps
+    assert (recipe.metric is None) == (cut.rule is not None)
+
+
+def test_blocks_go_by_their_influence_at_once() -> None:
+    recipe = recipe_of("block-influence@blocks=.1")
+    assert (recipe.kinds, recipe.order) == ({"influence"}, "one-shot")
 
 
 def test_settings_that_do_not_go_with_whole_units_are_refused() -> None:

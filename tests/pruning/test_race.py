@@ -17,14 +17,14 @@ from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.structure import Matrix, find_matrices
 from pruner_zero.progress import reported_to
 from pruner_zero.pruning.masks import masks_of
-from pruner_zero.pruning.runner import run_recipe
-from pruner_zero.pruning.notation import parse_recipe
 from pruner_zero.pruning.race import judged_apart, race
+from pruner_zero.pruning.recipe import Race, Recipe
+from pruner_zero.pruning.runner import run_recipe
 from pruner_zero.pruning.statistics import DenseStatistics
 from pruner_zero.text.windows import Windows, no_windows
-from tests.pruning.conftest import OpenStore, language_model
+from tests.pruning.conftest import OpenStore, Prune, language_model, scored_of
 from tests.tiny import Notes, tiny_tokenizer
-from tests.tiny_models import tiny_model
+from tests.tiny_models import SHARING, tiny_model
 
 METHODS = ("wanda", "wanda@global", "magnitude", "W * (O * X)^0.73@global")
 
@@ -42,23 +42,22 @@ def divergence(model: nn.Module, dense: nn.Module, tokens: torch.Tensor) -> floa
     return sum(values) / len(values)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral", SHARING])
 def test_divergences_are_those_of_models_pruned_one_shot(
-    architecture: str, windows: Windows, new_store: OpenStore
+    architecture: str, windows: Windows, new_store: OpenStore, pruned_by: Prune
 ) -> None:
-    raced, store = language_model(architecture), new_store(language_model(architecture))
-    before = {name: tensor.clone() for name, tensor in raced.model.state_dict().items()}
-    methods = [parse_recipe(method, sparsity=0.5) for method in METHODS]
-    for method in methods:
-        calibrate(raced, windows, method.scoring_kinds, store)
+    raced, dense = (language_model(architecture, blocks=4) for _ in range(2))
+    store = new_store(raced)
+    masks = Race(tuple(map(scored_of, METHODS)))
+    calibrate(raced, windows, Recipe("race", masks).scoring_kinds, store)
     statistics = DenseStatistics(store, 0.01)
-    entries = race(raced, windows.tokens, methods, find_matrices(raced.model), statistics)
-    for method, entry in zip(methods, entries, strict=True):
-        pruned, dense = language_model(architecture), language_model(architecture)
-        run_recipe(pruned, windows, method, store, mode="one-shot")
+    entries = race(raced, windows.tokens, masks.entries, find_matrices(raced.model), statistics)
+    for method, entry in zip(METHODS, entries, strict=True):
+        pruned = language_model(architecture, blocks=4)
+        pruned_by(pruned, method, "one-shot")
         wanted = divergence(pruned.model, dense.model, windows.tokens)
         assert entry.divergence == pytest.approx(wanted, rel=1e-3)
-    assert all(torch.equal(raced.model.state_dict()[name], value) for name, value in before.items())
+    assert raced.fingerprint() == dense.fingerprint()
 
 
 def test_masks_of_matrices_that_compete_with_no_other_are_computed_when_needed(
@@ -66,8 +65,8 @@ def test_masks_of_matrices_that_compete_with_no_other_are_computed_when_needed(
 ) -> None:
     """All scores at once would take more memory than the model."""
     raced = language_model("llama")
-    method, store = parse_recipe("wanda", sparsity=0.5), new_store(raced)
-    calibrate(raced, windows, method.scoring_kinds, store)
+    store = new_store(raced)
+    calibrate(raced, windows, ["X"], store)
     events: list[str] = []
 
     def masks_of_some(matrices: Sequence[Matrix], *args: Any, **options: Any) -> Any:
@@ -79,9 +78,9 @@ def test_masks_of_matrices_that_compete_with_no_other_are_computed_when_needed(
         return run_windows(*args)
 
     monkeypatch.setattr("pruner_zero.pruning.race.masks_of", masks_of_some)
-    monkeypatch.setattr("pruner_zero.pruning.race.run_windows", run)
+    monkeypatch.setattr("pruner_zero.calibration.walk.run_windows", run)
     matrices = find_matrices(raced.model)
-    race(raced, windows.tokens, [method], matrices, DenseStatistics(store, 0.01))
+    race(raced, windows.tokens, [scored_of("wanda")], matrices, DenseStatistics(store, 0.01))
     wanted: list[str] = []
     for index in range(1 + max(matrix.block for matrix in matrices)):
         wanted += [m.name for m in matrices if m.block == index] + ["run", "run"]
@@ -126,11 +125,10 @@ def test_what_the_judged_windows_hold_changes_no_mask(
     """Masks of two calibrations that differ in the judged window alone."""
     other = replace(windows, tokens=windows.tokens.clone())
     other.tokens[-1] = other.tokens[-1].flip(0)
-    method = parse_recipe("W * (O * X)^0.73@global", sparsity=0.5)
-    method = replace(method, rivals=(method,))
+    recipe = Recipe("race", Race((scored_of("W * (O * X)^0.73@global"),) * 2))
     kept = []
     for each in (windows, other):
         model = language_model("llama")
-        run_recipe(model, each, method, open_store(model, each, folder=new_store(model).folder))
+        run_recipe(model, each, recipe, open_store(model, each, folder=new_store(model).folder))
         kept.append({m.name: m.weight != 0 for m in find_matrices(model.model)})
     assert all(torch.equal(mask, kept[1][name]) for name, mask in kept[0].items())

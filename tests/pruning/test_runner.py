@@ -10,10 +10,9 @@ from pruner_zero.choices import Mode
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.structure import find_blocks
 from pruner_zero.pruning.matrix import total_sparsity
-from pruner_zero.pruning.runner import check_recipe, run_recipe
-from pruner_zero.pruning.notation import parse_recipe
+from pruner_zero.pruning.runner import check_recipe
 from pruner_zero.text.windows import Windows
-from tests.pruning.conftest import OpenStore, language_model
+from tests.pruning.conftest import Prune, language_model, recipe_of
 from tests.pruning.plain import (
     SCORES,
     blocks_of,
@@ -48,12 +47,10 @@ def assert_equal_models(model: nn.Module, expected: nn.Module) -> None:
 @pytest.mark.parametrize("metric", sorted(SCORES))
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral"])
 def test_rows_are_pruned_as_a_plain_loop_prunes_them(
-    architecture: str, metric: str, mode: Mode, windows: Windows, new_store: OpenStore
+    architecture: str, metric: str, mode: Mode, windows: Windows, pruned_by: Prune
 ) -> None:
     ours, plain = language_model(architecture), language_model(architecture)
-    records = run_recipe(
-        ours, windows, parse_recipe(metric, sparsity=0.4), new_store(ours), mode=mode
-    ).records
+    records = pruned_by(ours, metric, mode, sparsity=0.4).records
     masks = prune_plainly(
         plain.model,
         windows.tokens,
@@ -71,12 +68,10 @@ def test_rows_are_pruned_as_a_plain_loop_prunes_them(
 @pytest.mark.parametrize("mode", ["one-shot", "sequential"])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_n_of_m_is_pruned_as_a_plain_loop_prunes_it(
-    architecture: str, mode: Mode, windows: Windows, new_store: OpenStore
+    architecture: str, mode: Mode, windows: Windows, pruned_by: Prune
 ) -> None:
     ours, plain = language_model(architecture), language_model(architecture)
-    records = run_recipe(
-        ours, windows, parse_recipe("wanda", pattern="3:8"), new_store(ours), mode=mode
-    ).records
+    records = pruned_by(ours, "wanda", mode, pattern="3:8").records
     prune_plainly(
         plain.model,
         windows.tokens,
@@ -88,27 +83,19 @@ def test_n_of_m_is_pruned_as_a_plain_loop_prunes_it(
     assert total_sparsity(records) == 3 / 8
 
 
-def test_sequential_and_one_shot_differ(windows: Windows, new_store: OpenStore) -> None:
+def test_sequential_and_one_shot_differ(pruned_by: Prune) -> None:
     one_shot, sequential = language_model("llama"), language_model("llama")
-    method = parse_recipe("wanda", sparsity=0.5)
-    run_recipe(one_shot, windows, method, new_store(one_shot), mode="one-shot")
-    run_recipe(sequential, windows, method, new_store(sequential))
-    assert not all(
-        torch.equal(first, second)
-        for first, second in zip(
-            state(one_shot.model).values(), state(sequential.model).values(), strict=True
-        )
-    )
+    pruned_by(one_shot, "wanda", "one-shot")
+    pruned_by(sequential, "wanda")
+    assert one_shot.fingerprint() != sequential.fingerprint()
 
 
 @pytest.mark.parametrize("metric", ["wanda", "pruner-zero"])
 def test_global_competition_is_one_stable_sort_over_everything(
-    metric: str, windows: Windows, new_store: OpenStore
+    metric: str, windows: Windows, pruned_by: Prune
 ) -> None:
     ours, plain = language_model("llama"), language_model("llama")
-    records = run_recipe(
-        ours, windows, parse_recipe(f"{metric}@global", sparsity=0.37), new_store(ours)
-    ).records
+    records = pruned_by(ours, f"{metric}@global", sparsity=0.37).records
     every = places(plain.model)
     G = gradients(plain.model, windows.tokens)
     tokens: dict[str, Tensor] = {}
@@ -130,13 +117,9 @@ def test_global_competition_is_one_stable_sort_over_everything(
     assert len({record.sparsity for record in records}) > 1
 
 
-def test_the_matrix_scope_gives_each_matrix_its_share(
-    windows: Windows, new_store: OpenStore
-) -> None:
+def test_the_matrix_scope_gives_each_matrix_its_share(pruned_by: Prune) -> None:
     ours = language_model("llama")
-    records = run_recipe(
-        ours, windows, parse_recipe("magnitude@matrix", sparsity=0.3), new_store(ours)
-    ).records
+    records = pruned_by(ours, "magnitude@matrix", sparsity=0.3).records
     for place, record in zip(places(language_model("llama").model), records, strict=True):
         [keep] = keep_matrices([place.weight.abs()], 0.3)
         assert record.zeros == int((~keep).sum()) == int(place.weight.numel() * 0.3)
@@ -145,17 +128,15 @@ def test_the_matrix_scope_gives_each_matrix_its_share(
 @pytest.mark.parametrize("mode", ["one-shot", "sequential"])
 @pytest.mark.parametrize("pattern", ["50%", "2:4"])
 def test_sparsegpt_is_the_column_by_column_textbook(
-    pattern: str, mode: Mode, windows: Windows, new_store: OpenStore
+    pattern: str, mode: Mode, windows: Windows, pruned_by: Prune
 ) -> None:
     ours, plain = language_model("llama"), language_model("llama")
-    method, width = parse_recipe("sparsegpt", sparsity=0.5), 128
-    if pattern == "2:4":
-        method, width = parse_recipe("sparsegpt", pattern=pattern), 4
+    options, width = ({"pattern": pattern}, 4) if pattern == "2:4" else ({}, 128)
 
     def keep(scores: Tensor, _column: int) -> Tensor:
         return keep_groups(scores, 4, 2) if width == 4 else keep_matrices([scores], 0.5)[0]
 
-    run_recipe(ours, windows, method, new_store(ours), mode=mode)
+    pruned_by(ours, "sparsegpt", mode, **options)
     for place, x in in_order(plain.model, windows.tokens, mode):
         gram = 2 / len(windows) * x.T @ x
         place.weight.copy_(sparsegpt_choosing(place.weight, gram, width, keep)[0])
@@ -164,17 +145,9 @@ def test_sparsegpt_is_the_column_by_column_textbook(
         assert torch.equal(pruned.weight == 0, expected.weight == 0), pruned.name
 
 
-def test_any_metric_takes_the_update_under_its_own_mask(
-    windows: Windows, new_store: OpenStore
-) -> None:
+def test_any_metric_takes_the_update_under_its_own_mask(windows: Windows, pruned_by: Prune) -> None:
     ours, plain = language_model("gpt2"), language_model("gpt2")
-    records = run_recipe(
-        ours,
-        windows,
-        parse_recipe("wanda+obs", sparsity=0.5),
-        new_store(ours),
-        mode="one-shot",
-    ).records
+    records = pruned_by(ours, "wanda+obs", "one-shot").records
     masks = prune_plainly(
         language_model("gpt2").model,
         windows.tokens,
@@ -190,14 +163,10 @@ def test_any_metric_takes_the_update_under_its_own_mask(
     assert {record.damping for record in records} == {0.01}
 
 
-def test_the_update_follows_the_masks_of_a_global_competition(
-    windows: Windows, new_store: OpenStore
-) -> None:
+def test_the_update_follows_the_masks_of_a_global_competition(pruned_by: Prune) -> None:
     masked, updated = language_model("llama"), language_model("llama")
-    run_recipe(masked, windows, parse_recipe("wanda@global", sparsity=0.5), new_store(masked))
-    run_recipe(
-        updated, windows, parse_recipe("wanda@global+obs", sparsity=0.5), new_store(updated)
-    )
+    pruned_by(masked, "wanda@global")
+    pruned_by(updated, "wanda@global+obs")
     differ = False
     for before, after in zip(places(masked.model), places(updated.model), strict=True):
         assert torch.equal(before.weight == 0, after.weight == 0)
@@ -208,16 +177,14 @@ def test_the_update_follows_the_masks_of_a_global_competition(
 @pytest.mark.parametrize("mode", ["one-shot", "sequential"])
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
 def test_only_what_is_included_and_not_excluded_changes(
-    method: str, mode: Mode, windows: Windows, new_store: OpenStore
+    method: str, mode: Mode, pruned_by: Prune
 ) -> None:
     ours = language_model("llama", blocks=3)
     dense = state(ours.model)
-    chosen = parse_recipe(method, sparsity=0.5)
+    chosen = recipe_of(method, mode)
     include, exclude = ("*.mlp.*", "*.1.self_attn.*"), ("*.1.mlp.*", "*.2.*")
     matrices = check_recipe(ours, chosen, include, exclude)
-    records = run_recipe(
-        ours, windows, chosen, new_store(ours), mode=mode, matrices=matrices
-    ).records
+    records = pruned_by(ours, chosen, matrices=matrices).records
     changed = {
         name.removesuffix(".weight")
         for name, tensor in ours.model.state_dict().items()
@@ -228,25 +195,23 @@ def test_only_what_is_included_and_not_excluded_changes(
     assert changed == mlp | attention == {record.name for record in records}
 
 
-def test_a_metric_that_cannot_rank_names_the_matrix(windows: Windows, new_store: OpenStore) -> None:
+def test_a_metric_that_cannot_rank_names_the_matrix(pruned_by: Prune) -> None:
     ours = language_model("llama")
     with pytest.raises(
         PrunerZeroError, match=r"W - W cannot score model\.layers\.0\.self_attn\.q_proj: all "
     ):
-        run_recipe(ours, windows, parse_recipe("W - W", sparsity=0.5), new_store(ours))
+        pruned_by(ours, "W - W")
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mixtral"])
 def test_pruned_weights_are_positive_zeros_in_bfloat16_too(
-    architecture: str, windows: Windows, new_store: OpenStore
+    architecture: str, pruned_by: Prune
 ) -> None:
     ours = language_model(architecture)
     ours.model.to(torch.bfloat16)
     with torch.no_grad():
         places(ours.model)[0].weight[0] = -0.0
-    records = run_recipe(
-        ours, windows, parse_recipe("gblm+obs", sparsity=0.5), new_store(ours)
-    ).records
+    records = pruned_by(ours, "gblm+obs").records
     for place, record in zip(places(ours.model), records, strict=True):
         zeros = place.weight[place.weight == 0]
         assert not torch.signbit(zeros).any()
@@ -268,7 +233,7 @@ def test_a_parameter_that_holds_nan_is_named_before_anything_is_done(name: str) 
     ours = language_model("llama")
     with torch.no_grad():
         ours.model.get_parameter(name).view(-1)[0] = torch.nan
-    method = parse_recipe("magnitude", sparsity=0.5)
+    method = recipe_of("magnitude")
     with pytest.raises(PrunerZeroError, match=rf"^{re.escape(name)} has 1 weights that are NaN"):
         check_recipe(ours, method)
 
@@ -277,7 +242,7 @@ def test_nan_in_a_matrix_that_is_left_out_is_no_obstacle() -> None:
     ours = language_model("llama")
     with torch.no_grad():
         ours.model.get_parameter("model.layers.1.mlp.up_proj.weight")[0, 0] = torch.nan
-    method = parse_recipe("magnitude", sparsity=0.5)
+    method = recipe_of("magnitude")
     with pytest.raises(PrunerZeroError, match="exclude the matrix"):
         check_recipe(ours, method)
     assert len(check_recipe(ours, method, exclude=["*.1.mlp.up_proj"])) == 13

@@ -12,12 +12,10 @@ from pruner_zero.calibration.calibrate import calibrate
 from pruner_zero.calibration.store import StatisticsStore
 from pruner_zero.choices import Mode
 from pruner_zero.models.structure import find_matrices
-from pruner_zero.pruning.runner import run_recipe
-from pruner_zero.pruning.notation import parse_recipe
 from pruner_zero.pruning.statistics import DenseStatistics, block_statistics
 from pruner_zero.sparsity.hessian import Hessian
 from pruner_zero.text.windows import Windows
-from tests.pruning.conftest import OpenStore, language_model
+from tests.pruning.conftest import OpenStore, Prune, language_model, recipe_of
 
 # Of a block of llama: q, k and v; o; gate and up; down.
 INPUTS = 4
@@ -28,8 +26,7 @@ INPUTS = 4
 def test_each_input_is_factored_once(
     mode: Mode,
     text: str,
-    windows: Windows,
-    new_store: OpenStore,
+    pruned_by: Prune,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     calls = []
@@ -41,7 +38,7 @@ def test_each_input_is_factored_once(
 
     monkeypatch.setattr(torch.linalg, "cholesky_ex", counted)
     model = language_model("llama", blocks=2)
-    run_recipe(model, windows, parse_recipe(text, sparsity=0.5), new_store(model), mode=mode)
+    pruned_by(model, text, mode)
     assert len(calls) == 2 * INPUTS
 
 
@@ -76,7 +73,7 @@ def test_a_hessian_is_freed_with_the_last_matrix_of_its_input() -> None:
 def test_scores_see_the_hessian_that_the_steps_after_them_see(
     windows: Windows, new_store: OpenStore
 ) -> None:
-    method = parse_recipe("W / D@global+exact", sparsity=0.5)
+    method = recipe_of("W / D@global+exact")
     assert method.scoring_kinds == method.kinds == {"gram", "tokens"}
     model = language_model("llama", blocks=2)
     matrix = find_matrices(model.model)[0]

@@ -10,16 +10,15 @@ from pruner_zero.choices import Mode
 from pruner_zero.models.structure import Matrix
 from pruner_zero.pruning.masks import Mask, masks_of
 from pruner_zero.pruning.matrix import MatrixRecord, prune_matrix
-from pruner_zero.pruning.recipe import Recipe
-from pruner_zero.pruning.runner import run_recipe
-from pruner_zero.pruning.notation import parse_recipe
+from pruner_zero.pruning.recipe import Recipe, Scored
 from pruner_zero.pruning.statistics import ASYMMETRY, Statistics
 from pruner_zero.sparsity.hessian import Hessian
-from pruner_zero.sparsity.pattern import Pattern, keep_mask
+from pruner_zero.sparsity.pattern import Pattern
 from pruner_zero.sparsity.selection import SemiStructured, Unstructured
 from pruner_zero.sparsity.steps.least_squares import TOLERANCE, solve
 from pruner_zero.text.windows import Windows
-from tests.pruning.conftest import OpenStore, language_model
+from tests.masks import keep_mask
+from tests.pruning.conftest import Prune, language_model, recipe_of
 from tests.pruning.plain import in_order, inputs, places
 from tests.sparsity.reference import damped, error_under, keep_groups
 from tests.sparsity.steps.kernels import (
@@ -54,10 +53,11 @@ def prune_one(
     matrix: Matrix, statistics: Statistics, method: Recipe, mask: Tensor | None = None
 ) -> MatrixRecord:
     """Prune a matrix that competes with no other, under `mask` if there is one."""
+    chosen = Mask(mask)
     if mask is None:
-        chosen = masks_of([matrix], method, lambda _: statistics)[matrix.name]
-    else:
-        chosen = Mask(mask)
+        assert isinstance(method.masks, Scored)
+        sweep = method.sweep is not None
+        chosen = masks_of([matrix], method.masks, lambda _: statistics, sweep=sweep)[matrix.name]
     return prune_matrix(matrix, statistics, method, chosen)
 
 
@@ -67,9 +67,9 @@ def pruned(
     """The weights that a method leaves, and its note."""
     matrix = matrix_of(weight)
     if isinstance(pattern, SemiStructured):
-        method = parse_recipe(text, pattern=str(pattern))
+        method = recipe_of(text, pattern=str(pattern))
     else:
-        method = parse_recipe(text, sparsity=pattern.sparsity, scope=pattern.scope)
+        method = recipe_of(text, sparsity=pattern.sparsity, scope=pattern.scope)
     record = prune_one(matrix, statistics, method, mask)
     assert record.zeros == int((matrix.weight == 0).sum())
     assert record.damping == (None if method.steps in ((), ("refine",)) else 0.01)
@@ -166,7 +166,7 @@ def test_raised_damping_and_an_unfinished_solution_are_noted(
     gram = torch.full((8, 8), 1.05).fill_diagonal_(1.0)
     statistics = Statistics({"X": torch.ones(1, 8)}, Hessian(gram))
     for text in ("wanda+exact", "wanda+obs", "sparsegpt"):
-        record = prune_one(matrix_of(weight), statistics, parse_recipe(text, sparsity=0.5))
+        record = prune_one(matrix_of(weight), statistics, recipe_of(text))
         assert record.damping == pytest.approx(0.1)
         assert record.note == "damping raised to 0.1 for the Cholesky factor"
 
@@ -187,7 +187,7 @@ def test_a_matrix_without_inputs_is_pruned_by_magnitude_and_left_alone(text: str
         {"X": torch.zeros(1, 16), "G": statistics.values["G"]}, Hessian(torch.zeros(16, 16))
     )
     matrix = matrix_of(weight)
-    record = prune_one(matrix, statistics, parse_recipe(text, sparsity=0.5))
+    record = prune_one(matrix, statistics, recipe_of(text))
     assert record.note is not None
     assert record.note.endswith("inputs are not known: pruned by magnitude")
     mask = keep_groups(weight.abs(), 16, 8)
@@ -196,13 +196,12 @@ def test_a_matrix_without_inputs_is_pruned_by_magnitude_and_left_alone(text: str
 
 @pytest.mark.parametrize("mode", ["one-shot", "sequential"])
 def test_masks_over_the_whole_model_are_refined_in_either_order(
-    mode: Mode, windows: Windows, new_store: OpenStore
+    mode: Mode, windows: Windows, pruned_by: Prune
 ) -> None:
     ours, plain, masked = (language_model("llama") for _ in range(3))
-    run_recipe(masked, windows, parse_recipe("wanda@global", sparsity=0.5), new_store(masked))
+    pruned_by(masked, "wanda@global")
     masks = {place.name: place.weight != 0 for place in places(masked.model)}
-    method = parse_recipe("wanda@global+refine", sparsity=0.5)
-    run_recipe(ours, windows, method, new_store(ours), mode=mode)
+    pruned_by(ours, "wanda@global+refine", mode)
     for place, x in in_order(plain.model, windows.tokens, mode):
         chosen = masks[place.name]
         refined = refine_mask(place.weight, x.T @ x, chosen, Unstructured(0.5, "row"))
@@ -214,17 +213,9 @@ def test_masks_over_the_whole_model_are_refined_in_either_order(
         assert torch.equal(pruned_place.weight, expected.weight), pruned_place.name
 
 
-def test_refinement_and_least_squares_of_a_whole_model(
-    windows: Windows, new_store: OpenStore
-) -> None:
+def test_refinement_and_least_squares_of_a_whole_model(windows: Windows, pruned_by: Prune) -> None:
     ours, dense = language_model("gpt2"), language_model("gpt2")
-    records = run_recipe(
-        ours,
-        windows,
-        parse_recipe("wanda+refine+exact", sparsity=0.5),
-        new_store(ours),
-        mode="one-shot",
-    ).records
+    records = pruned_by(ours, "wanda+refine+exact", "one-shot").records
     for mine, place in zip(places(ours.model), places(dense.model), strict=True):
         x = inputs(dense.model, windows.tokens, place.block)[place.name]
         gram = x.T @ x

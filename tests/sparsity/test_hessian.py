@@ -8,10 +8,10 @@ from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.sparsity.hessian import Hessian, shrinkage_for
-from pruner_zero.sparsity.pattern import keep_mask
 from pruner_zero.sparsity.selection import Unstructured
 from pruner_zero.sparsity.steps.least_squares import solve
 from pruner_zero.sparsity.steps.step import Layer
+from tests.masks import keep_mask
 from tests.sparsity import reference
 from tests.sparsity.steps.test_sweep import assert_close, layer
 

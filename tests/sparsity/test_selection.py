@@ -12,10 +12,11 @@ from torch import Tensor
 
 from pruner_zero.choices import Scope
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.sparsity.pattern import Lazy, keep_mask
+from pruner_zero.sparsity.pattern import Lazy
 from pruner_zero.sparsity.selection import SemiStructured, Unstructured, keep_highest, keep_n_of_m
 from pruner_zero.sparsity.threshold import _histogram, _histogram_anywhere
 from tests.elsewhere import HERE, elsewhere, waits
+from tests.masks import keep_mask
 from tests.sparsity import reference
 
 DENORMAL, HUGE = 1e-45, 3.4e38

@@ -15,10 +15,10 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.measuring.comparing import compare
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.structure import find_blocks, find_matrices
-from pruner_zero.pruning.runner import check_recipe, run_recipe
 from pruner_zero.pruning.notation import parse_recipe
 from pruner_zero.pruning.prune import prune
 from pruner_zero.pruning.prune_result import PruneResult
+from pruner_zero.pruning.runner import check_recipe, run_recipe
 from pruner_zero.report.page import report
 from pruner_zero.structure.experts import Experts
 from pruner_zero.structure.mixtures import find_mixtures

@@ -17,10 +17,10 @@ from pruner_zero.choices import Structure
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.pruning import matrix as matrix_module
-from pruner_zero.pruning.runner import check_recipe, run_recipe
 from pruner_zero.pruning.notation import parse_recipe
 from pruner_zero.pruning.prune import prune
 from pruner_zero.pruning.prune_result import PruneResult
+from pruner_zero.pruning.runner import check_recipe, run_recipe
 from pruner_zero.sparsity.steps.step import Layer, Step, Updated, run_steps
 from pruner_zero.structure.couplings import find_couplings
 from pruner_zero.structure.units import Structured

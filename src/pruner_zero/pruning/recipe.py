@@ -250,10 +250,9 @@ class Recipe:
     def lines(self) -> list[str]:
         """The recipe in words, a line for each part, in the order of work."""
         lines = [f"text: {self.text}"] if self.text else []
-        if self.cut and self.cut.rule:
-            lines.append(f"removed: {self.cut}, by {self.cut.rule}")
-        elif self.cut and self.metric:
-            lines.append(f"removed: {self.cut}, by {self.metric.expression}")
+        if self.cut:
+            by = self.cut.rule or (self.metric and self.metric.expression)
+            lines.append(f"removed: {_removed(self.cut)}, by {by}")
         elif isinstance(self.masks, Race):
             lines.append("mask: the one that leaves the least divergence on held-out windows, of")
             lines += [f"  {entry}" for entry in self.entries]
@@ -284,6 +283,15 @@ class Recipe:
             "reconstruct": self.reconstruct,
             "distill": self.distill,
         }
+
+
+def _removed(cut: Cut) -> str:
+    """What a cut removes, also where only its calibration says how many units that are."""
+    if cut.sparsity or not cut.parameters:
+        return str(cut)
+    share = f"{cut.parameters:.4g} of the"
+    left = share if cut.parameters <= 1 else f"{cut.parameters:,.0f}"
+    return f"{cut.unit} until {left} parameters are left"
 
 
 def describe_steps(steps: Sequence[str], asymmetric: bool = False, reconstruct: int = 0) -> str:

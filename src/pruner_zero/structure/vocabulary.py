@@ -64,7 +64,7 @@ class Vocabulary(Cut):
         )
 
     def fit(self, language_model: LanguageModel) -> Self:
-        """The cut itself.
+        """As for `Cut`; the share of `parameters` is known once the text has been seen.
 
         Raises PrunerZeroError for tokens that have rows elsewhere too, and where all should stay.
         """
@@ -82,7 +82,7 @@ class Vocabulary(Cut):
                     f"--structure vocabulary does not know {name}, which has a row for each token "
                     "too: leave out --structure"
                 )
-        return self
+        return replace(self, sparsity=1 - self.tokens / rows) if self.tokens else self
 
     @property
     def translation(self) -> Translation | None:

@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pruner_zero.sparsity.pattern import Pattern, keep_mask
+from pruner_zero.sparsity.pattern import Pattern
 from pruner_zero.sparsity.selection import SemiStructured, Unstructured
 from pruner_zero.sparsity.steps import exact_swaps
 from pruner_zero.sparsity.steps.least_squares import TOLERANCE
+from tests.masks import keep_mask
 from tests.sparsity import reference
 from tests.sparsity.steps.kernels import exact_update, layer_of, refine_exact, refine_mask
 from tests.sparsity.steps.test_least_squares import lstsq

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.sparsity.hessian import Hessian
-from pruner_zero.sparsity.pattern import keep_mask
 from pruner_zero.sparsity.selection import SemiStructured, Unstructured
 from pruner_zero.sparsity.steps import conjugate_gradients, least_squares
 from pruner_zero.sparsity.steps.least_squares import remove_columns, solve
 from pruner_zero.sparsity.steps.step import Layer
+from tests.masks import keep_mask
 from tests.sparsity import reference
 from tests.sparsity.steps.kernels import exact_update, layer_of, retarget, sparsegpt
 from tests.sparsity.steps.test_sweep import assert_close, layer

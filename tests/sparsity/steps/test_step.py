@@ -13,9 +13,9 @@ import torch
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.settings.prune import PruneSettings
 from pruner_zero.settings.search import SearchSettings
-from pruner_zero.sparsity.pattern import keep_mask
 from pruner_zero.sparsity.selection import SemiStructured, Unstructured
 from pruner_zero.sparsity.steps.step import STEPS, Layer, Step, Updated, in_order, plan, run_steps
+from tests.masks import keep_mask
 from tests.sparsity.steps.kernels import layer_of
 from tests.sparsity.steps.test_sweep import layer
 

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pruner_zero.sparsity.pattern import Pattern, keep_mask
+from pruner_zero.sparsity.pattern import Pattern
 from pruner_zero.sparsity.selection import SemiStructured, Unstructured
 from pruner_zero.sparsity.steps import swaps
+from tests.masks import keep_mask
 from tests.sparsity.steps.kernels import refine_mask
 from tests.sparsity.steps.test_sweep import layer
 

@@ -8,10 +8,11 @@ from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.sparsity.hessian import Hessian
-from pruner_zero.sparsity.pattern import Pattern, keep_mask
+from pruner_zero.sparsity.pattern import Pattern
 from pruner_zero.sparsity.selection import SemiStructured, Unstructured
 from pruner_zero.sparsity.threshold import pruned_count
 from tests.elsewhere import HERE, elsewhere, waits
+from tests.masks import keep_mask
 from tests.sparsity import reference
 from tests.sparsity.steps.kernels import sparsegpt
 

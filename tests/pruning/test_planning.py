@@ -1,0 +1,232 @@
+"""What the options of `prune` and the model at hand make the recipe."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pruner_zero.metric.metric import Metric
+from pruner_zero.pruning.default import EVOLVED, WIDE
+from pruner_zero.pruning.planning import plan_recipe, read_recipe
+from pruner_zero.pruning.recipe import Recipe
+from tests.pruning.conftest import language_model
+from tests.text.refusals import refusal
+
+MODEL = language_model("llama")
+PYDOC: dict[str, Any] = {"calibration": "builtin:pydoc"}
+WANDA: dict[str, Any] = {"metric": "wanda"}
+TOKENS: dict[str, Any] = {"structure": "vocabulary", "sparsity": 0.1}
+CHANNELS: dict[str, Any] = {"structure": "channels", "multiple_of": 8}
+NO_MORE = (0, 0, ())
+
+
+@pytest.fixture
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every model is a wide one."""
+    monkeypatch.setattr("pruner_zero.pruning.default.MANY_INPUTS", 32)
+
+
+def planned(metric: str | Metric | None = None, calibration: Any = None, **settings: Any) -> Recipe:
+    """The recipe for a tiny LLaMA, at 50 % where no option says how much."""
+    if "pattern" not in settings:
+        settings.setdefault("sparsity", 0.5)
+    return plan_recipe(*read_recipe("some", metric, calibration, None, settings), MODEL)
+
+
+def after(recipe: Recipe) -> tuple[int, int, tuple[str, ...]]:
+    """What follows the masks: passes, steps of distillation, steps over a matrix."""
+    return recipe.reconstruct, recipe.distill, recipe.steps
+
+
+def entries(recipe: Recipe) -> list[tuple[str, str]]:
+    return [(str(entry.metric.expression), str(entry.pattern)) for entry in recipe.entries]
+
+
+def shape(recipe: Recipe) -> tuple[int, int] | None:
+    return recipe.text and (recipe.text.windows, recipe.text.seqlen)
+
+
+@pytest.mark.parametrize(
+    ("options", "windows", "seqlen"),
+    [
+        ({}, 192, 256),
+        ({"seqlen": 256}, 192, 256),
+        ({"seqlen": 1024}, 48, 1024),
+        ({"windows": 8}, 8, 256),
+        ({"windows": 8, "seqlen": 64}, 8, 64),
+        ({"seqlen": 100_000}, 1, 100_000),
+        ({"calibration": "self"}, 192, 256),
+        ({"calibration": {"self": 2.0}}, 192, 256),
+        ({"calibration": {"self:chat": 1.0, "self:documents": 1.0}}, 192, 256),
+        ({"calibration": "self", **WANDA}, 96, 256),
+        ({"calibration": "self", **WANDA, "seqlen": 256}, 96, 256),
+        ({"mode": "one-shot"}, 96, 256),
+        (CHANNELS, 96, 256),
+        (PYDOC, 48, 1024),
+        ({**PYDOC, "seqlen": 1024}, 48, 1024),
+        ({**PYDOC, **WANDA}, 24, 1024),
+        ({**PYDOC, **WANDA, "seqlen": 1024}, 24, 1024),
+        ({**PYDOC, **WANDA, "seqlen": 256}, 96, 256),
+        ({**PYDOC, **WANDA, "race": True}, 48, 1024),
+        ({"calibration": {"builtin:pydoc": 1.0, "self": 1.0}}, 48, 1024),
+        ({**TOKENS, **PYDOC}, 4000, 256),
+        ({**TOKENS, **PYDOC, "seqlen": 256}, 4000, 256),
+        ({**TOKENS, **PYDOC, "seqlen": 512}, 2000, 512),
+        (TOKENS, 96, 256),
+    ],
+    ids=str,
+)
+def test_windows_follow_from_tokens(options: dict[str, Any], windows: int, seqlen: int) -> None:
+    """A window of another length, or of the length that it has anyway, leaves their number."""
+    assert shape(planned(**options)) == (windows, seqlen)
+
+
+@pytest.mark.parametrize(
+    ("options", "windows"),
+    [
+        ({}, 384),
+        ({"seqlen": 1024}, 96),
+        (PYDOC, 96),
+        ({"windows": 8}, 8),
+        ({"mode": "one-shot"}, 96),
+        (CHANNELS, 96),
+        (WANDA, 96),
+    ],
+    ids=str,
+)
+@pytest.mark.usefixtures("wide")
+def test_wide_matrices_get_more_text(options: dict[str, Any], windows: int) -> None:
+    assert (shape(planned(**options)) or ())[0] == windows
+
+
+def test_masks_of_weights_alone_need_no_text() -> None:
+    assert planned("magnitude").text is None
+    assert planned("magnitude", distill=2).text is not None
+
+
+HALF, GLOBAL = "50% per row", "50% global"
+EVOLVED_TEXT = str(Metric.of(EVOLVED).expression)
+SMALL = [(EVOLVED_TEXT, GLOBAL), ("W * X", HALF), (EVOLVED_TEXT, HALF)]
+
+
+@pytest.mark.parametrize(
+    ("options", "masks", "follows"),
+    [
+        ({}, SMALL, (4, 40, ())),
+        ({"distill": 7, "reconstruct": 3}, SMALL, (3, 7, ())),
+        ({"distill": 0, "reconstruct": 0}, SMALL, NO_MORE),
+        ({"refine": True, "update": "obs"}, SMALL, (4, 40, ("refine", "obs"))),
+        ({"mode": "one-shot"}, SMALL, (0, 40, ("exact",))),
+        ({"mode": "one-shot", "update": "none"}, SMALL, (0, 40, ())),
+        ({"pattern": "2:4"}, [("W * X", "2:4")], (4, 40, ())),
+        ({"scope": "row"}, [("W * X", HALF)], (4, 40, ())),
+        ({"scope": "global"}, [(EVOLVED_TEXT, GLOBAL)], (4, 40, ())),
+        (WANDA, [("W * X", HALF)], NO_MORE),
+        ({**WANDA, "race": True}, [("W * X", HALF), *SMALL], (4, 40, ())),
+        ({**WANDA, "race": True, "distill": 0}, [("W * X", HALF), *SMALL], (4, 0, ())),
+    ],
+    ids=str,
+)
+def test_the_default_leaves_what_is_asked_for(
+    options: dict[str, Any], masks: list[tuple[str, str]], follows: object
+) -> None:
+    recipe = planned(**options)
+    assert entries(recipe) == masks
+    assert after(recipe) == follows
+
+
+@pytest.mark.parametrize(
+    ("options", "follows"),
+    [
+        ({}, (2, 60, ())),
+        ({"distill": 5}, (2, 5, ())),
+        ({"reconstruct": 3}, (3, 60, ())),
+        ({"scope": "row"}, (2, 60, ())),
+        ({"pattern": "2:4"}, (2, 60, ())),
+        ({"scope": "global"}, (2, 60, ())),
+        ({"mode": "one-shot"}, (0, 40, ("exact",))),
+    ],
+    ids=str,
+)
+@pytest.mark.usefixtures("wide")
+def test_wide_matrices_get_masks_without_gradients_and_other_amounts(
+    options: dict[str, Any], follows: object
+) -> None:
+    recipe, wide = planned(**options), str(Metric.of(WIDE).expression)
+    assert after(recipe) == follows
+    if options.get("mode") == "one-shot":
+        assert entries(recipe) == SMALL
+    elif options.get("scope") == "global":
+        # Without gradients the scores of two matrices cannot be compared (benchmarks/why.md).
+        assert entries(recipe) == [(EVOLVED_TEXT, GLOBAL)]
+    elif {"scope", "pattern"} & options.keys():
+        assert entries(recipe) == [(wide, options.get("pattern", HALF))]
+    else:
+        by_role = "50% per row, shares by role"
+        assert entries(recipe) == [(wide, by_role), (wide, HALF), ("W * X", HALF)]
+
+
+@pytest.mark.parametrize(
+    ("structure", "chooser", "family"),
+    [
+        ("channels", "W * X", "llama"),
+        ("heads", "X * row_normalize(W * X)", "llama"),
+        ("experts", None, "mixtral"),
+    ],
+)
+def test_units_have_a_metric_or_a_rule_and_least_squares_in_place_of_passes(
+    structure: str, chooser: str | None, family: str
+) -> None:
+    settings = read_recipe("some", None, None, None, {"structure": structure, "sparsity": 0.5})
+    recipe = plan_recipe(*settings, language_model(family, blocks=4))
+    steps = () if structure == "experts" else ("exact",)
+    assert after(recipe) == (0, 40, steps)
+    assert (recipe.metric and str(recipe.metric.expression)) == chooser
+
+
+@pytest.fixture
+def found(tmp_path: Path) -> str:
+    """The tree file of a search."""
+    file = tmp_path / "best.json"
+    file.write_text(Metric(Metric.of("W * G").expression, scope="global").to_json())
+    return str(file)
+
+
+def test_a_found_metric_has_all_that_follows_the_masks_of_the_default(found: str) -> None:
+    recipe = planned(found)
+    assert entries(recipe) == [("W * G", GLOBAL)]
+    assert (after(recipe), shape(recipe)) == ((4, 40, ()), (192, 256))
+    assert entries(planned(found, race=True)) == [("W * G", GLOBAL), *SMALL]
+    assert entries(planned(found, pattern="2:4")) == [("W * G", "2:4")]
+    assert after(planned(found, **CHANNELS)) == (0, 40, ("exact",))
+
+
+@pytest.mark.parametrize(
+    ("options", "follows"),
+    [
+        ({"update": "exact"}, (0, 0, ("exact",))),
+        ({"update": "none"}, NO_MORE),
+        ({"refine": True}, (0, 0, ("refine",))),
+        ({"refine": True, "asymmetric": True}, (0, 0, ("refine",))),
+        ({"reconstruct": 2}, (2, 0, ())),
+        ({"reconstruct": 0}, NO_MORE),
+        ({"distill": 3}, (0, 3, ())),
+        ({"distill": 0}, NO_MORE),
+        ({"mode": "one-shot"}, NO_MORE),
+    ],
+    ids=str,
+)
+def test_a_found_metric_with_an_option_on_what_follows_has_that_alone(
+    options: dict[str, Any], follows: object, found: str
+) -> None:
+    assert after(planned(found, **options)) == follows
+    assert shape(planned(found, **options)) == (96, 256)
+
+
+def test_a_race_needs_a_metric_and_weights() -> None:
+    assert refusal(lambda: planned(race=True)) == (
+        "--race has no effect without --metric: leave it out"
+    )
+    assert "--structure does not: leave it out" in refusal(
+        lambda: planned("wanda", race=True, **CHANNELS)
+    )

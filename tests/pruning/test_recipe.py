@@ -1,0 +1,128 @@
+"""A recipe in words: a line for each part, in the order of work."""
+
+from typing import Any
+
+import pytest
+
+from pruner_zero.metric.metric import Metric
+from pruner_zero.pruning.default import EVOLVED, WIDE
+from pruner_zero.pruning.planning import plan_recipe, read_recipe
+from tests.pruning.conftest import language_model
+
+WRITTEN = "of text that the model writes"
+PASSES = "each block: trained in {} passes towards the dense block's outputs"
+STEPS = "the whole: trained in {} steps towards the dense model's predictions"
+RACE = "mask: the one that leaves the least divergence on held-out windows, of"
+SEQUENTIAL = "order: sequential, block by block, each on the outputs of the pruned blocks before it"
+ONE_SHOT = "order: one-shot, all statistics of the dense model"
+LEAST_SQUARES = "then: the remaining weights corrected by least squares"
+COUNT = (
+    "token count, how often tokens occur in the calibration text and how often the model expects "
+    "them there"
+)
+EVOLVED_TEXT, WIDE_TEXT = (str(Metric.of(metric).expression) for metric in (EVOLVED, WIDE))
+SMALL = [
+    RACE,
+    f"  {EVOLVED_TEXT} (50% global)",
+    "  W * X (50% per row)",
+    f"  {EVOLVED_TEXT} (50% per row)",
+]
+
+
+@pytest.mark.parametrize(
+    ("options", "lines"),
+    [
+        ({}, [f"192 windows of 256 tokens {WRITTEN}", *SMALL, PASSES.format(4), STEPS.format(40)]),
+        (
+            {"pattern": "2:4", "windows": 8},
+            [
+                f"8 windows of 256 tokens {WRITTEN}",
+                "mask: W * X (2:4)",
+                PASSES.format(4),
+                STEPS.format(40),
+            ],
+        ),
+        (
+            {"mode": "one-shot"},
+            [
+                f"96 windows of 256 tokens {WRITTEN}",
+                *SMALL,
+                LEAST_SQUARES,
+                STEPS.format(40),
+                ONE_SHOT,
+            ],
+        ),
+        ({"metric": "magnitude"}, ["mask: W (50% per row)"]),
+        (
+            {"metric": "wanda+refine+asymmetric", "calibration": "builtin:pydoc"},
+            [
+                "24 windows of 1024 tokens of builtin:pydoc",
+                "mask: W * X (50% per row)",
+                "then: the mask refined by swaps towards the dense model's outputs",
+            ],
+        ),
+        (
+            {"structure": "channels", "multiple_of": 8, "calibration": {"a.txt": 1.0, "self": 2.0}},
+            [
+                "24 windows of 1024 tokens of a.txt, self",
+                "removed: 50% of the MLP channels of every block, by W * X",
+                LEAST_SQUARES,
+                STEPS.format(40),
+            ],
+        ),
+        (
+            {"structure": "blocks", "distill": 0},
+            [
+                f"96 windows of 256 tokens {WRITTEN}",
+                "removed: 50% of the blocks, by block influence, 1 minus the cosine of a block's "
+                "input and output",
+                ONE_SHOT,
+            ],
+        ),
+        (
+            {"structure": "vocabulary", "tokens": 200, "calibration": "builtin:pydoc"},
+            [
+                "4000 windows of 256 tokens of builtin:pydoc",
+                f"removed: 22.18% of the tokens, by {COUNT}",
+                STEPS.format(40),
+            ],
+        ),
+        (
+            {"structure": "vocabulary", "parameters": "0.9", "distill": 0},
+            [
+                f"96 windows of 256 tokens {WRITTEN}",
+                f"removed: vocabulary until 0.9 of the parameters are left, by {COUNT}",
+            ],
+        ),
+    ],
+    ids=str,
+)
+def test_each_part_has_a_line_in_the_order_of_work(
+    options: dict[str, Any], lines: list[str]
+) -> None:
+    settings = dict(options)
+    named = (settings.pop("metric", None), settings.pop("calibration", None))
+    if not {"pattern", "tokens", "parameters"} & settings.keys():
+        settings["sparsity"] = 0.5
+    read = read_recipe("some", *named, None, settings)
+    recipe = plan_recipe(*read, language_model("llama", blocks=4))
+    if recipe.text:
+        lines = [f"text: {lines[0]}", *lines[1:]]
+    if recipe.has_masks and lines[-1] != ONE_SHOT:
+        lines.append(SEQUENTIAL)
+    assert recipe.lines() == lines == recipe.to_json()["recipe"]
+
+
+def test_wide_matrices_have_other_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pruner_zero.pruning.default.MANY_INPUTS", 32)
+    read = read_recipe("some", None, None, None, {"sparsity": 0.5})
+    assert plan_recipe(*read, language_model("llama")).lines() == [
+        f"text: 384 windows of 256 tokens {WRITTEN}",
+        RACE,
+        f"  {WIDE_TEXT} (50% per row, shares by role)",
+        f"  {WIDE_TEXT} (50% per row)",
+        "  W * X (50% per row)",
+        PASSES.format(2),
+        STEPS.format(60),
+        SEQUENTIAL,
+    ]
