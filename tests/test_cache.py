@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from pruner_zero import PrunerZeroError
 from pruner_zero.cache import USED, clear, entries, filling, made_once, use
@@ -100,12 +101,15 @@ def test_an_entry_that_another_process_uses_stays(add: Add, tmp_path: Path) -> N
 
 
 def test_a_store_keeps_its_statistics_while_it_is_there(tmp_path: Path) -> None:
-    store = StatisticsStore(tmp_path / FIRST, model="fox")
-    assert clear(cache=tmp_path) == []
-    assert [entry.model for entry in entries(tmp_path)] == ["fox"]
-    del store
-    gc.collect()
-    assert len(clear(cache=tmp_path)) == 1
+    writer, reader = (StatisticsStore(tmp_path / FIRST, model="fox") for _ in range(2))
+    assert not writer.has("X")
+    assert entries(tmp_path) == []
+    writer.commit({"X": {0: writer.write("X", 0, {"m": torch.ones(3)})}})
+    assert reader.has("X")
+    for store in (reader, writer):
+        assert clear(cache=tmp_path) == []
+        assert [entry.model for entry in entries(tmp_path)] == ["fox"]
+    del store, reader, writer
 
 
 def test_a_model_copy_is_used_until_the_process_ends(tmp_path: Path) -> None:

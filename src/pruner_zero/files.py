@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from platformdirs import user_cache_path
 from safetensors import SafetensorError
 
 from pruner_zero.errors import NO_WINDOWS, PrunerZeroError
@@ -33,8 +34,7 @@ LOCK = ".lock"
 
 def default_cache() -> Path:
     """The cache folder: $PRUNER_ZERO_CACHE, or `pruner-zero` in the user's cache folder."""
-    users = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return Path(os.environ.get("PRUNER_ZERO_CACHE") or users / "pruner-zero")
+    return Path(os.environ.get("PRUNER_ZERO_CACHE") or user_cache_path("pruner-zero"))
 
 
 @contextmanager
