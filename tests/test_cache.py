@@ -7,14 +7,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from fcntl import LOCK_EX, flock
 from pathlib import Path
 
 import pytest
+import torch
 
 from pruner_zero import PrunerZeroError
 from pruner_zero.cache import USED, clear, entries, filling, made_once, use
 from pruner_zero.calibration.store import StatisticsStore
-from pruner_zero.files import lock
 
 DAY = 24 * 3600
 FIRST, SECOND, THIRD, FOURTH = (digit * 20 for digit in "0123")
@@ -100,10 +101,16 @@ def test_an_entry_that_another_process_uses_stays(add: Add, tmp_path: Path) -> N
 
 
 def test_a_store_keeps_its_statistics_while_it_is_there(tmp_path: Path) -> None:
-    store = StatisticsStore(tmp_path / FIRST, model="fox")
+    writer, reader = (StatisticsStore(tmp_path / FIRST, model="fox") for _ in range(2))
+    assert not writer.has("X")
+    assert entries(tmp_path) == []
+    writer.commit({"X": {0: writer.write("X", 0, {"m": torch.ones(3)})}})
+    assert reader.has("X")
+    del writer
+    gc.collect()
     assert clear(cache=tmp_path) == []
     assert [entry.model for entry in entries(tmp_path)] == ["fox"]
-    del store
+    del reader
     gc.collect()
     assert len(clear(cache=tmp_path)) == 1
 
@@ -119,9 +126,8 @@ def test_one_who_wants_an_entry_while_it_is_deleted_gets_a_new_one(
     add: Add, tmp_path: Path
 ) -> None:
     folder = add(FIRST, 0)
-    held = lock(folder / USED)
-    assert held
-    with held:
+    with open(folder / USED) as held:
+        flock(held, LOCK_EX)
         other = threading.Thread(target=lambda: stack.append(use(folder, "fox")))
         stack: list[object] = []
         other.start()

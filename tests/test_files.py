@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -16,6 +15,7 @@ import pytest
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.files import (
+    LOCK,
     append_line,
     check_file,
     check_writable,
@@ -24,6 +24,7 @@ from pruner_zero.files import (
     write_atomic,
     writing,
 )
+from tests.full_disk import full_disk
 
 REWRITER = """
 import sys
@@ -65,34 +66,22 @@ def test_write_atomic_replaces_and_leaves_nothing_beside(tmp_path: Path) -> None
     assert os.listdir(tmp_path) == ["a"]
 
 
-@pytest.fixture
-def limited_files() -> object:
-    """No file may grow beyond 20 kB, so that writes fail as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    signal.signal(signal.SIGXFSZ, handler)
-
-
 @pytest.mark.fault("the disk is full, read-only or a mount point at a known write")
-@pytest.mark.usefixtures("limited_files")
 def test_a_full_disk_is_one_line_and_keeps_the_old_file(tmp_path: Path) -> None:
     file = tmp_path / "a.json"
     write_atomic(file, "old")
-    with pytest.raises(PrunerZeroError, match=r"a\.json cannot be written \(no space left"):
+    error = r"a\.json cannot be written \(no space left"
+    with full_disk(), pytest.raises(PrunerZeroError, match=error):
         write_atomic(file, "x" * 50_000)
     assert file.read_text() == "old"
     assert os.listdir(tmp_path) == ["a.json"]
 
 
 @pytest.mark.fault("the disk is full, read-only or a mount point at a known write")
-@pytest.mark.usefixtures("limited_files")
 def test_a_journal_survives_a_full_disk(tmp_path: Path) -> None:
     journal = tmp_path / "journal"
     append_line(journal, {"block": 0})
-    with pytest.raises(PrunerZeroError, match="no space left"):
+    with full_disk(), pytest.raises(PrunerZeroError, match="no space left"):
         append_line(journal, {"block": "x" * 50_000})
     append_line(journal, {"block": 1})
     assert read_lines(journal) == [{"block": 0}, {"block": 1}]
@@ -214,10 +203,11 @@ def test_a_folder_has_one_holder_until_it_lets_go_or_dies(tmp_path: Path) -> Non
         pass
     holder.kill()
     holder.join()
-    with locked(tmp_path / "work"):
-        pass
-    with locked(tmp_path / "work"):
-        pass
+    for _ in range(2):
+        with locked(tmp_path / "work"):
+            pass
+        # By it `check_output` knows the folder of an unfinished run.
+        assert (tmp_path / "work" / LOCK).exists()
 
 
 def test_the_holder_may_delete_the_folder(tmp_path: Path) -> None:

@@ -22,12 +22,12 @@ def test_importing_the_package_and_the_command_line_loads_no_torch() -> None:
     [
         "sys.argv[1:] = ['prune', 'm', '--sparsity', '0.5', '-o', 'o']; main()",
         "sys.argv[1:] = ['metric', 'list']; main()",
-        "import pruner_zero.files",
+        "import pruner_zero.cache",
     ],
 )
 def test_windows_is_refused_in_one_line(action: str) -> None:
     code = (
-        "import sys; sys.modules.update(fcntl=None, resource=None); import pruner_zero;"
+        "import sys, filelock; sys.modules.update(fcntl=None, resource=None); import pruner_zero;"
         # On another system, the libraries of the command line cannot be imported as on Windows.
         f"from pruner_zero.cli.app import main; sys.platform = 'win32'; {action}"
     )
@@ -37,7 +37,7 @@ def test_windows_is_refused_in_one_line(action: str) -> None:
         f"error: {line}",
         f"PrunerZeroError: {line}",
     )
-    assert (run.returncode, len(run.stderr.splitlines())) == (2, 1) or "files" in action
+    assert (run.returncode, len(run.stderr.splitlines())) == (2, 1) or "cache" in action
 
 
 def test_every_public_name_is_there() -> None:

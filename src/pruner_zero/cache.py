@@ -11,10 +11,15 @@ from dataclasses import dataclass
 from functools import cache as remember
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Literal
+from typing import IO, Literal
 
-from pruner_zero.errors import PrunerZeroError
-from pruner_zero.files import default_cache, lock, locked, sync
+from pruner_zero.errors import NO_WINDOWS, PrunerZeroError
+from pruner_zero.files import default_cache, locked, sync
+
+try:
+    import fcntl
+except ImportError as error:
+    raise PrunerZeroError(NO_WINDOWS) from error
 
 # The file by which processes share an entry. It names the model, and its time is the last use.
 USED = ".used"
@@ -52,7 +57,7 @@ def use(folder: Path, model: str) -> ExitStack:
         # Another process may delete the folder meanwhile.
         for _ in range(9):
             folder.mkdir(parents=True, exist_ok=True)
-            if file := lock(folder / USED, shared=True):
+            if file := _lock(folder / USED, fcntl.LOCK_SH):
                 held.enter_context(file)
                 if not os.fstat(file.fileno()).st_size:
                     os.write(file.fileno(), json.dumps({"model": model}).encode())
@@ -107,11 +112,27 @@ def clear(older_than: float = 0, cache: str | Path | None = None) -> list[Entry]
 def _delete(entry: Entry) -> bool:
     """Delete an entry, unless a process uses it."""
     with suppress(OSError):
-        if file := lock(entry.folder / USED):
+        if file := _lock(entry.folder / USED, fcntl.LOCK_EX | fcntl.LOCK_NB):
             with file:
                 shutil.rmtree(entry.folder)
             return True
     return False
+
+
+def _lock(path: Path, operation: int) -> IO[str] | None:
+    """Open a file, created if missing, and lock it by flock's `operation` until it is closed.
+
+    By flock itself, since a lock of filelock cannot be shared. None where another process has it,
+    or deleted the file just now. Raises OSError.
+    """
+    file = open(path, "a+")  # noqa: SIM115
+    with suppress(BlockingIOError, FileNotFoundError):
+        fcntl.flock(file, operation)
+        # If the folder was deleted and created again just now, this lock is of a deleted file.
+        if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+            return file
+    file.close()
+    return None
 
 
 def _bound(variable: str, default: float) -> float:

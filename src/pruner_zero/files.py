@@ -6,18 +6,15 @@ import json
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from filelock import FileLock, Timeout
+from platformdirs import user_cache_path
 from safetensors import SafetensorError
 
-from pruner_zero.errors import NO_WINDOWS, PrunerZeroError
-
-try:
-    import fcntl
-except ImportError as error:
-    raise PrunerZeroError(NO_WINDOWS) from error
+from pruner_zero.errors import PrunerZeroError
 
 _REASONS = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "no space left, free some disk"),
@@ -33,8 +30,7 @@ LOCK = ".lock"
 
 def default_cache() -> Path:
     """The cache folder: $PRUNER_ZERO_CACHE, or `pruner-zero` in the user's cache folder."""
-    users = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return Path(os.environ.get("PRUNER_ZERO_CACHE") or users / "pruner-zero")
+    return Path(os.environ.get("PRUNER_ZERO_CACHE") or user_cache_path("pruner-zero"))
 
 
 def is_gguf(path: Path) -> bool:
@@ -131,34 +127,17 @@ def locked(folder: Path) -> Iterator[None]:
     that has a `Journal` are deleted when that is opened. The folder may be deleted while it is
     locked. Raises PrunerZeroError where another process has the lock.
     """
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        file = lock(folder / LOCK)
-    if file is None:
-        raise PrunerZeroError(
-            f"another process is working in {folder}: wait for it or choose another folder"
-        )
-    with file:
+    with ExitStack() as held:
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                held.enter_context(FileLock(folder / LOCK, blocking=False))
+            except Timeout as error:
+                raise PrunerZeroError(
+                    f"another process is working in {folder}: wait for it or choose another folder"
+                ) from error
         delete_half_written(folder)
         yield
-
-
-def lock(path: Path, *, shared: bool = False) -> IO[str] | None:
-    """Open a file, created if missing, and lock it until it is closed.
-
-    None where another process has locked it, unless both locks are `shared`; a shared lock waits
-    for one that is not. None also where the file was deleted just now. Raises OSError.
-    """
-    file = open(path, "a+")  # noqa: SIM115
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # If the folder was deleted and created again just now, this lock is of a deleted file.
-        if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-            return file
-    except (BlockingIOError, FileNotFoundError):
-        pass
-    file.close()
-    return None
 
 
 def delete_half_written(folder: Path) -> None:

@@ -261,6 +261,8 @@ def test_the_default_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.delenv("PRUNER_ZERO_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
     assert default_cache() == Path("/xdg/pruner-zero")
-    monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/home/fox")
+    for unset in ("PRUNER_ZERO_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(unset, "")
+        assert default_cache().is_absolute()
     assert default_cache() == Path("/home/fox/.cache/pruner-zero")

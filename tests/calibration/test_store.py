@@ -159,7 +159,8 @@ def test_a_lack_of_memory_while_reading_is_no_damage(
 
 def test_a_folder_that_cannot_be_created_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    message = refusal(lambda: StatisticsStore(tmp_path / "file" / "store"))
+    store = StatisticsStore(tmp_path / "file" / "store")
+    message = refusal(lambda: store.write("X", 0, BLOCKS[0]))
     assert str(tmp_path / "file" / "store") in message
 
 

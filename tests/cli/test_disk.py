@@ -1,10 +1,7 @@
 """Disks that are full, read-only or mounted: one line, no half-written file, a run that goes on."""
 
 import os
-import resource
-import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,19 +9,9 @@ import pytest
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.pruning.prune import prune
 from tests.cli.conftest import Cli, tree
+from tests.full_disk import full_disk
 
 HALF = ("--sparsity", "0.5")
-
-
-@contextmanager
-def no_file_beyond(limit: int) -> Iterator[None]:
-    """Simulates a full disk on any machine: the system refuses files of more than `limit` bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    signal.signal(signal.SIGXFSZ, handler)
 
 
 @pytest.mark.fault("the disk is full, read-only or a mount point at a known write")
@@ -49,7 +36,7 @@ def test_a_full_disk_leaves_nothing_half_written_and_the_run_goes_on_afterwards(
     arguments = ["prune", llama_folder, "--calibration", text_file, *HALF, "-o", output]
     arguments += ["--windows", 2, "--seqlen", 16, "--cache", tmp_path / "cache"]
     arguments += ["--mode", "one-shot", "--metric", metric]
-    with no_file_beyond(limit):
+    with full_disk(limit):
         outcome = cli(*arguments)
     assert outcome.code == 2
     [line] = [line for line in outcome.err.splitlines() if line.startswith("error: ")]

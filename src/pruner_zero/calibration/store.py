@@ -35,18 +35,15 @@ class StatisticsStore:
 
     A kind is present once it was written for all blocks. One that is damaged or incomplete is
     absent, and so is collected again. settings: what the statistics were made with. model: its
-    name. No other process deletes the folder from the cache while this value is there.
+    name. The folder is created when something is written; while this value is there no other
+    process deletes what it wrote, or found with `has`, from the cache.
     """
 
     folder: Path
     settings: dict[str, Any] = field(default_factory=dict)
     model: str = ""
     _verified: set[Kind] = field(default_factory=set, init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        with writing(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-        weakref.finalize(self, use(self.folder, self.model).close)
+    _in_use: bool = field(default=False, init=False, repr=False, compare=False)
 
     def has(self, kind: Kind) -> bool:
         """Whether `kind` is there for every block, each file with its checksum.
@@ -56,6 +53,8 @@ class StatisticsStore:
         this store need not be checked again.
         """
         if kind not in self._verified:
+            if self.folder.exists():
+                self._use()
             digests = self._digests(kind)
             paths = [self.file(kind, block) for block in range(len(digests))]
             if not digests or not all(
@@ -70,6 +69,7 @@ class StatisticsStore:
 
         Matrices that share one tensor share it on disk too.
         """
+        self._use()
         self._verified.discard(kind)
         owners: dict[int, str] = {}
         aliases = {
@@ -140,6 +140,14 @@ class StatisticsStore:
             yield file, json.loads(file.metadata["aliases"])
         except (PrunerZeroError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise PrunerZeroError(f"{path} is damaged: delete its folder and run again") from error
+
+    def _use(self) -> None:
+        """Create the folder if missing, and keep other processes from deleting it from now on."""
+        if not self._in_use:
+            with writing(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+            weakref.finalize(self, use(self.folder, self.model).close)
+            self._in_use = True
 
     def file(self, kind: Kind, block: int) -> Path:
         """Where the statistics of one block are."""

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence, Sized
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import (
@@ -27,15 +28,34 @@ def progress(quiet: bool = False) -> Progress:
 
 
 class BarProgress(Progress):
-    """One bar for the current step, with remarks printed above it."""
+    """A bar for the current step and for each step inside it, with remarks printed above them.
+
+    All bars are one display: before version 14.1 rich refuses a second display inside another.
+    """
 
     bars = True
 
-    def __init__(self) -> None:
-        self.console = Console(stderr=True)
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+        self._display: Bars | None = None
 
     def track(self, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
         """Show a bar that disappears at the end of the step."""
+        with self._displayed() as bars:
+            task = bars.add_task(label, total=_length(items, total))
+            try:
+                for item in items:
+                    yield item
+                    bars.advance(task)
+            finally:
+                bars.remove_task(task)
+
+    @contextmanager
+    def _displayed(self) -> Iterator[Bars]:
+        """The display of all bars, which the outermost step opens and closes."""
+        if self._display:
+            yield self._display
+            return
         columns = (
             TextColumn("{task.description:<12}"),
             BarColumn(),
@@ -43,8 +63,11 @@ class BarProgress(Progress):
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
-        with Bars(*columns, console=self.console, transient=True) as bars:
-            yield from bars.track(items, total=_length(items, total), description=label)
+        with Bars(*columns, console=self.console, transient=True) as self._display:
+            try:
+                yield self._display
+            finally:
+                self._display = None
 
     def note(self, line: str) -> None:
         """Print the remark above the bar."""
