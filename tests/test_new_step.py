@@ -15,6 +15,7 @@ from pruner_zero.models.structure import find_matrices
 from pruner_zero.pruning.notation import parse_recipe
 from pruner_zero.pruning.prune import prune
 from pruner_zero.pruning.recipe import describe_steps
+from pruner_zero.sparsity.selection import SemiStructured
 from pruner_zero.sparsity.steps.step import STEPS, Layer
 from tests.evolution.conftest import Build, build  # noqa: F401
 from tests.evolution.test_update import by_magnitude
@@ -23,6 +24,7 @@ from tests.tiny import tiny_tokenizer
 from tests.tiny_models import tiny_model
 
 RESCALE = '''
+from pruner_zero.sparsity.selection import SemiStructured
 from pruner_zero.sparsity.steps.step import Step, Updated
 
 def rescale(layer):
@@ -123,6 +125,6 @@ def test_a_step_that_is_no_step_is_refused_in_one_line(
 
 def test_a_layer_says_what_a_step_lacks() -> None:
     check: Callable[[Layer], Any] = STEPS["refine"].run
-    layer = Layer(torch.ones(2, 4), None, parse_recipe("wanda", pattern="2:4").pattern)
+    layer = Layer(torch.ones(2, 4), None, SemiStructured(2, 4))
     with pytest.raises(ValueError, match="the step needs the Gram matrix"):
         check(layer)

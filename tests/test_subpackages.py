@@ -14,6 +14,8 @@ SOURCE = Path(pruner_zero.__file__).parent
 PACKAGE = "pruner_zero"
 # The face of the package and the way into it name the verbs.
 FACE = {"__init__", "__main__"}
+# The second one is the end of an f-string.
+_MODULE = re.compile(rf"({PACKAGE}(?:\.[a-z_]+)+)(?::\w+)?|((?:\.[a-z_]+)+):[A-Za-z_]\w*")
 
 
 def table(page: str) -> dict[str, set[str]]:
@@ -28,8 +30,17 @@ def table(page: str) -> dict[str, set[str]]:
     return allowed
 
 
+def named_by_strings(code: str) -> list[str]:
+    """The modules of the package that strings of a module name, as "module:attribute" or alone."""
+    strings = [
+        str(node.value) for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)
+    ]
+    return [found[1] or found[2] for text in strings if (found := _MODULE.fullmatch(text))]
+
+
 def imported(code: str) -> Iterator[str]:
     """The subpackages and root modules of the package that a module imports, wherever in it."""
+    yield from (name.split(".")[1] for name in named_by_strings(code))
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -87,6 +98,21 @@ def test_the_root_imports_no_subpackage() -> None:
     assert USED[""] == set()
 
 
+def test_no_module_is_named_by_a_string() -> None:
+    """Neither types nor this table see what a string imports."""
+    named = {
+        str(path.relative_to(SOURCE)): modules
+        for path in SOURCE.rglob("*.py")
+        if (modules := set(named_by_strings(path.read_text())) - {_package_of(path)})
+    }
+    assert not named
+
+
+def _package_of(path: Path) -> str:
+    """The package that a file lies in, which may be named to find files beside it."""
+    return ".".join([PACKAGE, *path.relative_to(SOURCE).parts[:-1]])
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -95,6 +121,7 @@ def test_the_root_imports_no_subpackage() -> None:
         "from pruner_zero import upper",
         "import pruner_zero.upper.deep",
         "def f():\n    from pruner_zero.upper import x",
+        'MODULES = {"x": "pruner_zero.upper.deep:x"}',
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import pruner_zero.upper",
     ],
 )

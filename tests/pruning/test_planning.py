@@ -167,20 +167,21 @@ def test_wide_matrices_get_masks_without_gradients_and_other_amounts(
 
 
 @pytest.mark.parametrize(
-    ("structure", "chooser", "family"),
+    ("structure", "chooser", "family", "follows"),
     [
-        ("channels", "W * X", "llama"),
-        ("heads", "X * row_normalize(W * X)", "llama"),
-        ("experts", None, "mixtral"),
+        ("channels", "W * X", "llama", (0, 40, ("exact",))),
+        ("heads", "X * row_normalize(W * X)", "llama", (0, 40, ("exact",))),
+        ("experts", None, "mixtral", NO_MORE),
+        ("blocks", None, "llama", NO_MORE),
+        ("vocabulary", None, "llama", NO_MORE),
     ],
 )
-def test_units_have_a_metric_or_a_rule_and_least_squares_in_place_of_passes(
-    structure: str, chooser: str | None, family: str
+def test_units_have_a_metric_and_least_squares_in_place_of_passes_or_a_rule_alone(
+    structure: str, chooser: str | None, family: str, follows: object
 ) -> None:
     settings = read_recipe("some", None, None, None, {"structure": structure, "sparsity": 0.5})
     recipe = plan_recipe(*settings, language_model(family, blocks=4))
-    steps = () if structure == "experts" else ("exact",)
-    assert after(recipe) == (0, 40, steps)
+    assert after(recipe) == follows
     assert (recipe.metric and str(recipe.metric.expression)) == chooser
 
 

@@ -71,7 +71,7 @@ SMALL = [
             ],
         ),
         (
-            {"structure": "blocks", "distill": 0},
+            {"structure": "blocks"},
             [
                 f"96 windows of 256 tokens {WRITTEN}",
                 "removed: 50% of the blocks, by block influence, 1 minus the cosine of a block's "
@@ -84,14 +84,14 @@ SMALL = [
             [
                 "4000 windows of 256 tokens of builtin:pydoc",
                 f"removed: 22.18% of the tokens, by {COUNT}",
-                STEPS.format(40),
             ],
         ),
         (
-            {"structure": "vocabulary", "parameters": "0.9", "distill": 0},
+            {"structure": "vocabulary", "parameters": "0.9", "distill": 3},
             [
                 f"96 windows of 256 tokens {WRITTEN}",
                 f"removed: vocabulary until 0.9 of the parameters are left, by {COUNT}",
+                STEPS.format(3),
             ],
         ),
     ],

@@ -1,9 +1,10 @@
-"""Settings of `prune`: what is taken where no metric or no text is named."""
+"""Settings of `prune`: what a call says, before a model is known."""
 
 from typing import Any
 
 import pytest
 
+from pruner_zero.pruning.planning import takes_default
 from pruner_zero.settings.prune import PruneSettings
 from pruner_zero.settings.read import read_settings
 
@@ -12,20 +13,33 @@ def settings(**given: Any) -> PruneSettings:
     return read_settings(PruneSettings, {"model": "m", "sparsity": 0.5, **given})
 
 
-def test_windows_are_short_where_a_model_writes_texts_of_several_kinds() -> None:
-    both = {"self:chat": 1.0, "self:documents": 1.0}
-    chosen = read_settings(PruneSettings, {"model": "m", "calibration": both})
-    assert (chosen.calibration, chosen.windows, chosen.seqlen) == (both, 192, 256)
+def test_what_is_left_to_the_model_has_no_value() -> None:
+    chosen = settings()
+    open_ones = (chosen.metric, chosen.windows, chosen.seqlen, chosen.reconstruct, chosen.distill)
+    assert open_ones == (None,) * 5
+    assert read_settings(PruneSettings, chosen.model_dump(mode="json")) == chosen
 
 
 @pytest.mark.parametrize("texts", ["self", ["self"], ["self=1"], {"self": 1.0}], ids=str)
 def test_text_that_the_model_writes_has_its_windows_however_it_is_given(texts: Any) -> None:
     chosen = settings(calibration=texts)
-    assert (chosen.calibration, chosen.windows, chosen.seqlen) == ("self", 192, 256)
+    assert (chosen.calibration, chosen.shape(1024)) == ("self", (4, 256))
 
 
-def test_the_default_metric_by_its_name_is_a_metric_that_is_named() -> None:
-    chosen = settings()
-    again = read_settings(PruneSettings, chosen.model_dump(mode="json"))
-    assert again == chosen
-    assert (chosen.is_default, again.is_default) == (True, False)
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [
+        ({}, True),
+        ({"distill": 3}, True),
+        ({"metric": "wanda"}, False),
+        ({"metric": "wanda", "race": True}, True),
+        ({"metric": "best.json"}, True),
+        ({"metric": "best.json", "distill": 0}, False),
+        ({"metric": "best.json+exact"}, False),
+    ],
+    ids=str,
+)
+def test_the_default_is_taken_where_nothing_says_what_follows_the_mask(
+    given: dict[str, Any], taken: bool
+) -> None:
+    assert takes_default(settings(**given)) == taken

@@ -79,7 +79,7 @@ def test_blocks_of_least_influence_go_but_never_the_first_or_the_last() -> None:
         for index in (0, 3, 4, DEPTH - 1):
             for parameter in find_blocks(model.model)[index].parameters():
                 parameter.mul_(0.1)
-    chosen = Blocks(0.34).decide(model.model, statistic(model, tokens, "influence"))
+    chosen = Blocks(0.34, folds=False).decide(model, tokens, statistic(model, tokens, "influence"))
     assert chosen.dropped == (3, 4)
     influence = influence_of(model, tokens)
     assert list(chosen.influence) == sorted(range(1, DEPTH - 1), key=influence.__getitem__)[:2]
@@ -96,12 +96,12 @@ def test_the_fewest_blocks_that_reach_the_parameters_are_dropped(
     result = pruned(model, prose, sparsity=None, parameters=share)
     assert result.parameters == (dense, dense - gone * block)
     assert dense - gone * block <= share * dense < dense - (gone - 1) * block
-    pattern = result.recipe.pattern
-    assert isinstance(pattern, Blocks)
+    cut = result.recipe.cut
+    assert isinstance(cut, Blocks)
     by_share = pruned(tiny_model("llama", blocks=DEPTH), prose, sparsity=gone / DEPTH)
-    assert isinstance(by_share.method.pattern, Blocks)
-    assert len(pattern.dropped) == gone
-    assert pattern.influence == by_share.method.pattern.influence
+    assert isinstance(by_share.recipe.cut, Blocks)
+    assert len(cut.dropped) == gone
+    assert cut.influence == by_share.recipe.cut.influence
 
 
 @pytest.mark.parametrize("architecture", SUPPORTED)
@@ -116,7 +116,7 @@ def test_dropping_blocks_is_setting_their_matrices_to_zero(architecture: str) ->
 def test_blocks_come_back_when_the_context_ends() -> None:
     model = tiny_model("llama", blocks=DEPTH)
     before, blocks, config = logits(model), find_blocks(model), model.config.to_dict()
-    with Blocks(0.5, dropped=(1, 2)).shrunk(model):
+    with Blocks(0.5, dropped=(1, 2)).undone(model):
         torch.testing.assert_close(logits(model), masked("llama", [1, 2]), atol=1e-5, rtol=1e-5)
     assert [*find_blocks(model)] == [*blocks]
     assert model.config.to_dict() == config
@@ -155,7 +155,7 @@ def test_the_record_and_the_card_name_the_dropped_blocks(
     assert record["pattern"] == f"{went}, folded into {', '.join(into)}"
     assert list(record["folded"]) == into
     assert all(0 <= left < 1 for left in record["folded"].values())
-    assert (record["expression"], record["settings"]["metric"]) == (None, "block-influence")
+    assert record["expression"] is None
     assert {entry["block"] for entry in record["matrices"] if entry["zeros"]} == {first, second}
     assert result.sparsity == pytest.approx(1 / 3)
     assert result.caption().endswith("parameters are left, by block influence")
@@ -170,10 +170,10 @@ def test_the_record_and_the_card_name_the_dropped_blocks(
 def test_nothing_is_folded_without_an_update(prose: str) -> None:
     model, dense = (tiny_model("llama", blocks=DEPTH) for _ in range(2))
     result = pruned(model, prose, update="none")
-    pattern = result.recipe.pattern
-    assert isinstance(pattern, Blocks)
-    assert pattern.folded == {}
-    drop_blocks(dense, pattern.dropped)
+    cut = result.recipe.cut
+    assert isinstance(cut, Blocks)
+    assert cut.folded == {}
+    drop_blocks(dense, cut.dropped)
     assert torch.equal(logits(model), logits(dense))
 
 

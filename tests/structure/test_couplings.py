@@ -12,7 +12,7 @@ from pruner_zero.choices import Structure
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.structure import find_blocks, size_of
 from pruner_zero.structure.couplings import Coupling, counts_left, find_couplings, is_loadable
-from pruner_zero.structure.units import Structured
+from pruner_zero.structure.units import CoupledUnits
 from tests.tiny_models import ARCHITECTURES, HIDDEN, INNER, tiny_model, tiny_windows
 
 SUPPORTED: dict[Structure, tuple[str, ...]] = {
@@ -32,9 +32,9 @@ OTHERS = [
 KEPT: dict[Structure, int] = {"channels": 32, "heads": 1}
 
 
-def fitted(couplings: Sequence[Coupling], structure: Structure, kept: int) -> Structured:
-    """The pattern by which `kept` units of each coupling stay."""
-    return Structured(0.5, structure, couplings=tuple(couplings), kept=kept)
+def fitted(couplings: Sequence[Coupling], structure: Structure, kept: int) -> CoupledUnits:
+    """The cut by which `kept` units of each coupling stay."""
+    return CoupledUnits(0.5, structure, couplings=tuple(couplings), kept=kept)
 
 
 @torch.no_grad()
@@ -85,9 +85,9 @@ def test_cutting_units_out_is_setting_their_columns_to_zero(
     removed(model, couplings, kept)
     masked = logits(model)
     assert (masked - dense).abs().max() > 1e-3
-    pattern = fitted(couplings, structure, kept)
-    predicted = pattern.size(model)
-    pattern.shrink(model)
+    cut = fitted(couplings, structure, kept)
+    predicted = cut.size(model)
+    cut.cut(model)
     assert size_of(model) == predicted == (model.num_parameters(), 4 * model.num_parameters())
     torch.testing.assert_close(logits(model), masked, atol=1e-5, rtol=1e-5)
     if structure == "channels":
@@ -131,7 +131,7 @@ def test_biases_are_cut_with_their_rows() -> None:
     couplings = find_couplings(model, "channels")
     removed(model, couplings, 32)
     masked = logits(model)
-    fitted(couplings, "channels", 32).shrink(model)
+    fitted(couplings, "channels", 32).cut(model)
     torch.testing.assert_close(logits(model), masked, atol=1e-5, rtol=1e-5)
     mlp = find_blocks(model)[0].get_submodule("mlp")
     lengths = {name: len(value) for name, value in mlp.named_parameters() if value.ndim == 1}
@@ -148,7 +148,7 @@ def test_a_block_with_more_zero_units_keeps_the_first_of_them() -> None:
     down[:, 1:] = 0
     second_down[:, 32:] = 0
     before = down.clone()
-    fitted([first, second], "channels", 32).shrink(model)
+    fitted([first, second], "channels", 32).cut(model)
     cut = model.get_submodule(first.consumer).get_parameter("weight")
     assert torch.equal(cut, before[:, :32])
 
@@ -163,7 +163,7 @@ def test_units_come_back_when_the_context_ends(structure: Structure, blocks_remo
     masked, parameters = logits(model), dict(model.named_parameters())
     config = model.config.to_dict()
     fails = pytest.raises(ValueError, match="units, not") if blocks_removed == 1 else nullcontext()
-    with fails, fitted(couplings, structure, kept).shrunk(model):
+    with fails, fitted(couplings, structure, kept).undone(model):
         assert size_of(model)[0] < sum(p.numel() for p in parameters.values())
         torch.testing.assert_close(logits(model), masked, atol=1e-5, rtol=1e-5)
     assert all(p is parameters[name] for name, p in model.named_parameters())
@@ -174,7 +174,7 @@ def test_units_come_back_when_the_context_ends(structure: Structure, blocks_remo
 def test_units_that_are_not_zero_are_never_cut() -> None:
     model = tiny_model("llama")
     with pytest.raises(ValueError, match="has 48 units, not 32"):
-        fitted(find_couplings(model, "channels"), "channels", 32).shrink(model)
+        fitted(find_couplings(model, "channels"), "channels", 32).cut(model)
 
 
 @pytest.mark.parametrize(("structure", "architecture"), OTHERS)

@@ -15,17 +15,15 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.measuring.comparing import compare
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.structure import find_blocks, find_matrices
-from pruner_zero.pruning.notation import parse_recipe
 from pruner_zero.pruning.prune import prune
 from pruner_zero.pruning.prune_result import PruneResult
-from pruner_zero.pruning.runner import check_recipe, run_recipe
+from pruner_zero.pruning.runner import Pruned
 from pruner_zero.report.page import report
 from pruner_zero.structure.experts import Experts
 from pruner_zero.structure.mixtures import find_mixtures
-from pruner_zero.text.windows import Windows
 from tests.conftest import save_tiny
 from tests.processes import Forked
-from tests.pruning.conftest import OpenStore, language_model
+from tests.pruning.conftest import Prune, language_model, recipe_of
 from tests.pruning.test_resume import contents, stop_in_the_middle
 from tests.structure.statistics import statistic
 from tests.structure.test_couplings import logits
@@ -43,27 +41,14 @@ def pruned(model: Any, text: str, **settings: Any) -> PruneResult:
     return prune(model, tokenizer=tokenizer, calibration=[text], **{**SMALL, **settings})
 
 
-def pattern_of(result: PruneResult) -> Experts:
-    pattern = result.recipe.pattern
-    assert isinstance(pattern, Experts)
-    return pattern
+def cut_of(result: PruneResult | Pruned) -> Experts:
+    assert isinstance(result.recipe.cut, Experts)
+    return result.recipe.cut
 
 
-def chosen_by(
-    text: str,
-    model: LanguageModel,
-    windows: Windows,
-    new_store: OpenStore,
-    damping: float = 0.01,
-) -> Experts:
-    """The pattern of a method after pruning by it."""
-    method = replace(parse_recipe(text), damping=damping)
-    method = replace(method, pattern=method.pattern.fit(model.model))
-    matrices = check_recipe(model, method, method.pattern.include)
-    pruned = run_recipe(model, windows, method, new_store(model), matrices=matrices)
-    pattern = pruned.method.pattern
-    assert isinstance(pattern, Experts)
-    return pattern
+def chosen_by(text: str, model: LanguageModel, pruned_by: Prune, damping: float = 0.01) -> Experts:
+    """The cut of a recipe after pruning by it."""
+    return cut_of(pruned_by(model, replace(recipe_of(text), damping=damping).fitted(model)))
 
 
 def plain_scores(architecture: str, tokens: Tensor) -> dict[int, list[float | None]]:
@@ -101,8 +86,8 @@ def test_the_score_is_the_mean_of_router_weight_times_norm(
     architecture: str, tokens: Tensor
 ) -> None:
     model, expected = language_model(architecture), plain_scores(architecture, tokens)
-    fitted = Experts(0.25).fit(model.model)
-    scores = fitted.decide(model.model, statistic(model, tokens, "reap")).scores
+    fitted = Experts(0.25).fit(model)
+    scores = fitted.decide(model, tokens, statistic(model, tokens, "reap")).scores
     assert scores.keys() == expected.keys()
     for block, block_scores in scores.items():
         for score, wanted in zip(block_scores, expected[block], strict=True):
@@ -110,7 +95,7 @@ def test_the_score_is_the_mean_of_router_weight_times_norm(
 
 
 def test_experts_that_no_token_reaches_go_first_and_then_the_lowest_scores() -> None:
-    fitted = Experts(0.5).fit(tiny_model("qwen3_moe"))
+    fitted = Experts(0.5).fit(language_model("qwen3_moe"))
     scores: dict[int, list[float | None]] = {1: [0.3, None, 0.5, 0.1, 0.1, 0.2, -4.0, 0.4]}
     chosen = Experts(0.5, mixtures=fitted.mixtures, kept=fitted.kept, scores=scores)
     assert chosen.stay == {1: [0, 2, 5, 7]}
@@ -125,9 +110,9 @@ def test_the_smaller_model_computes_as_if_removed_experts_were_never_chosen(
 ) -> None:
     model, dense = (tiny_model(architecture) for _ in range(2))
     result = pruned(model, prose, metric=metric)
-    pattern = pattern_of(result)
-    assert {len(experts) for experts in pattern.stay.values()} == {KEPT}
-    with never_chosen(dense, pattern.stay):
+    cut = cut_of(result)
+    assert {len(experts) for experts in cut.stay.values()} == {KEPT}
+    with never_chosen(dense, cut.stay):
         torch.testing.assert_close(logits(model), logits(dense), atol=1e-5, rtol=1e-5)
     assert result.sparsity == 0.25
     assert result.parameters == (dense.num_parameters(), model.num_parameters())
@@ -135,10 +120,10 @@ def test_the_smaller_model_computes_as_if_removed_experts_were_never_chosen(
 
 
 def test_a_metric_adds_up_the_squared_scores_of_the_matrices_that_give_the_outputs(
-    windows: Windows, new_store: OpenStore
+    pruned_by: Prune,
 ) -> None:
     model, dense = language_model("mixtral"), language_model("mixtral")
-    chosen = chosen_by("magnitude@experts=0.25", dense, windows, new_store)
+    chosen = chosen_by("magnitude@experts=0.25", dense, pruned_by)
     for index, block in enumerate(find_blocks(model.model)):
         down = block.get_submodule("mlp.experts").get_parameter("down_proj").detach()
         assert chosen.scores[index] == pytest.approx(down.square().sum((1, 2)).tolist(), rel=1e-5)
@@ -183,7 +168,7 @@ def test_the_record_and_the_card_name_the_experts_that_stay(
         assert (record["expression"], result.chosen_by) == ("W * X", "W * X")
         report([tmp_path / "out"], tmp_path / "report.html")
         return
-    assert (record["expression"], record["settings"]["metric"]) == (None, "reap")
+    assert record["expression"] is None
     assert result.caption().endswith("parameters are left, by REAP")
     assert "by REAP, the mean over an expert's tokens of router weight times norm of" in card
     assert not (tmp_path / "out/metric.json").exists()
@@ -193,8 +178,8 @@ def test_the_record_and_the_card_name_the_experts_that_stay(
 
 def test_distillation_trains_the_experts_that_stay(prose: str) -> None:
     model, plain = (tiny_model("mixtral") for _ in range(2))
-    stay = pattern_of(pruned(model, prose, distill=2)).stay
-    assert stay == pattern_of(pruned(plain, prose)).stay
+    stay = cut_of(pruned(model, prose, distill=2)).stay
+    assert stay == cut_of(pruned(plain, prose)).stay
     trained, before = (
         {matrix.name: matrix.weight for matrix in find_matrices(each)} for each in (model, plain)
     )
@@ -248,14 +233,10 @@ def test_compare_distills_the_smaller_mixture_as_prune_does(prose: str) -> None:
     assert row["loss"] == pytest.approx(smaller["loss"], rel=1e-6)
 
 
-def test_a_metric_of_the_inverse_hessian_has_the_damping_of_the_run(
-    windows: Windows, new_store: OpenStore
-) -> None:
-    assert parse_recipe("sparsegpt@experts=0.25").steps == ()
+def test_a_metric_of_the_inverse_hessian_has_the_damping_of_the_run(pruned_by: Prune) -> None:
+    assert recipe_of("sparsegpt@experts=0.25").steps == ()
     scores = [
-        chosen_by(
-            "sparsegpt@experts=0.25", language_model("mixtral"), windows, new_store, damping
-        ).scores
+        chosen_by("sparsegpt@experts=0.25", language_model("mixtral"), pruned_by, damping).scores
         for damping in (0.01, 0.5)
     ]
     assert scores[0] != scores[1]

@@ -52,7 +52,7 @@ LATENT: dict[str, Any] = {
 
 
 def keeping(mixtures: Mixtures, kept: Mapping[int, Sequence[int]]) -> Experts:
-    """The pattern by which these experts of each block stay."""
+    """The cut by which these experts of each block stay."""
     scores = {
         block: [float(expert in experts) for expert in range(mixtures.count)]
         for block, experts in kept.items()
@@ -125,13 +125,13 @@ def test_removed_experts_are_those_that_no_router_chooses(family: str) -> None:
     with never_chosen(model, kept):
         expected = logits(model)
     assert (expected - dense).abs().max() > 1e-3
-    pattern = keeping(mixtures, kept)
-    predicted, before = pattern.size(model), size_of(model)
-    with pattern.shrunk(model):
+    cut = keeping(mixtures, kept)
+    predicted, before = cut.size(model), size_of(model)
+    with cut.undone(model):
         torch.testing.assert_close(logits(model), expected, atol=1e-5, rtol=1e-5)
     assert size_of(model) == before
     assert torch.equal(logits(model), dense)
-    pattern.shrink(model)
+    cut.cut(model)
     torch.testing.assert_close(logits(model), expected, atol=1e-5, rtol=1e-5)
     assert size_of(model) == predicted < before
     rebuilt = AutoModelForCausalLM.from_config(type(model.config).from_dict(model.config.to_dict()))
@@ -180,7 +180,7 @@ def test_every_other_architecture_is_refused(architecture: str) -> None:
 
 def test_as_many_experts_as_the_router_chooses_have_to_stay() -> None:
     model = tiny_model("mixtral")
-    keeping(find_mixtures(model), {0: (0, 1), 1: (2, 3)}).shrink(model)
+    keeping(find_mixtures(model), {0: (0, 1), 1: (2, 3)}).cut(model)
     with pytest.raises(PrunerZeroError, match="none of the 2 experts of a block can go, since the"):
         find_mixtures(model)
 

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,15 @@ from pruner_zero.choices import Structure
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.pruning import matrix as matrix_module
-from pruner_zero.pruning.notation import parse_recipe
 from pruner_zero.pruning.prune import prune
 from pruner_zero.pruning.prune_result import PruneResult
-from pruner_zero.pruning.runner import check_recipe, run_recipe
+from pruner_zero.pruning.runner import run_recipe
 from pruner_zero.sparsity.steps.step import Layer, Step, Updated, run_steps
 from pruner_zero.structure.couplings import find_couplings
-from pruner_zero.structure.units import Structured
+from pruner_zero.structure.units import CoupledUnits
 from pruner_zero.text.windows import Windows
 from tests.conftest import save_tiny
-from tests.pruning.conftest import OpenStore, language_model
+from tests.pruning.conftest import OpenStore, language_model, recipe_of
 from tests.structure.test_couplings import CASES, logits
 from tests.tiny import tiny_tokenizer
 from tests.tiny_models import INNER, VOCABULARY, tiny_model, tiny_windows
@@ -84,33 +83,33 @@ def pruned(model: Any, text: str, **settings: Any) -> PruneResult:
     return prune(model, tokenizer=tokenizer, **options)
 
 
-CHANNELS = Structured(0.34, multiple=8)
-PATTERNS: dict[Structure, Structured] = {"channels": CHANNELS, "heads": Structured(0.5, "heads")}
+UNITS: dict[Structure, dict[str, Any]] = {
+    "channels": {"sparsity": 0.34, "units": {"multiple_of": 8}},
+    "heads": {"sparsity": 0.5},
+}
+Masked = Callable[..., None]
 
 
-def masked(
-    model: LanguageModel,
-    windows: Windows,
-    new_store: OpenStore,
-    pattern: Structured = CHANNELS,
-    **settings: Any,
-) -> None:
-    """Prune in place up to the masks alone."""
-    pattern = pattern.fit(model.model)
-    method = parse_recipe("wanda", pattern=pattern, **settings)
-    matrices = check_recipe(model, method, pattern.include)
-    with ExitStack() as undo:
-        run_recipe(model, windows, method, new_store(model), matrices=matrices, undo=undo)
+@pytest.fixture
+def masked(windows: Windows, new_store: OpenStore) -> Masked:
+    """Prunes a model in place up to the masks alone."""
+
+    def mask(model: LanguageModel, structure: Structure = "channels", **settings: Any) -> None:
+        recipe = recipe_of("wanda", structure=structure, **UNITS[structure], **settings)
+        with ExitStack() as undo:
+            run_recipe(model, windows, recipe.fitted(model), new_store(model), undo=undo)
+
+    return mask
 
 
 def test_folders_load_without_this_package_and_compute_the_same_as_the_masks(
-    windows: Windows, new_store: OpenStore, prose: str, tmp_path: Path
+    masked: Masked, prose: str, tmp_path: Path
 ) -> None:
     expected = {}
     for structure, architecture in CASES:
         place = tmp_path / f"{structure}-{architecture}"
         model = language_model(architecture)
-        masked(model, windows, new_store, PATTERNS[structure])
+        masked(model, structure)
         expected[place.name] = logits(model.model)
         dense = save_tiny(tmp_path / "dense" / place.name, architecture)
         options = HEADS if structure == "heads" else {}
@@ -120,9 +119,7 @@ def test_folders_load_without_this_package_and_compute_the_same_as_the_masks(
     check_loads_alone(tmp_path, expected)
 
 
-def test_the_units_are_those_of_the_largest_contribution(
-    windows: Windows, new_store: OpenStore
-) -> None:
+def test_the_units_are_those_of_the_largest_contribution(windows: Windows, masked: Masked) -> None:
     """The sum over outputs of W²·X², by a plain loop on the inputs of down_proj."""
     model = language_model("llama")
     inputs: list[torch.Tensor] = []
@@ -135,19 +132,17 @@ def test_the_units_are_those_of_the_largest_contribution(
     energy = torch.cat(inputs).flatten(0, 1).square().sum(0)
     totals = [float((dense[:, unit] ** 2).sum() * energy[unit]) for unit in range(INNER)]
     kept = sorted(sorted(range(INNER), key=totals.__getitem__)[-KEPT:])
-    masked(model, windows, new_store)
+    masked(model)
     mlp = model.model.model.layers[0].mlp
     for weight, axis in ((mlp.gate_proj.weight, 1), (mlp.up_proj.weight, 1), (down.weight, 0)):
         assert weight.any(axis).nonzero().flatten().tolist() == kept
 
 
-def test_the_consumer_is_refitted_unless_told_otherwise(
-    windows: Windows, new_store: OpenStore
-) -> None:
+def test_the_consumer_is_refitted_unless_told_otherwise(masked: Masked) -> None:
     dense, plain, refitted = (language_model("llama") for _ in range(3))
-    assert parse_recipe("wanda", pattern=Structured(0.34)).steps == ("exact",)
-    masked(plain, windows, new_store, update="none")
-    masked(refitted, windows, new_store)
+    assert recipe_of("wanda", structure="channels").steps == ("exact",)
+    masked(plain, update="none")
+    masked(refitted)
     outputs = [
         model.model.model.layers[0].mlp.down_proj.weight.detach()
         for model in (dense, plain, refitted)
@@ -167,8 +162,7 @@ def test_the_consumer_is_refitted_unless_told_otherwise(
 def test_steps_run_for_consumers_alone_since_they_change_no_producer(
     structure: Structure,
     update: str,
-    windows: Windows,
-    new_store: OpenStore,
+    masked: Masked,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     solved: list[str] = []
@@ -180,14 +174,14 @@ def test_steps_run_for_consumers_alone_since_they_change_no_producer(
 
     monkeypatch.setattr(matrix_module, "run_steps", run)
     model, everywhere = language_model("llama"), language_model("llama")
-    masked(model, windows, new_store, PATTERNS[structure], update=update)
+    masked(model, structure, update=update)
     couplings = find_couplings(model.model, structure)
     assert solved == [coupling.consumer for coupling in couplings]
     solved.clear()
     # As if every matrix were a consumer.
     names = [name for c in couplings for name in (*c.producers, c.consumer)]
-    monkeypatch.setattr(Structured, "consumers", names)
-    masked(everywhere, windows, new_store, PATTERNS[structure], update=update)
+    monkeypatch.setattr(matrix_module, "_is_exact", lambda *_: False)
+    masked(everywhere, structure, update=update)
     assert sorted(solved) == sorted(names)
     for name, tensor in everywhere.model.state_dict().items():
         assert torch.equal(model.model.state_dict()[name], tensor), name
@@ -236,12 +230,12 @@ def test_as_many_units_stay_as_the_parameters_allow(parameters: float | str, pro
 @pytest.mark.parametrize("structure", ["channels", "heads"])
 @pytest.mark.parametrize("parameters", [100, 1.0, 10**6])
 def test_the_nearest_number_of_parameters_is_named(structure: Structure, parameters: float) -> None:
-    model = tiny_model("llama")
+    model = language_model("llama")
     with pytest.raises(PrunerZeroError, match="choose --parameters") as caught:
-        Structured(0.0, structure, 8, parameters=parameters).fit(model)
+        CoupledUnits(0.0, structure, 8, parameters).fit(model)
     nearest = int(str(caught.value).split("--parameters ")[2].split(",")[0])
-    fitted = Structured(0.0, structure, 8, parameters=nearest).fit(model)
-    assert fitted.size(model)[0] == nearest
+    fitted = CoupledUnits(0.0, structure, 8, nearest).fit(model)
+    assert fitted.size(model.model)[0] == nearest
     ends = {8, INNER - 8} if structure == "channels" else {1}
     assert fitted.kept in ends
 
@@ -255,7 +249,7 @@ def test_heads_go_with_the_queries_that_share_them(prose: str) -> None:
         biases = [model.get_submodule(name).get_parameter("bias") for name in coupling.producers]
         assert [len(bias) for bias in biases] == [16, 8, 8]
     assert result.parameters == (before, before - 2 * (32 * 48 + 32))
-    assert str(result.recipe.pattern) == "50% of the key-value heads of every block"
+    assert str(result.recipe.cut) == "50% of the key-value heads of every block"
 
 
 @pytest.mark.parametrize(
@@ -368,7 +362,7 @@ def test_each_impossible_combination_is_refused_in_one_line(
 
 
 def test_a_consumer_that_calibration_never_reached_is_a_clear_error() -> None:
-    pattern = Structured(0.34, multiple=8).fit(tiny_model("llama"))
+    pattern = CoupledUnits(0.34, multiple=8).fit(language_model("llama")).pattern
     names = pattern.couplings[1].producers
     with pytest.raises(PrunerZeroError, match=r"layers\.1\.mlp\.down_proj zero"):
         pattern.choose({name: torch.ones(INNER, 32) for name in names})

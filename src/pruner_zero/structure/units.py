@@ -117,7 +117,7 @@ class CoupledUnits(Cut):
         return fitted
 
     @property
-    def pattern(self) -> "UnitMask":
+    def pattern(self) -> UnitMask:
         return UnitMask(self.sparsity, self.couplings, self.kept)
 
     @property
