@@ -11,7 +11,7 @@ import torch
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.structure import find_matrices
 from pruner_zero.recovery.recover import recover
-from pruner_zero.recovery.result import RecoverResult
+from pruner_zero.recovery.recover_result import RecoverResult
 from tests.elsewhere import HERE, THERE, elsewhere
 from tests.models.test_placement import place_block_after_block
 from tests.recovery.conftest import pruned_model

@@ -16,7 +16,7 @@ from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import load_model
 from pruner_zero.models.structure import find_matrices
 from pruner_zero.recovery.recover import check_pruned, recover
-from pruner_zero.recovery.result import RecoverResult
+from pruner_zero.recovery.recover_result import RecoverResult
 from pruner_zero.text.corpus import Corpus
 from pruner_zero.text.windows import tokens_sha256
 from pruner_zero.training.train import Training

@@ -17,7 +17,7 @@ from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.loss import next_token_loss
 from pruner_zero.models.structure import find_matrices, find_tables
 from pruner_zero.progress import Progress, reported_to
-from pruner_zero.recovery.windows import in_training_order, split_windows
+from pruner_zero.recovery.splitting import in_training_order, split_windows
 from pruner_zero.text.corpus import Corpus
 from pruner_zero.text.windows import Windows
 from pruner_zero.training import train

@@ -24,8 +24,8 @@ from pruner_zero.models.structure import (
     size_of,
 )
 from pruner_zero.provenance import Cost, measured, provenance
-from pruner_zero.recovery.result import LEAST_SPARSITY, RecoverResult
-from pruner_zero.recovery.windows import in_training_order, split_texts
+from pruner_zero.recovery.recover_result import LEAST_SPARSITY, RecoverResult
+from pruner_zero.recovery.splitting import in_training_order, split_texts
 from pruner_zero.result_folder import GGUF_RECOVERY, build_folder, check_output
 from pruner_zero.settings.base import name_of, names_of
 from pruner_zero.settings.read import read_settings

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pruner_zero.recovery.windows import in_training_order, split_windows
+from pruner_zero.recovery.splitting import in_training_order, split_windows
 from pruner_zero.text.corpus import Corpus
 from pruner_zero.text.windows import Windows
 from tests.text.refusals import refusal
