@@ -32,8 +32,10 @@ def short_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pruner_zero.training.distillation.TOKENS", 32)
 
 
-def some_windows(count: int = 8) -> Windows:
-    return Windows(tiny_windows(count, 16), "self", None, "as written", None, "sampled", 0)
+def some_windows(count: int = 8, alike: int = 1) -> Windows:
+    """`count` windows; where `alike`, a step lowers the loss on the held-out one too."""
+    tokens = tiny_windows(count, 16).repeat(alike, 1)
+    return Windows(tokens, "self", None, "as written", None, "sampled", 0)
 
 
 def dense() -> LanguageModel:
@@ -95,16 +97,26 @@ class Stopping(Progress):
 
 
 @pytest.mark.parametrize("rate", [1e-3, 1.0])
-def test_steps_that_raise_the_loss_on_held_out_windows_are_told(
-    rate: float, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("folder", ["t", None])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_steps_that_raise_the_loss_on_held_out_windows_are_undone_and_told(
+    rate: float,
+    folder: str | None,
+    dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     monkeypatch.setattr("pruner_zero.training.distillation.RATE", rate)
-    notes = Notes()
+    notes, before = Notes(), dict(pruned_model(dtype=dtype)[0].weights())
     with reported_to(notes):
-        _, _, curve = train(20)
+        model, _, curve = train(10, dtype=dtype, folder=folder and tmp_path / folder)
     raised = curve[-1].validation_loss > curve[0].validation_loss
     assert raised == (rate == 1.0)
-    assert any("distillation raised the loss" in line for line in notes.lines) == raised
+    told = [line for line in notes.lines if line.startswith("distillation raised the loss")]
+    assert bool(told) == raised
+    assert all("so that the weights before it are kept" in line for line in told)
+    same = [torch.equal(weight, before[name]) for name, weight in model.weights()]
+    assert all(same) == raised
 
 
 def test_a_step_is_half_as_large_where_a_matrix_has_four_times_the_inputs(
@@ -113,7 +125,7 @@ def test_a_step_is_half_as_large_where_a_matrix_has_four_times_the_inputs(
     start = dict(pruned_model()[0].weights())
 
     def step() -> Tensor:
-        moved = dict(train(1, dtype=torch.float32)[0].weights())
+        moved = dict(train(1, some_windows(1, alike=3))[0].weights())
         return torch.cat([(moved[name] - start[name]).flatten() for name in start])
 
     whole = step()
@@ -147,6 +159,7 @@ def test_the_least_memory_is_the_weights_in_training_a_gradient_twice_and_logits
     class Weighed(Training):
         def _train(self) -> None:
             held.append(size_of(self.model)[1])
+            super()._train()
 
     monkeypatch.setattr("pruner_zero.training.train.has_fast_bfloat16", lambda _: native)
     monkeypatch.setattr("pruner_zero.training.distillation.Training", Weighed)
@@ -175,11 +188,16 @@ def least_bytes(model: LanguageModel, monkeypatch: pytest.MonkeyPatch, **options
     return enough
 
 
-def test_units_that_are_cut_out_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("copied", [False, True])
+def test_units_that_are_cut_out_are_not_counted_and_a_copy_is(
+    copied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = dense()
+    model.model.bfloat16()
     weights = sum(matrix.weight.numel() for matrix in find_matrices(model.model))
-    masked, cut = (least_bytes(model, monkeypatch, cut=cut) for cut in (False, True))
-    assert masked - cut == 4 * weights / 2
+    masked, cut = (least_bytes(model, monkeypatch, cut=cut, copied=copied) for cut in (0, 1))
+    assert masked - least_bytes(model, monkeypatch) == 2 * weights * copied
+    assert masked - cut == (4 + 2 * copied) * weights / 2
 
 
 def test_of_a_model_on_disk_all_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,7 +220,7 @@ def test_training_that_cannot_fit_in_memory_is_refused(monkeypatch: pytest.Monke
 
 def test_experts_that_are_left_out_stay_as_they_are() -> None:
     pruned = LanguageModel(tiny_model("mixtral", 1), tiny_tokenizer(), "mixtral")
-    trained = distillation(pruned, some_windows(), 2)
+    trained = distillation(pruned, some_windows(1, alike=3), 2)
     pruned.model.load_state_dict(tiny_model("mixtral", 0).state_dict())
     before = {name: weight.clone() for name, weight in pruned.weights()}
     trained(pruned.model, find_matrices(pruned.model, include=["*experts.down_proj[[]3]"]))
