@@ -1,9 +1,11 @@
 """Training of kept weights in little memory: steps within a budget, validations, checkpoints."""
 
 import math
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -31,8 +33,10 @@ RATE = 1e-3
 WARMUP = 0.05
 FIRST_RATE = 0.1
 VALIDATIONS = 10
-# A checkpoint has 4 bytes a weight, zeros included.
-CHECKPOINT_SECONDS = 300.0
+# Between two checkpoints, which have 4 bytes a weight, zeros included. One that takes longer than
+# 2 seconds to write is written that many times more rarely: at most 1/30 of the time goes to them.
+CHECKPOINT_SECONDS = 60.0
+_QUICK = 2.0
 
 
 def rate(share: float) -> float:
@@ -126,7 +130,8 @@ class Training:
     root mean square of each matrix. name: in the progress. remedy: what the message on a loss that
     is not finite tells the user to do. keep_best: at the end the model has the weights of the
     lowest validation loss. journal: where the run is saved and resumed from. Batches, budget and
-    the step number determine everything; there is no random state.
+    the step number determine everything; there is no random state. With a journal, Ctrl-C waits for
+    the step in progress, whose weights are partly changed, and for a checkpoint.
     """
 
     model: nn.Module
@@ -152,6 +157,8 @@ class Training:
         self.best: dict[str, Tensor] = {}
         # Of tables, which have a gradient for each chunk of logits and for the inputs.
         self.gathered: dict[Matrix, Tensor] = {}
+        # When the next checkpoint is due, and whether the weights are those between two steps.
+        self.due, self.between_steps = 0.0, True
 
     def run(self) -> int:
         """Train until the budget is spent; return the step whose weights the model then has.
@@ -163,7 +170,12 @@ class Training:
             self.learned = {m: FactoredMatrix(m.name, m.weight) for m in self.matrices}
             if self.journal and self.journal.lines:
                 self._restore(self.journal)
-            self._train()
+            try:
+                self._train()
+            except KeyboardInterrupt:
+                if self.between_steps:
+                    self._save()
+                raise
             self.trained = sum(int(kept.count) for kept in self.learned.values())
             # They hold the widened weights, which would stay in memory beside the rounded ones.
             self.learned.clear()
@@ -174,10 +186,9 @@ class Training:
             return self.state.best_step
 
     def _train(self) -> None:
-        state, first = self.state, self.state.step
-        saved = time.monotonic()
-        start = saved - state.seconds
-        if not state.curve:
+        state, now = self.state, time.monotonic()
+        start, self.due = now - state.seconds, now + CHECKPOINT_SECONDS
+        if self._validation_is_due():
             self._validate(start)
         of_parameter: dict[nn.Parameter, list[Matrix]] = {}
         for matrix in self.learned:
@@ -189,21 +200,21 @@ class Training:
         left = self.budget.steps and self.budget.steps - state.step
         with gradients_to(receivers, self.model), blocks_recomputed(self.model):
             for batch in track(self._batches(start), self.name, left):
-                began = time.monotonic()
-                state.losses.append(self._step(batch))
-                state.step += 1
-                state.tokens += batch.windows.numel()
-                state.step_seconds = time.monotonic() - began
-                state.seconds = time.monotonic() - start
+                with interrupted_afterwards() if self.journal else nullcontext():
+                    self.between_steps, began = False, time.monotonic()
+                    state.losses.append(self._step(batch))
+                    state.step += 1
+                    state.tokens += batch.windows.numel()
+                    state.step_seconds = time.monotonic() - began
+                    state.seconds = time.monotonic() - start
+                    if time.monotonic() >= self.due:
+                        self._save()
+                    self.between_steps = True
                 if self._validation_is_due():
                     self._validate(start)
-                if time.monotonic() - saved >= CHECKPOINT_SECONDS:
-                    self._save()
-                    saved = time.monotonic()
         if state.losses:
             self._validate(start)
-        if state.step > first:
-            self._save()
+        self._save()
 
     def _batches(self, start: float) -> Iterator[Batch]:
         """The batches until the budget is spent; at least one."""
@@ -254,6 +265,8 @@ class Training:
 
     def _validation_is_due(self) -> bool:
         """Whether the budget passed a boundary of its equal parts since the last validation."""
+        if not self.state.curve:
+            return True
         last, parts = self.state.curve[-1], self.validations
         now = self.budget.spent(self.state.step, self.state.seconds)
         return int(now * parts) > int(self.budget.spent(last.step, last.seconds) * parts)
@@ -298,9 +311,10 @@ class Training:
             raise PrunerZeroError(f"the loss at step {step} is not finite: {self.remedy}")
 
     def _save(self) -> None:
-        """Write the state and its tensors to the journal, and delete those of the state before."""
-        if self.journal is None:
+        """Write the state and its tensors to the journal, in place of those of an earlier step."""
+        if self.journal is None or self.journal.finished == self.state.step:
             return
+        began = time.monotonic()
         tensors = {}
         if self.keep_best and self.state.best_step != self.state.step:
             tensors = {f"{name}.best": values for name, values in self.best.items()}
@@ -311,6 +325,8 @@ class Training:
         files = {file: write_tensors(self.journal.folder / file, tensors)}
         line = {"finished": self.state.step, "state": asdict(self.state), "tensors": file}
         self.journal.append(line, files, [lines[-1]["tensors"]] if lines else [])
+        now = time.monotonic()
+        self.due = now + CHECKPOINT_SECONDS * max(1.0, (now - began) / _QUICK)
 
     def _restore(self, journal: Journal) -> None:
         line = journal.lines[-1]
@@ -346,3 +362,30 @@ def float32_weights(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
     finally:
         for parameter, dtype in zip(parameters, dtypes, strict=True):
             parameter.data = parameter.data.to(dtype)
+
+
+@contextmanager
+def interrupted_afterwards() -> Iterator[None]:
+    """Ctrl-C waits for the end of the work inside, and says so; a second one does not wait.
+
+    In the main thread, the only one that a signal reaches.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if not callable(before) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed = False
+
+    def wait(*_: object) -> None:
+        nonlocal pressed
+        pressed = True
+        signal.signal(signal.SIGINT, before)
+        note("interrupted: this step is finished and saved first; another Ctrl-C stops at once")
+
+    signal.signal(signal.SIGINT, wait)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        signal.raise_signal(signal.SIGINT)
