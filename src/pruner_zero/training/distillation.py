@@ -1,11 +1,10 @@
 """Distillation: the kept weights trained towards the dense model's predictions."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Sequence
+from itertools import chain, islice
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from pruner_zero.devices import available_bytes
@@ -25,7 +24,15 @@ from pruner_zero.tensor_file import TensorFile, write_tensors
 from pruner_zero.text.translation import Translation
 from pruner_zero.text.windows import Windows, tokens_sha256
 from pruner_zero.training.targets import LOGITS, divergence, write_targets
-from pruner_zero.training.train import RATE, Batch, Budget, Point, Training, everything_in_float32
+from pruner_zero.training.train import (
+    RATE,
+    Batch,
+    Budget,
+    Point,
+    Training,
+    epochs,
+    everything_in_float32,
+)
 
 # Tokens in an optimizer step, in as many windows as they fill.
 TOKENS = 1024
@@ -90,19 +97,17 @@ def distillation(
 
     The dense model's predictions are written at once, to a file in `folder` if one is given, so
     that pruning may change `dense` in place. The returned function takes the pruned model, in
-    memory, and the matrices of it whose kept weights are trained; all other weights stay as they
-    are, and pruned ones zero. It trains in place and returns the learning curve. Where the loss on
-    the last windows, which are not trained on, is higher at the end, the model has the weights
-    before again; they are kept in a file in `folder`, without one in memory.
+    memory, and its matrices whose kept weights are trained in place, and returns the learning
+    curve. Where the loss on the last windows, which are not trained on, is higher at the end, the
+    weights before are put back; until then a file in `folder` holds them, without one the memory.
 
     The loss is KL(dense ‖ pruned) over the next tokens of `windows`, as by `divergence`, without
     the next-token loss of the text, so that text that the dense model wrote can be used. Every step
-    takes about 1024 tokens, or all windows. The steps alone decide the result, which is the same
-    for a run that was interrupted and has its journal in `folder`; a damaged journal is deleted,
-    since training takes minutes. translation: to the pruned model's tokenizer where that has fewer
-    tokens; after the last piece of a token the model is trained towards the prediction of the dense
-    one there, within a token towards its next piece. Raises PrunerZeroError for fewer than two
-    windows; the function raises it where the loss is no longer finite.
+    takes about 1024 tokens, or all windows. The steps alone decide the result, also of a run that
+    goes on from its journal in `folder`; a damaged journal is deleted, since training takes
+    minutes. translation: to the pruned model's tokenizer where that has fewer tokens, as
+    `write_targets` takes it. Raises PrunerZeroError for fewer than two windows; the function raises
+    it where the loss is no longer finite.
 
     Source: distillation, Hinton et al. 2015 (1503.02531); of pruned language models, Sanh et al.
     2020 (2005.07683). On text that the teacher wrote: Kim & Rush 2016 (1606.07947).
@@ -115,7 +120,7 @@ def distillation(
     held_out = max(1, min(round(len(windows) * _HELD_OUT), _MOST))
     count = len(windows) - held_out
     batch = max(1, min(TOKENS // windows.seqlen, count))
-    learned = list(islice(_in_order(count, seed), steps * batch))
+    learned = list(islice(chain.from_iterable(epochs(count, seed)), steps * batch))
     validation = list(range(count, len(windows)))
     numbers = sorted({*learned, *validation})
     tokens = windows.tokens
@@ -127,10 +132,7 @@ def distillation(
 
     def of(chosen: Sequence[int]) -> Batch:
         target = targets.of(chosen)
-        return Batch(
-            tokens[list(chosen)],
-            lambda positions, logits: divergence(logits, target.part(positions)),
-        )
+        return Batch(tokens[list(chosen)], lambda p, logits: divergence(logits, target.part(p)))
 
     def train(model: nn.Module, matrices: Sequence[Matrix]) -> Sequence[Point]:
         check_weights(matrices)
@@ -188,10 +190,3 @@ def learning_rate(matrices: Sequence[Matrix]) -> float:
     """
     inputs = max(matrix.weight.shape[-1] for matrix in matrices)
     return RATE * min(1.0, math.sqrt(_INPUTS / inputs))
-
-
-def _in_order(count: int, seed: int) -> Iterator[int]:
-    """The numbers below `count`, each once in every epoch, in an order of its own."""
-    generator = torch.Generator().manual_seed(seed)
-    while True:
-        yield from torch.randperm(count, generator=generator).tolist()

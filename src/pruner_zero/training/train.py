@@ -4,6 +4,7 @@ import math
 import signal
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -117,21 +118,19 @@ class State:
 class Training:
     """Trains the kept weights of `matrices` of `model` in place; zeros stay zero.
 
-    Each parameter is changed during the backward pass, as soon as its gradient is complete and the
-    weights are not needed any more, and activations are computed again block by block, so that
-    neither two gradients nor the activations of two blocks are in memory. Tables of tokens among
-    the matrices are changed after the pass. What is computed for the first token of a window gets
-    no gradient (`first_token_apart`). The trained weights are float32 meanwhile; products are
-    computed in bfloat16 where the device has it natively. The model stays in evaluation mode,
-    without dropout, and its other weights as they are.
+    In little memory: the backward pass changes each weight as soon as its gradient is complete and
+    frees the gradient (tables of tokens after the pass), and activations are computed again block
+    by block. What is computed for the first token of a window gets no gradient
+    (`first_token_apart`). Trained weights are float32 meanwhile; products are in bfloat16 where the
+    device has it natively. The model stays in evaluation mode, without dropout.
 
     batches: those from a step on, without end. validation: what the loss is measured on before,
     `validations` times over the budget, and after. learning_rate: the highest, as a share of the
     root mean square of each matrix. name: in the progress. remedy: what the message on a loss that
     is not finite tells the user to do. keep_best: at the end the model has the weights of the
-    lowest validation loss. journal: where the run is saved and resumed from. Batches, budget and
-    the step number determine everything; there is no random state. With a journal, Ctrl-C waits for
-    the step in progress, whose weights are partly changed, and for a checkpoint.
+    lowest validation loss. journal: where the run is saved and resumed from; with it, Ctrl-C waits
+    for the step in progress, whose weights are partly changed, and for a checkpoint. Batches,
+    budget and the step number determine everything; there is no random state.
     """
 
     model: nn.Module
@@ -179,7 +178,7 @@ class Training:
             self.trained = sum(int(kept.count) for kept in self.learned.values())
             # They hold the widened weights, which would stay in memory beside the rounded ones.
             self.learned.clear()
-            if not self.keep_best:
+            if not self.keep_best or self.state.best_step == self.state.step:
                 return self.state.step
             for name, parameter in self.parameters.items():
                 parameter.data.copy_(self.best[name])
@@ -190,9 +189,9 @@ class Training:
         start, self.due = now - state.seconds, now + CHECKPOINT_SECONDS
         if self._validation_is_due():
             self._validate(start)
-        of_parameter: dict[nn.Parameter, list[Matrix]] = {}
+        of_parameter = defaultdict(list)
         for matrix in self.learned:
-            of_parameter.setdefault(matrix.parameter, []).append(matrix)
+            of_parameter[matrix.parameter].append(matrix)
         receivers = {
             p: partial(self._gather if m[0].block == OUTSIDE else self._update, m)
             for p, m in of_parameter.items()
@@ -200,6 +199,11 @@ class Training:
         left = self.budget.steps and self.budget.steps - state.step
         with gradients_to(receivers, self.model), blocks_recomputed(self.model):
             for batch in track(self._batches(start), self.name, left):
+                if self.keep_best and state.best_step == state.step:
+                    self.best = {
+                        name: parameter.data.to(self.dtypes[name], copy=True)
+                        for name, parameter in self.parameters.items()
+                    }
                 with interrupted_afterwards() if self.journal else nullcontext():
                     self.between_steps, began = False, time.monotonic()
                     state.losses.append(self._step(batch))
@@ -236,10 +240,8 @@ class Training:
 
     def _gather(self, matrices: Sequence[Matrix], gradient: Tensor) -> None:
         [table] = matrices
-        if table in self.gathered:
-            self.gathered[table] += gradient
-        else:
-            self.gathered[table] = gradient
+        earlier = self.gathered.get(table)
+        self.gathered[table] = gradient if earlier is None else earlier.add_(gradient)
 
     def _step(self, batch: Batch) -> float:
         """One optimizer step; the loss before it."""
@@ -291,19 +293,10 @@ class Training:
         state.losses, state.seconds = [], time.monotonic() - start
         seconds = round(state.seconds, 2)
         state.curve.append(Point(state.step, seconds, state.tokens, train, loss))
-        if self.keep_best and state.best_step == state.step:
-            self._keep()
         note(
             f"step {state.step}, {state.seconds:.0f} s: loss on held-out windows {loss:.4f}"
             + ("" if train is None else f", in training {train:.4f}")
         )
-
-    def _keep(self) -> None:
-        """Remember the weights of now as the best ones, in their own dtype."""
-        self.best = {
-            name: parameter.data.to(self.dtypes[name], copy=True)
-            for name, parameter in self.parameters.items()
-        }
 
     def _check(self, loss: float) -> None:
         if not math.isfinite(loss):
@@ -336,13 +329,18 @@ class Training:
             kept.restore(saved, self.state.step)
         if self.keep_best and self.state.best_step != self.state.step:
             self.best = {name: saved.read(f"{name}.best") for name in self.parameters}
-        elif self.keep_best:
-            self._keep()
 
     def _widened(self) -> list[nn.Parameter]:
         """The trained parameters; all where products with the others need float32 too."""
         every = everything_in_float32(self.model, self.device)
         return list(self.model.parameters() if every else self.parameters.values())
+
+
+def epochs(count: int, seed: int) -> Iterator[list[int]]:
+    """The numbers below `count`, in another random order in each epoch."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield torch.randperm(count, generator=generator).tolist()
 
 
 def everything_in_float32(model: nn.Module, device: torch.device) -> bool:
