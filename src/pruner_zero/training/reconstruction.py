@@ -7,10 +7,9 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from pruner_zero.calibration.gradients import only_these_learn
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.blocks import Activations, Arguments, run_batch
-from pruner_zero.models.loss import fast_products
+from pruner_zero.models.loss import fast_products, only_these_learn
 from pruner_zero.models.structure import Matrix, experts_of, parameters_of
 from pruner_zero.training.factored import LEAST_SCALE
 from pruner_zero.training.train import epochs, float32_weights, rate

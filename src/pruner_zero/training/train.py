@@ -14,12 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pruner_zero.calibration.gradients import gradients_to
 from pruner_zero.devices import has_fast_bfloat16
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.journal import Journal
 from pruner_zero.models.blocks import blocks_recomputed, first_token_apart, run_blocks
-from pruner_zero.models.loss import fast_products
+from pruner_zero.models.loss import fast_products, gradients_to
 from pruner_zero.models.structure import OUTSIDE, Matrix, parameters_of
 from pruner_zero.progress import note, track
 from pruner_zero.tensor_file import TensorFile, write_tensors
