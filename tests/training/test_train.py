@@ -309,9 +309,11 @@ def test_ctrl_c_waits_for_the_end_of_a_step_and_a_second_one_does_not(
             for _ in range(presses):
                 signal.raise_signal(signal.SIGINT)
 
-    with monkeypatch.context() as patch, reported_to(notes), pytest.raises(KeyboardInterrupt):
+    run = training(pruned_model()[0], parts, 4, journal=Journal(tmp_path, {}))
+    with monkeypatch.context() as patch, reported_to(notes):
         patch.setattr(FactoredMatrix, "step", pressed)
-        training(pruned_model()[0], parts, 4, journal=Journal(tmp_path, {})).run()
+        with pytest.raises(KeyboardInterrupt):
+            run.run()
     assert notes.lines[-1].endswith("another Ctrl-C stops at once")
     assert Journal(tmp_path, {}).finished == (2 if presses == 1 else 0)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

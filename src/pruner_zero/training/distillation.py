@@ -23,7 +23,8 @@ from pruner_zero.progress import note
 from pruner_zero.tensor_file import TensorFile, write_tensors
 from pruner_zero.text.translation import Translation
 from pruner_zero.text.windows import Windows, tokens_sha256
-from pruner_zero.training.targets import LOGITS, divergence, write_targets
+from pruner_zero.training.dense_targets import write_targets
+from pruner_zero.training.targets import LOGITS, divergence
 from pruner_zero.training.train import (
     RATE,
     Batch,
