@@ -19,7 +19,7 @@ from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.loss import next_token_loss
 from pruner_zero.models.structure import find_matrices, find_tables
 from pruner_zero.progress import reported_to
-from pruner_zero.recovery.splitting import in_training_order, split_windows
+from pruner_zero.recovery.splitting import Split, split_windows
 from pruner_zero.text.corpus import Corpus
 from pruner_zero.text.windows import Windows
 from pruner_zero.training import train
@@ -61,7 +61,7 @@ def training(
     learned, held_out = parts
 
     def batches(step: int) -> Iterator[Batch]:
-        drawn = in_training_order([learned], [1], 0, step * 2)
+        drawn = Split([learned], [1], held_out).in_training_order(0, step * 2)
         while True:
             taken = torch.cat(list(islice(drawn, 2)))
             yield Batch(taken, text_loss(taken))
@@ -137,7 +137,7 @@ def test_it_learns_what_a_plain_loop_learns_of_a_text(
     (ours, zeros), (plain, _) = pruned_model(architecture), pruned_model(architecture)
     trained = training(ours, parts, STEPS, rate=RATE, keep_best=False, tables=tables)
     assert trained.run() == STEPS
-    drawn = in_training_order([parts[0]], [1], 0)
+    drawn = Split([parts[0]], [1], parts[1]).in_training_order(0)
     batches = [torch.cat(list(islice(drawn, 2))) for _ in range(STEPS)]
     plain_training(plain.model, batches, lambda taken: next_token_loss(plain.model, taken), tables)
     check_alike(ours.model, plain.model, zeros, 0.01)
@@ -341,17 +341,6 @@ def test_the_journal_holds_the_last_state_alone_also_after_a_full_disk(
     assert [point.step for point in again.state.curve] == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_weights_are_float32_inside_and_of_their_own_dtype_afterwards(dtype: torch.dtype) -> None:
-    pruned, _ = pruned_model(dtype=dtype)
-    before: dict[str, Tensor] = {name: tensor.clone() for name, tensor in pruned.weights()}
-    with float32_weights(list(pruned.model.parameters())):
-        assert {parameter.dtype for parameter in pruned.model.parameters()} == {torch.float32}
-    for name, tensor in pruned.weights():
-        assert tensor.dtype == dtype
-        assert torch.equal(tensor, before[name])
-
-
 def test_the_widened_weights_are_freed_before_the_rounded_ones_are_made(
     parts: tuple[Windows, Windows], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -372,11 +361,9 @@ def test_the_widened_weights_are_freed_before_the_rounded_ones_are_made(
             alive.append(sum(reference() is not None for reference in widened))
 
     monkeypatch.setattr("pruner_zero.training.train.float32_weights", watched)
+    monkeypatch.setitem(training.__globals__, "Training", Watched)
     pruned, _ = pruned_model(dtype=torch.bfloat16)
-    plain = training(pruned, parts, 1)
-    names = ("model", "matrices", "batches", "validation", "budget", "learning_rate", "name")
-    given: dict[str, Any] = {name: getattr(plain, name) for name in names}
-    run = Watched(**given, remedy="")
+    run = training(pruned, parts, 1)
     run.run()
     assert widened
     assert alive == [0]

@@ -13,7 +13,7 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.journal import Journal
 from pruner_zero.models.gguf_file import save_gguf
 from pruner_zero.models.gguf_source import GgufSource, read_source, source_of
-from pruner_zero.models.language_model import LanguageModel, check_tokens
+from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import as_language_model
 from pruner_zero.models.save import save_model
 from pruner_zero.models.structure import (
@@ -26,14 +26,13 @@ from pruner_zero.models.structure import (
 )
 from pruner_zero.provenance import Cost, measured, provenance
 from pruner_zero.recovery.recover_result import LEAST_SPARSITY, RecoverResult
-from pruner_zero.recovery.splitting import in_training_order, split_texts
+from pruner_zero.recovery.splitting import Split, split_texts
 from pruner_zero.result_folder import GGUF_RECOVERY, build_folder, check_output
 from pruner_zero.settings.base import name_of, names_of
 from pruner_zero.settings.read import read_settings
 from pruner_zero.settings.recover import RecoverSettings
-from pruner_zero.text.mixture import Mixture, Source, load_mixture
+from pruner_zero.text.mixture import Source, load_mixture
 from pruner_zero.text.translation import Translation
-from pruner_zero.text.windows import Windows, mix_windows
 from pruner_zero.training.losses import taught_loss, text_loss
 from pruner_zero.training.train import Batch, Budget, Training
 
@@ -60,13 +59,12 @@ def recover(
     place; None where `config` names it. Its zeros are its mask; where whole units were removed, all
     remaining weights are trained, and the teacher is needed; where tokens were removed, the text is
     split into the teacher's tokens, and these into those that are left. text: what `load_corpus`
-    takes, or "self", the default, text that the teacher writes, or a mapping from several texts to
-    their shares; the last tenth of each is for validation. output: a folder, or for a model that is
-    read from a .gguf file also a .gguf file, which keeps its metadata, and `recovery.json` under
-    the key pruner_zero.recovery. teacher: the dense model, for distillation. settings: the other
-    fields of `RecoverSettings`, such as minutes=10 or steps=1000. cache: the folder where text that
-    the teacher writes is kept, the user's cache where None. config: a YAML file of settings;
-    arguments win over it.
+    takes, "self" for text that the teacher writes (the default), or a mapping from several texts to
+    their shares; the last tenth of each is for validation. output: a folder; for a model in a .gguf
+    file also such a file, which has recovery.json under the key pruner_zero.recovery. teacher: the
+    dense model, for distillation. settings: the other fields of `RecoverSettings`. cache: where the
+    teacher's text is kept, the user's cache where None. config: a YAML file of settings; arguments
+    win over it.
 
     The run works in `OUTPUT.partial`, which is renamed to `output` at the end. The same call after
     an interruption goes on from the last checkpoint: there is one every minute, and one after
@@ -91,19 +89,12 @@ def recover(
     translation = None if dense is None else check_teacher(dense, pruned)
     check_pruned(pruned, dense)
     with torch_threads(checked.threads):
-        origin = {
-            "model_sha256": pruned.fingerprint(),
-            "teacher_sha256": dense.fingerprint() if dense else None,
-        }
+        taught_by = dense.fingerprint() if dense else None
+        origin = {"model_sha256": pruned.fingerprint(), "teacher_sha256": taught_by}
         # The models that read the text as it is split.
         readers = [each for each in (pruned if translation is None else None, dense) if each]
-        texts, validation = split_texts(
-            mixture, readers[0].tokenizer, dense, checked, origin["teacher_sha256"], cache
-        )
-        run = _Recovery(
-            pruned, dense, translation, checked, mixture, texts, validation, origin, source, folder
-        )
-        run.check(readers)
+        split = split_texts(mixture, readers, dense, checked, taught_by, cache)
+        run = _Recovery(pruned, dense, translation, checked, split, origin, source, folder)
         return build_folder(folder, overwrite, "step", run.identity(), run.train, run.write)
 
 
@@ -111,32 +102,18 @@ def recover(
 class _Recovery:
     """The parts of one run.
 
-    translation: from the teacher's tokens, in which `texts` and `validation` are, to those of the
-    pruned model; None where they are the same. origin: SHA-256 of the models by name.
+    translation: from the teacher's tokens, in which the text is, to those of the pruned model; None
+    where they are the same. origin: the SHA-256 of both models.
     """
 
     pruned: LanguageModel
     dense: LanguageModel | None
     translation: Translation | None
     settings: RecoverSettings
-    mixture: Mixture
-    texts: Sequence[Windows]
-    validation: Windows
+    text: Split
     origin: Mapping[str, str | None]
     source: GgufSource | None
     folder: Path | None
-
-    def check(self, readers: Sequence[LanguageModel]) -> None:
-        """Raise PrunerZeroError where the text does not suit its `readers` or --batch."""
-        windows = mix_windows(self.texts)
-        for part in (windows, self.validation):
-            for reader in readers:
-                check_tokens(reader.model, part.tokens)
-        if self.settings.batch > len(windows):
-            raise PrunerZeroError(
-                f"--batch is {self.settings.batch}: the text has {len(windows)} windows to train "
-                "on, choose no more, or a longer text"
-            )
 
     def identity(self) -> dict[str, Any]:
         """The values that an unfinished run must share with this run to be resumed."""
@@ -144,7 +121,7 @@ class _Recovery:
             **self.settings.by_option(_PLACE),
             "the model's weights": self.origin["model_sha256"],
             "the teacher's weights": self.origin["teacher_sha256"],
-            "the tokens of the text": [mix_windows(self.texts).sha256, self.validation.sha256],
+            "the tokens of the text": [self.text.training.sha256, self.text.validation.sha256],
         }
 
     def train(self, journal: Journal | None) -> RecoverResult:
@@ -157,7 +134,7 @@ class _Recovery:
                 model,
                 matrices if self.translation is None else [*matrices, *find_tables(model)],
                 self._batches,
-                lambda: (self._batch(w, taught=False) for w in self.validation.tokens.split(1)),
+                lambda: (self._batch(w, None) for w in self.text.validation.tokens.split(1)),
                 Budget(settings.steps, settings.minutes),
                 settings.learning_rate,
                 "recovery",
@@ -174,8 +151,8 @@ class _Recovery:
             training.trained,
             before,
             sparsity(matrices),
-            mix_windows(self.texts).describe(),
-            self.validation.describe(),
+            self.text.training.describe(),
+            self.text.validation.describe(),
             {**provenance(), "device": str(model.device), **self.origin},
             cost,
             self.folder,
@@ -183,26 +160,24 @@ class _Recovery:
 
     def write(self, result: RecoverResult, _: Journal, staged: Path) -> Cost:
         """Write the model and the record of the run to the folder or file `staged`."""
-        if self.source:
-            records = {**self.source.records, GGUF_RECOVERY: result.to_json()}
-            kind = self.settings.gguf_type
-            save_gguf(self.source, self.pruned.model, staged, kind, (), records)
+        if source := self.source:
+            records = {**source.records, GGUF_RECOVERY: result.to_json()}
+            save_gguf(source, self.pruned.model, staged, self.settings.gguf_type, (), records)
         else:
             save_model(self.pruned, staged)
             result.write(staged)
         return result.cost
 
     def _batches(self, step: int) -> Iterator[Batch]:
-        size, seed = self.settings.batch, self.settings.seed
-        drawn = in_training_order(self.texts, self.mixture.shares, seed, step * size)
+        size, share = self.settings.batch, self.settings.teacher_share
+        drawn = self.text.in_training_order(self.settings.seed, step * size)
         while True:
-            yield self._batch(torch.cat([next(drawn) for _ in range(size)]), taught=True)
+            yield self._batch(torch.cat([next(drawn) for _ in range(size)]), share)
 
-    def _batch(self, windows: Tensor, taught: bool) -> Batch:
-        """`windows` with the loss of their text, and where `taught` also that to the teacher."""
+    def _batch(self, windows: Tensor, share: float | None) -> Batch:
+        """`windows` with their loss, of which the teacher's part is the `share`."""
         read = windows if self.translation is None else self.translation.windows(windows)[0]
-        share = self.settings.teacher_share
-        if self.dense is None or share is None or not taught:
+        if self.dense is None or share is None:
             return Batch(read, text_loss(read))
         return Batch(read, taught_loss(windows, self.dense.model, share, self.translation))
 
