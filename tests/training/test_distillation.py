@@ -1,22 +1,18 @@
 """Distillation after pruning: nearer to the dense model, the same zeros, and the same bytes."""
 
-import json
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.journal import JOURNAL
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import load_model
 from pruner_zero.models.structure import find_matrices, size_of
 from pruner_zero.offload.model import load_offloaded
-from pruner_zero.progress import Progress, reported_to
+from pruner_zero.progress import reported_to
 from pruner_zero.text.windows import Windows
 from pruner_zero.training.distillation import check_memory, distillation
 from pruner_zero.training.train import Training
@@ -49,51 +45,6 @@ def train(steps: int, windows: Windows | None = None, dtype: Any = None, **optio
     trained = distillation(model, windows or some_windows(), steps, **options)
     zeros = prune_half(model.model)
     return model, zeros, trained(model.model, find_matrices(model.model))
-
-
-def divergence(pruned: LanguageModel, windows: Windows) -> float:
-    with torch.no_grad():
-        wanted = dense().model(windows.tokens).logits.log_softmax(-1)
-        predicted = pruned.model(windows.tokens).logits.log_softmax(-1)
-    return float(functional.kl_div(predicted, wanted, log_target=True, reduction="batchmean"))
-
-
-def test_the_pruned_model_comes_nearer_to_the_dense_one_and_keeps_its_zeros() -> None:
-    windows = some_windows()
-    before = divergence(pruned_model()[0], windows)
-    pruned, zeros, curve = train(80, windows)
-    assert curve[-1].step == 80
-    assert divergence(pruned, windows) < 0.9 * before
-    for name, parameter in pruned.model.named_parameters():
-        if name in zeros:
-            assert torch.equal(parameter.data == 0, zeros[name]), name
-
-
-def test_an_interrupted_run_ends_with_the_same_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    torch.set_num_threads(1)
-    whole, _, _ = train(6)
-    monkeypatch.setattr("pruner_zero.training.train.CHECKPOINT_SECONDS", 0.0)
-    with pytest.raises(KeyboardInterrupt), reported_to(Stopping()):
-        train(6, folder=tmp_path / "t")
-    journal = tmp_path / "t" / "steps" / JOURNAL
-    assert 0 < json.loads(journal.read_text().splitlines()[-1])["finished"] < 6
-    again, _, _ = train(6, folder=tmp_path / "t")
-    for (name, wanted), (_, actual) in zip(whole.weights(), again.weights(), strict=True):
-        assert torch.equal(wanted, actual), name
-
-
-class Stopping(Progress):
-    """Progress that stops the program before the fourth optimizer step."""
-
-    def track(
-        self, items: Iterable[Any], label: str = "", total: int | None = None
-    ) -> Iterator[Any]:
-        for number, item in enumerate(items):
-            if number == 3 and label == "distillation":
-                raise KeyboardInterrupt
-            yield item
 
 
 @pytest.mark.parametrize("rate", [1e-3, 1.0])

@@ -32,6 +32,7 @@ from tests.recovery.conftest import prune_half, pruned_model
 from tests.text.refusals import refusal
 from tests.tiny import Notes, tiny_tokenizer
 from tests.tiny_models import first_token_constant, tiny_model, tiny_windows
+from tests.training.test_factored import Plain
 from tests.training.test_targets import few, plain_divergence  # noqa: F401
 
 SEQLEN = 16
@@ -89,26 +90,17 @@ def plain_training(
     """
 
     matrices = find_matrices(model) + (find_tables(model) if tables else [])
-    masks = [matrix.weight != 0 for matrix in matrices]
-    sizes = [matrix.weight.square().mean().sqrt() for matrix in matrices]
-    averages = [torch.zeros_like(matrix.weight) for matrix in matrices]
-    losses = []
+    plain, losses = [Plain(matrix.weight) for matrix in matrices], []
     for step, batch in enumerate(batches):
         with first_token_constant(model):
             loss = loss_of(batch)
         model.zero_grad()
         loss.backward()
         losses.append(float(loss.detach()))
-        decay = 1 - (step + 1) ** -0.8
-        for matrix, mask, size, average in zip(matrices, masks, sizes, averages, strict=True):
+        for matrix, learned in zip(matrices, plain, strict=True):
             assert matrix.parameter.grad is not None
-            gradient = matrix.view(matrix.parameter.grad) * mask
-            average.mul_(decay).add_(gradient.square(), alpha=1 - decay)
-            rows, columns = average.mean(1, keepdim=True), average.mean(0, keepdim=True)
-            estimate = (rows * columns / average.mean() / mask.float().mean()).sqrt()
-            move = torch.where(mask, gradient / estimate, 0.0).nan_to_num(0.0)
-            move /= max(1.0, float(move[mask].square().mean().sqrt()))
-            matrix.weight.sub_(RATE * rate((step + 0.5) / len(batches)) * size * move)
+            gradient = matrix.view(matrix.parameter.grad)
+            learned.step(gradient, RATE * rate((step + 0.5) / len(batches)))
     return losses
 
 
