@@ -6,7 +6,6 @@ import random
 import re
 import signal
 import time
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,12 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from pruner_zero.journal import Journal
-from pruner_zero.progress import Progress, reported_to
+from pruner_zero.progress import reported_to
 from pruner_zero.recovery.recover import recover
 from pruner_zero.text.corpus import Corpus
-from pruner_zero.training.train import State
 from tests.conftest import save_tiny
 from tests.processes import Forked
-from tests.recovery.conftest import save_compact, save_pruned
+from tests.recovery.conftest import Stopping, save_compact, save_pruned
 from tests.text.refusals import refusal
 
 STEPS = 24
@@ -148,12 +145,6 @@ def test_ctrl_c_writes_a_checkpoint_and_says_how_to_go_on(
 def stopped_run(model: Path, prose: str, output: Path, **more: Any) -> dict[str, Any]:
     """Stop a run after its fourth step; return its options."""
     options: dict[str, Any] = {"steps": 8, "seqlen": 16, **more}
-
-    class Stopping(Progress):
-        def note(self, line: str) -> None:
-            if line.startswith("step 4,"):
-                raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt), reported_to(Stopping()):
         recover(model, text=Corpus("prose", prose), output=output, **options)
     assert steps_on_disk(output) == 4
@@ -222,41 +213,3 @@ def test_a_damaged_checkpoint_is_refused_and_overwrite_starts_afresh(
     assert "--overwrite" in line
     recover(pruned_folder, text=text, output=output, overwrite=True, **options)
     assert not (tmp_path / "out.partial").exists()
-
-
-@pytest.fixture
-def saved(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The steps of the checkpoints that are written."""
-    steps: list[int] = []
-    append = Journal.append
-
-    def noted(self: Journal, line: dict[str, Any], *rest: Any) -> None:
-        steps.append(line["finished"])
-        append(self, line, *rest)
-
-    monkeypatch.setattr(Journal, "append", noted)
-    return steps
-
-
-def test_a_run_that_goes_on_waits_for_its_next_checkpoint(
-    pruned_folder: Path, prose: str, tmp_path: Path, saved: list[int], monkeypatch: Any
-) -> None:
-    output, text = tmp_path / "out", Corpus("prose", prose)
-    options = stopped_run(pruned_folder, prose, output)
-    # As if the steps before had taken an hour.
-    earlier = State.from_json
-    monkeypatch.setattr(State, "from_json", lambda value: replace(earlier(value), seconds=3600.0))
-    recover(pruned_folder, text=text, output=output, **options)
-    assert saved == [4, 8]
-
-
-def test_a_checkpoint_that_takes_long_is_written_more_rarely(
-    pruned_folder: Path, prose: str, saved: list[int], tmp_path: Path, monkeypatch: Any
-) -> None:
-    text, steps = Corpus("prose", prose), 4
-    for quick, expected in ((60.0, [1, 2, 3, 4]), (1e-9, [1, 4])):
-        saved.clear()
-        monkeypatch.setattr("pruner_zero.training.train.CHECKPOINT_SECONDS", 1e-6)
-        monkeypatch.setattr("pruner_zero.training.train._QUICK", quick)
-        recover(pruned_folder, text=text, output=tmp_path / f"{quick}", steps=steps, seqlen=16)
-        assert saved == expected

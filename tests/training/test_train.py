@@ -26,9 +26,9 @@ from pruner_zero.training import train
 from pruner_zero.training.distillation import distillation
 from pruner_zero.training.factored import FactoredMatrix
 from pruner_zero.training.losses import text_loss
-from pruner_zero.training.train import RATE, Batch, Budget, Training, float32_weights, rate
+from pruner_zero.training.train import RATE, Batch, Budget, State, Training, float32_weights, rate
 from tests.full_disk import full_disk
-from tests.recovery.conftest import prune_half, pruned_model
+from tests.recovery.conftest import Stopping, prune_half, pruned_model
 from tests.text.refusals import refusal
 from tests.tiny import Notes, tiny_tokenizer
 from tests.tiny_models import first_token_constant, tiny_model, tiny_windows
@@ -229,24 +229,16 @@ def loss_of(pruned: LanguageModel, validation: Windows) -> float:
     return sum(losses) / len(losses)
 
 
-def test_the_best_weights_are_kept_or_the_last_ones(parts: tuple[Windows, Windows]) -> None:
-    # Validated on the model's own text: the more it learns of the other, the larger this loss.
-    says = torch.tensor([[1]])
-    with torch.no_grad():
-        for _ in range(SEQLEN - 1):
-            likeliest = pruned_model()[0].model(says).logits[:, -1:].argmax(-1)
-            says = torch.cat([says, likeliest], dim=1)
-    judged = (parts[0], replace(parts[1], tokens=says))
-    kept_steps = {}
-    for keep in (True, False):
-        pruned, _ = pruned_model()
-        before = [parameter.clone() for parameter in pruned.model.parameters()]
-        run = training(pruned, judged, 3, keep_best=keep)
-        kept_steps[keep] = run.run()
-        after = list(pruned.model.parameters())
-        same = all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
-        assert same == keep
-    assert kept_steps == {True: 0, False: 3}
+@pytest.mark.parametrize("keep", [True, False])
+def test_the_best_weights_are_kept_or_the_last_ones(
+    keep: bool, parts: tuple[Windows, Windows]
+) -> None:
+    pruned, _ = pruned_model()
+    before = [parameter.clone() for parameter in pruned.model.parameters()]
+    # So large a rate raises the loss.
+    assert training(pruned, parts, 3, rate=1e4, keep_best=keep).run() == (0 if keep else 3)
+    pairs = zip(before, pruned.model.parameters(), strict=True)
+    assert all(torch.equal(old, new) for old, new in pairs) == keep
 
 
 def test_minutes_are_a_budget_for_everything(parts: tuple[Windows, Windows]) -> None:
@@ -314,6 +306,33 @@ def test_ctrl_c_waits_for_the_end_of_a_step_and_a_second_one_does_not(
     training(whole, parts, 4).run()
     for (name, wanted), (_, actual) in zip(whole.weights(), again.weights(), strict=True):
         assert torch.equal(wanted, actual), name
+
+
+def test_a_run_that_goes_on_waits_for_its_next_checkpoint(
+    parts: tuple[Windows, Windows], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = training(pruned_model()[0], parts, 8, journal=Journal(tmp_path, {}))
+    with pytest.raises(KeyboardInterrupt), reported_to(Stopping()):
+        run.run()
+    # As if the steps before had taken an hour.
+    earlier = State.from_json
+    monkeypatch.setattr(State, "from_json", lambda value: replace(earlier(value), seconds=3600.0))
+    training(pruned_model()[0], parts, 8, journal=Journal(tmp_path, {})).run()
+    assert [line["finished"] for line in Journal(tmp_path, {}).lines] == [4, 8]
+
+
+@pytest.mark.parametrize(("quick", "saved"), [(60.0, [1, 2, 3, 4]), (1e-9, [1, 4])])
+def test_a_checkpoint_that_takes_long_is_written_more_rarely(
+    quick: float,
+    saved: list[int],
+    parts: tuple[Windows, Windows],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 1e-6)
+    monkeypatch.setattr(train, "_QUICK", quick)
+    training(pruned_model()[0], parts, 4, journal=Journal(tmp_path, {})).run()
+    assert [line["finished"] for line in Journal(tmp_path, {}).lines] == saved
 
 
 def test_the_journal_holds_the_last_state_alone_also_after_a_full_disk(
