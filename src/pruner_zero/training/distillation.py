@@ -54,8 +54,7 @@ def check_memory(
     """Raise PrunerZeroError where distillation of the dense `model` cannot fit in the memory.
 
     It holds the whole model, its trained weights in float32, a gradient of the largest of them, and
-    some logits. The memory is what is available on the devices that hold the model, or will hold
-    the one on disk; what a model in memory takes already is not needed again. sparsity: the pruned
+    some logits; what a model in memory takes already is not needed again. sparsity: the pruned
     share of the `matrices`. cut: whether pruned weights are cut out before, and all matrices
     trained. copied: whether the weights before are held too, as without a folder.
     """

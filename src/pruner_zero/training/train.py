@@ -163,7 +163,9 @@ class Training:
 
         Raises PrunerZeroError where the loss is no longer finite.
         """
-        with float32_weights(self._widened()):
+        every = everything_in_float32(self.model, self.device)
+        widened = self.model.parameters() if every else self.parameters.values()
+        with float32_weights(list(widened)):
             # Of the widened weights, which are other tensors where their own dtype is narrow.
             self.learned = {m: FactoredMatrix(m.name, m.weight) for m in self.matrices}
             if self.journal and self.journal.lines:
@@ -299,8 +301,9 @@ class Training:
 
     def _check(self, loss: float) -> None:
         if not math.isfinite(loss):
-            step = self.state.step
-            raise PrunerZeroError(f"the loss at step {step} is not finite: {self.remedy}")
+            raise PrunerZeroError(
+                f"the loss at step {self.state.step} is not finite: {self.remedy}"
+            )
 
     def _save(self) -> None:
         """Write the state and its tensors to the journal, in place of those of an earlier step."""
@@ -321,18 +324,12 @@ class Training:
         self.due = now + CHECKPOINT_SECONDS * max(1.0, (now - began) / _QUICK)
 
     def _restore(self, journal: Journal) -> None:
-        line = journal.lines[-1]
-        saved = TensorFile(journal.folder / line["tensors"])
-        self.state = State.from_json(line["state"])
+        saved = TensorFile(journal.folder / journal.lines[-1]["tensors"])
+        self.state = State.from_json(journal.lines[-1]["state"])
         for kept in self.learned.values():
             kept.restore(saved, self.state.step)
         if self.keep_best and self.state.best_step != self.state.step:
             self.best = {name: saved.read(f"{name}.best") for name in self.parameters}
-
-    def _widened(self) -> list[nn.Parameter]:
-        """The trained parameters; all where products with the others need float32 too."""
-        every = everything_in_float32(self.model, self.device)
-        return list(self.model.parameters() if every else self.parameters.values())
 
 
 def epochs(count: int, seed: int) -> Iterator[list[int]]:
