@@ -13,6 +13,7 @@ from pruner_zero.models.load import load_model
 from pruner_zero.models.structure import find_matrices, size_of
 from pruner_zero.offload.model import load_offloaded
 from pruner_zero.progress import reported_to
+from pruner_zero.pruning.prune import prune
 from pruner_zero.text.windows import Windows
 from pruner_zero.training.distillation import check_memory, distillation
 from pruner_zero.training.train import Training
@@ -68,6 +69,21 @@ def test_steps_that_raise_the_loss_on_held_out_windows_are_undone_and_told(
     assert all("so that the weights before it are kept" in line for line in told)
     same = [torch.equal(weight, before[name]) for name, weight in model.weights()]
     assert all(same) == raised
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_prune_writes_the_weights_before_such_steps_and_the_card_says_so(
+    offload: bool, llama_folder: Path, prose: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pruner_zero.training.distillation.RATE", 1.0)
+    options: dict[str, Any] = {"calibration": [prose], "windows": 4, "seqlen": 24}
+    options |= {"metric": "wanda", "sparsity": 0.5, "offload": offload}
+    for steps in (0, 20):
+        prune(llama_folder, output=tmp_path / f"{steps}", distill=steps, **options)
+    plain, kept = (load_model(tmp_path / name).weights() for name in ("0", "20"))
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(plain, kept, strict=True))
+    card = (tmp_path / "20" / "README.md").read_text()
+    assert "nats per token, so that the weights before it were kept." in card
 
 
 def test_a_step_is_half_as_large_where_a_matrix_has_four_times_the_inputs(
