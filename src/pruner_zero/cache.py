@@ -5,13 +5,14 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache as remember
+from hashlib import sha256
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 from pruner_zero.errors import NO_WINDOWS, PrunerZeroError
 from pruner_zero.files import default_cache, locked, sync
@@ -29,6 +30,11 @@ _DAY = 24 * 3600
 _DAYS, _GIGABYTES = ("PRUNER_ZERO_CACHE_DAYS", 90.0), ("PRUNER_ZERO_CACHE_GB", 20.0)
 
 What = Literal["statistics", "text", "model"]
+
+
+def cache_key(settings: Mapping[str, Any]) -> str:
+    """The name of an entry: the settings that decide its content, as JSON, hashed."""
+    return sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:20]
 
 
 @dataclass(frozen=True)

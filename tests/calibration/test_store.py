@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from pruner_zero.calibration.store import StatisticsStore, cache_key
+from pruner_zero.cache import cache_key
+from pruner_zero.calibration.store import StatisticsStore
 from pruner_zero.files import sha256
 from pruner_zero.tensor_file import TensorFile
 from tests.full_disk import full_disk

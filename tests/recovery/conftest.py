@@ -10,8 +10,17 @@ from torch import Tensor
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.structure import find_matrices
 from pruner_zero.pruning.prune import prune
-from tests.tiny import tiny_tokenizer
+from tests.tiny import Notes, tiny_tokenizer
 from tests.tiny_models import tiny_model
+
+
+class Stopping(Notes):
+    """Progress that stops a training as Ctrl-C would, in the validation after the fourth step."""
+
+    def note(self, line: str) -> None:
+        super().note(line)
+        if line.startswith("step 4,"):
+            raise KeyboardInterrupt
 
 
 def prune_half(model: torch.nn.Module) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """`recover` as a whole: better models, the same zeros, and a folder that describes the run."""
 
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,8 +16,10 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import load_model
 from pruner_zero.models.structure import find_matrices
+from pruner_zero.progress import Progress, reported_to
+from pruner_zero.provenance import provenance
 from pruner_zero.recovery.recover import check_pruned, recover
-from pruner_zero.recovery.result import RecoverResult
+from pruner_zero.recovery.recover_result import RecoverResult
 from pruner_zero.text.corpus import Corpus
 from pruner_zero.text.windows import tokens_sha256
 from pruner_zero.training.train import Training
@@ -52,31 +55,23 @@ def test_every_zero_stays_and_the_model_learns(architecture: str, prose: str) ->
     assert result.sparsity_after == result.sparsity_before
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_narrow_model_comes_back_in_its_dtype(
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_plain_transformers_loads_the_folder(
     dtype: torch.dtype, prose: str, tmp_path: Path
 ) -> None:
     pruned, zeros = pruned_model("llama", dtype)
     run(pruned, prose, output=tmp_path / "out")
-    loaded = load_model(tmp_path / "out").model
-    for name, parameter in loaded.named_parameters():
-        assert parameter.dtype == dtype
-        assert name not in zeros or not parameter[zeros[name]].any()
-
-
-def test_plain_transformers_loads_the_folder(
-    pruned_folder: Path, prose: str, tmp_path: Path
-) -> None:
-    result = run(pruned_folder, prose, output=tmp_path / "out")
-    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    zeros = find_matrices(AutoModelForCausalLM.from_pretrained(pruned_folder))
-    state = result.language_model.model.state_dict()
-    assert plain.state_dict().keys() == state.keys()
-    assert all(torch.equal(tensor, state[name]) for name, tensor in plain.state_dict().items())
-    for matrix, before in zip(find_matrices(plain), zeros, strict=True):
-        assert torch.equal(matrix.weight == 0, before.weight == 0)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
+    state = pruned.model.state_dict()
+    assert plain.keys() == state.keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in plain.items())
+    assert {tensor.dtype for tensor in plain.values()} == {dtype}
+    assert all(torch.equal(plain[name] == 0, places) for name, places in zeros.items())
     assert not list((tmp_path / "out").glob("adapter*"))
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers\n")
+    assert "Fine-tuned (all kept weights) for 4 steps" in card
 
 
 def test_recovery_json_describes_the_run(
@@ -98,6 +93,9 @@ def test_recovery_json_describes_the_run(
     assert record["validation"]["windows"] == 2
     assert record["provenance"]["model_sha256"] == load_model(pruned_folder).fingerprint()
     assert record["provenance"]["teacher_sha256"] is None
+    assert record["provenance"].keys() > provenance().keys()
+    assert record["training"]["text_sha256"] != record["validation"]["text_sha256"]
+    assert len(record["training"]["tokens_sha256"]) == 64
     timed = {*keys, "seconds"}
     assert [row.keys() for row in result.to_rows()] == [timed] * len(record["curve"])
     assert f"{tmp_path / 'out'}: 50.00% zeros; loss on held-out text" in repr(result)
@@ -119,13 +117,6 @@ def test_files_of_prune_are_copied_and_the_card_is_extended(prose: str, tmp_path
     assert "Every pruned weight is still zero (50.00% of all)" in card
 
 
-def test_a_folder_without_a_card_gets_one(pruned_folder: Path, prose: str, tmp_path: Path) -> None:
-    run(pruned_folder, prose, output=tmp_path / "out")
-    card = (tmp_path / "out" / "README.md").read_text()
-    assert card.startswith("---\nlibrary_name: transformers\n")
-    assert "Fine-tuned (all kept weights) for 4 steps" in card
-
-
 def test_without_a_text_the_teacher_writes_it(
     llama_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -144,6 +135,23 @@ def test_without_a_text_the_teacher_writes_it(
     written = self_windows(load_model(llama_folder), 12, 16, seed=0).tokens
     for described, windows in ((result.training, written[:11]), (result.validation, written[11:])):
         assert described["tokens_sha256"] == tokens_sha256(windows)
+
+
+def test_the_teacher_writes_with_as_many_threads_as_were_asked_for(
+    llama_folder: Path, tmp_path: Path
+) -> None:
+    class Threads(Progress):
+        def track(self, items: Iterable[Any], label: str, total: Any = None) -> Iterator[Any]:
+            threads[label] = torch.get_num_threads()
+            return super().track(items, label, total)
+
+    threads: dict[str, int] = {}
+    before = torch.get_num_threads()
+    options = {**SMALL, "threads": before + 1, "windows": 4, "cache": tmp_path}
+    with reported_to(Threads()):
+        recover(pruned_model()[0], teacher=llama_folder, **options)
+    assert threads["writing text 1/1"] == threads["recovery"] == before + 1
+    assert torch.get_num_threads() == before
 
 
 def test_several_texts_are_learned_by_their_shares(
@@ -232,10 +240,6 @@ def test_each_refusal_is_one_line(
     find_matrices(broken.model)[0].weight[0, 0] = float("nan")
     assert "NaN or infinite" in refusal(lambda: run(broken, prose, output=output))
     assert "fewer than one window" in refusal(lambda: run(pruned_folder, "ab " * 9, output=output))
-    tokenizer = tiny_tokenizer()
-    tokenizer.add_tokens(["a new one"])
-    teacher = LanguageModel(tiny_model("llama"), tokenizer, "teacher")
-    assert "has other tokens" in refusal(lambda: run(pruned_folder, prose, teacher=teacher))
     assert "no text to train on" in refusal(lambda: recover(pruned_folder, output=output))
     line = refusal(lambda: run(pruned_folder, prose, output=output, batch=10**6))
     assert line.startswith("--batch is 1000000: the text has ")

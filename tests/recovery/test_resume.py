@@ -1,11 +1,11 @@
-"""Killed at any moment and started again, a recovery ends with the same weights; real SIGKILLs."""
+"""Stopped at any moment and started again, a training ends with the same weights; real signals."""
 
 import json
 import os
 import random
+import re
 import signal
 import time
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,26 +13,17 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from pruner_zero.journal import Journal
-from pruner_zero.progress import Progress, reported_to
+from pruner_zero.progress import reported_to
 from pruner_zero.recovery.recover import recover
 from pruner_zero.text.corpus import Corpus
-from pruner_zero.training.train import State
 from tests.conftest import save_tiny
 from tests.processes import Forked
-from tests.recovery.conftest import save_compact, save_pruned
+from tests.recovery.conftest import Stopping, save_compact, save_pruned
 from tests.text.refusals import refusal
 
 STEPS = 24
 
-
 pytestmark = pytest.mark.usefixtures("forks")
-
-
-@pytest.fixture(autouse=True)
-def save_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Save after every step, so that a run that is stopped early has a checkpoint."""
-    monkeypatch.setattr("pruner_zero.training.train.CHECKPOINT_SECONDS", 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -46,21 +37,25 @@ def command(model: Path, text: Path, output: Path, *more: object) -> list[object
     return ["recover", model, "--text", text, "-o", output, *sizes, *more]
 
 
-def check_same(folder: Path, expected: Path) -> None:
-    for name in ("model.safetensors", "config.json", "recovery.json"):
+def check_same(folder: Path, expected: Path, record: str = "recovery.json") -> None:
+    for name in ("model.safetensors", "config.json", record):
         assert (folder / name).read_bytes() == (expected / name).read_bytes(), name
 
 
 def steps_on_disk(output: Path) -> int:
     """The step of the last whole checkpoint, −1 where there is none."""
-    journal = output.with_name(output.name + ".partial") / "steps" / "journal.jsonl"
-    data = journal.read_bytes() if journal.exists() else b""
-    lines = data[: data.rfind(b"\n") + 1].splitlines()[1:]
-    return int(json.loads(lines[-1])["state"]["step"]) if lines else -1
+    folder = output.with_name(output.name + ".partial")
+    steps = -1
+    for journal in folder.glob("**/steps/journal.jsonl"):
+        data = journal.read_bytes()
+        lines = data[: data.rfind(b"\n") + 1].splitlines()[1:]
+        steps = int(json.loads(lines[-1])["state"]["step"]) if lines else -1
+    return steps
 
 
 @pytest.mark.fault("SIGKILL at a random moment of search, prune, offloaded gradients, recover")
 def test_kills_change_no_byte(deep_folder: Path, text_file: Path, tmp_path: Path) -> None:
+    """With a checkpoint after every step, which `Forked` sets."""
     more = ["--text", "builtin:pydoc=2"]
     whole, output = tmp_path / "whole", tmp_path / "out"
     began = time.monotonic()
@@ -68,10 +63,10 @@ def test_kills_change_no_byte(deep_folder: Path, text_file: Path, tmp_path: Path
     seconds = time.monotonic() - began
     generator = random.Random(0)
     reached = []
-    for attempt in range(5):
+    for attempt in range(3):
         process = Forked(*command(deep_folder, text_file, output, *more), log=tmp_path / "log")
         time.sleep(generator.uniform(0.2, 0.6) * seconds)
-        if attempt % 4 == 0:
+        if attempt % 2 == 0:
             # On a machine that became busier, all moments may come before the first step.
             while process.process.is_alive() and steps_on_disk(output) < attempt + 1:
                 time.sleep(0.001)
@@ -81,26 +76,54 @@ def test_kills_change_no_byte(deep_folder: Path, text_file: Path, tmp_path: Path
         reached.append(steps_on_disk(output))
     assert reached == sorted(reached)
     assert any(0 < step < STEPS for step in reached), "no kill fell into the training"
-    if not output.exists():
-        last = Forked(*command(deep_folder, text_file, output, *more), log=tmp_path / "log")
-        assert last.end() == 0, last.err.read_text()
-        assert f"going on after step {reached[-1]} in {output}.partial" in last.err.read_text()
-    else:
+    last = Forked(*command(deep_folder, text_file, output, *more), log=tmp_path / "log")
+    if output.exists():
         # It was done, perhaps all but for the traces of its work: they go with the next call.
-        last = Forked(*command(deep_folder, text_file, output, *more), log=tmp_path / "log")
         assert last.end() == 2
         assert "is not empty" in last.err.read_text()
+    else:
+        assert last.end() == 0, last.err.read_text()
+        assert f"going on after step {reached[-1]} in {output}.partial" in last.err.read_text()
     check_same(output, whole)
     assert not output.with_name("out.partial").exists()
 
 
+# The command line with checkpoints as seldom as a user has them. It tells of each step.
+ORDINARY = """
+import sys
+from pruner_zero.cli.app import main
+from pruner_zero.training.train import Training
+
+def told(training, batch, step=Training._step):
+    print("after step", training.state.step, file=sys.stderr, flush=True)
+    return step(training, batch)
+
+Training._step = told
+main()
+"""
+
+
 @pytest.mark.fault("Ctrl-C")
-def test_ctrl_c_keeps_the_checkpoint_and_says_how_to_go_on(
-    deep_folder: Path, text_file: Path, tmp_path: Path
+@pytest.mark.parametrize("verb", ["recover", "prune"])
+def test_ctrl_c_writes_a_checkpoint_and_says_how_to_go_on(
+    verb: str, deep_folder: Path, text_file: Path, tmp_path: Path
 ) -> None:
-    output, log = tmp_path / "out", tmp_path / "log"
-    process = Forked(*command(deep_folder, text_file, output), log=log)
-    while steps_on_disk(output) < 2:
+    """Long before a checkpoint is due, in training a model and in a distillation after pruning."""
+    script = tmp_path / "cli.py"
+    script.write_text(ORDINARY)
+
+    def run(output: Path, log: str) -> Forked:
+        words = command(deep_folder, text_file, output)
+        if verb == "prune":
+            sizes = ("--windows", 4, "--seqlen", 32, "--sparsity", 0.5, "--distill", STEPS)
+            words = [verb, deep_folder, "--metric", "wanda", *sizes, "-o", output]
+            words += ["--calibration", text_file]
+        return Forked(*words, log=tmp_path / log, script=script)
+
+    whole, output = tmp_path / "whole", tmp_path / "out"
+    assert run(whole, "first").end() == 0
+    process = run(output, "second")
+    while not process.err.exists() or "after step 3" not in process.err.read_text():
         assert process.process.is_alive()
         time.sleep(0.002)
     os.kill(process.process.pid or 0, signal.SIGINT)
@@ -110,75 +133,68 @@ def test_ctrl_c_keeps_the_checkpoint_and_says_how_to_go_on(
     assert lines[-1] == "interrupted: the same command continues this run"
     assert not output.exists()
     reached = steps_on_disk(output)
-    assert reached >= 2
-    again = Forked(*command(deep_folder, text_file, output), log=log)
+    assert 3 < reached < STEPS
+    again = run(output, "third")
     assert again.end() == 0
-    assert f"going on after step {reached} in {output}.partial" in again.err.read_text()
-    assert output.exists()
+    told = again.err.read_text()
+    assert re.findall("after step ([0-9]+)$", told, re.MULTILINE)[0] == str(reached)
+    assert verb == "prune" or f"going on after step {reached} in {output}.partial" in told
+    check_same(output, whole, "recovery.json" if verb == "recover" else "pruning.json")
 
 
 def stopped_run(model: Path, prose: str, output: Path, **more: Any) -> dict[str, Any]:
-    """Stop a run in its fourth step; return its options."""
+    """Stop a run after its fourth step; return its options."""
     options: dict[str, Any] = {"steps": 8, "seqlen": 16, **more}
-
-    class Stopping(Progress):
-        def note(self, line: str) -> None:
-            if line.startswith("step 4,"):
-                raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt), reported_to(Stopping()):
         recover(model, text=Corpus("prose", prose), output=output, **options)
+    assert steps_on_disk(output) == 4
     return options
 
 
-def test_other_settings_do_not_take_up_the_run(
-    pruned_folder: Path, prose: str, tmp_path: Path
-) -> None:
-    output, text = tmp_path / "out", Corpus("prose", prose)
-    options = stopped_run(pruned_folder, prose, output)
-    assert steps_on_disk(output) == 3
-    changed: dict[str, dict[str, Any]] = {
-        "--seed": {"seed": 1},
-        "the tokens of the text": {"text": Corpus("prose", prose + " and more of it")},
-    }
-    for named, change in changed.items():
-        attempt = partial(
-            recover, pruned_folder, output=output, **{"text": text, **options, **change}
-        )
-        line = refusal(attempt)
-        assert f"holds an unfinished run with other settings ({named} changed): finish" in line
-    assert steps_on_disk(output) == 3
-    result = recover(pruned_folder, text=text, output=output, overwrite=True, **options, seed=1)
-    assert result.settings.seed == 1
-    assert json.loads((output / "timing.json").read_text())["first_step_of_this_process"] == 0
+def first_step(output: Path) -> int:
+    """The step at which the process that finished a run began."""
+    return int(json.loads((output / "timing.json").read_text())["first_step_of_this_process"])
 
 
 @pytest.mark.fault("the model, a text or the configuration changes under an unfinished run")
-def test_a_model_that_changed_meanwhile_is_named(prose: str, tmp_path: Path) -> None:
-    model, output = save_pruned(tmp_path / "model"), tmp_path / "out"
-    options = stopped_run(model, prose, output)
+def test_other_settings_do_not_take_up_the_run(prose: str, tmp_path: Path) -> None:
+    model, teacher = save_pruned(tmp_path / "model"), save_tiny(tmp_path / "teacher")
+    output, text = tmp_path / "out", Corpus("prose", prose)
+    options = {"text": text, **stopped_run(model, prose, output, teacher=teacher)}
+
+    def refused(named: str, **changed: Any) -> None:
+        line = refusal(partial(recover, model, output=output, **{**options, **changed}))
+        assert f"holds an unfinished run with other settings ({named} changed): finish" in line
+        assert steps_on_disk(output) == 4
+
+    refused("--seed", seed=1)
+    refused("the tokens of the text", text=Corpus("prose", prose + " and more of it"))
+    save_tiny(teacher, seed=1)
+    refused("the teacher's weights")
+    save_tiny(teacher)
     weights = model / "model.safetensors"
-    save_file(
-        {name: tensor / 2 for name, tensor in load_file(weights).items()}, weights, {"format": "pt"}
-    )
-    line = refusal(partial(recover, model, text=Corpus("prose", prose), output=output, **options))
-    assert "with other settings (the model's weights changed): finish that run" in line
-    assert steps_on_disk(output) == 3
+    halved = {name: tensor / 2 for name, tensor in load_file(weights).items()}
+    save_file(halved, weights, {"format": "pt"})
+    refused("the model's weights")
+    result = recover(model, output=output, overwrite=True, **{**options, "seed": 1})
+    assert result.settings.seed == 1
+    assert first_step(output) == 0
 
 
-def test_a_smaller_model_goes_on_with_its_teacher(
+def test_a_smaller_model_goes_on_with_its_teacher_and_its_minutes(
     llama_folder: Path, prose: str, tmp_path: Path
 ) -> None:
     compact = save_compact(tmp_path / "compact", prose, "channels", llama_folder)
     output, text = tmp_path / "out", Corpus("prose", prose)
     options = stopped_run(compact, prose, output, teacher=llama_folder)
-    assert steps_on_disk(output) == 3
-    changed = {**options, "teacher": save_tiny(tmp_path / "other", seed=1)}
-    line = refusal(partial(recover, compact, text=text, output=output, **changed))
-    assert "the teacher's weights changed" in line
+    journal = tmp_path / "out.partial" / "steps" / "journal.jsonl"
+    spent = json.loads(journal.read_text().splitlines()[-1])["state"]["seconds"]
     for folder in (output, tmp_path / "whole"):
-        recover(compact, text=text, output=folder, **options)
-    assert json.loads((output / "timing.json").read_text())["first_step_of_this_process"] == 3
+        result = recover(compact, text=text, output=folder, **options)
+        seconds = [point.seconds for point in result.curve]
+        assert seconds == sorted(seconds)
+        assert folder != output or seconds[-1] > spent
+    assert first_step(output) == 4
     check_same(output, tmp_path / "whole")
 
 
@@ -197,41 +213,3 @@ def test_a_damaged_checkpoint_is_refused_and_overwrite_starts_afresh(
     assert "--overwrite" in line
     recover(pruned_folder, text=text, output=output, overwrite=True, **options)
     assert not (tmp_path / "out.partial").exists()
-
-
-def test_a_run_that_goes_on_waits_for_its_next_checkpoint(
-    pruned_folder: Path, prose: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    output, text = tmp_path / "out", Corpus("prose", prose)
-    options = stopped_run(pruned_folder, prose, output)
-    # As if the steps before had taken an hour.
-    earlier = State.from_json
-
-    def slow(value: dict[str, Any]) -> State:
-        return replace(earlier(value), seconds=3600.0)
-
-    steps: list[int] = []
-    append = Journal.append
-
-    def noted(self: Journal, line: dict[str, Any], *rest: Any) -> None:
-        steps.append(line["finished"])
-        append(self, line, *rest)
-
-    monkeypatch.setattr(State, "from_json", slow)
-    monkeypatch.setattr(Journal, "append", noted)
-    monkeypatch.setattr("pruner_zero.training.train.CHECKPOINT_SECONDS", 1800.0)
-    recover(pruned_folder, text=text, output=output, **options)
-    assert steps == [8]
-
-
-def test_a_run_that_goes_on_does_not_get_its_spent_minutes_back(
-    pruned_folder: Path, prose: str, tmp_path: Path
-) -> None:
-    output, text = tmp_path / "out", Corpus("prose", prose)
-    options = stopped_run(pruned_folder, prose, output)
-    journal = tmp_path / "out.partial" / "steps" / "journal.jsonl"
-    spent = json.loads(journal.read_text().splitlines()[-1])["state"]["seconds"]
-    result = recover(pruned_folder, text=text, output=output, **options)
-    seconds = [point.seconds for point in result.curve]
-    assert seconds == sorted(seconds)
-    assert seconds[-1] > spent

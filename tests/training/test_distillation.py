@@ -1,22 +1,19 @@
 """Distillation after pruning: nearer to the dense model, the same zeros, and the same bytes."""
 
-import json
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.journal import JOURNAL
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import load_model
 from pruner_zero.models.structure import find_matrices, size_of
 from pruner_zero.offload.model import load_offloaded
-from pruner_zero.progress import Progress, reported_to
+from pruner_zero.progress import reported_to
+from pruner_zero.pruning.prune import prune
 from pruner_zero.text.windows import Windows
 from pruner_zero.training.distillation import check_memory, distillation
 from pruner_zero.training.train import Training
@@ -32,8 +29,10 @@ def short_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pruner_zero.training.distillation.TOKENS", 32)
 
 
-def some_windows(count: int = 8) -> Windows:
-    return Windows(tiny_windows(count, 16), "self", None, "as written", None, "sampled", 0)
+def some_windows(count: int = 8, alike: int = 1) -> Windows:
+    """`count` windows; where `alike`, a step lowers the loss on the held-out one too."""
+    tokens = tiny_windows(count, 16).repeat(alike, 1)
+    return Windows(tokens, "self", None, "as written", None, "sampled", 0)
 
 
 def dense() -> LanguageModel:
@@ -49,62 +48,42 @@ def train(steps: int, windows: Windows | None = None, dtype: Any = None, **optio
     return model, zeros, trained(model.model, find_matrices(model.model))
 
 
-def divergence(pruned: LanguageModel, windows: Windows) -> float:
-    with torch.no_grad():
-        wanted = dense().model(windows.tokens).logits.log_softmax(-1)
-        predicted = pruned.model(windows.tokens).logits.log_softmax(-1)
-    return float(functional.kl_div(predicted, wanted, log_target=True, reduction="batchmean"))
-
-
-def test_the_pruned_model_comes_nearer_to_the_dense_one_and_keeps_its_zeros() -> None:
-    windows = some_windows()
-    before = divergence(pruned_model()[0], windows)
-    pruned, zeros, curve = train(80, windows)
-    assert curve[-1].step == 80
-    assert divergence(pruned, windows) < 0.9 * before
-    for name, parameter in pruned.model.named_parameters():
-        if name in zeros:
-            assert torch.equal(parameter.data == 0, zeros[name]), name
-
-
-def test_an_interrupted_run_ends_with_the_same_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    torch.set_num_threads(1)
-    whole, _, _ = train(6)
-    monkeypatch.setattr("pruner_zero.training.train.CHECKPOINT_SECONDS", 0.0)
-    with pytest.raises(KeyboardInterrupt), reported_to(Stopping()):
-        train(6, folder=tmp_path / "t")
-    journal = tmp_path / "t" / "steps" / JOURNAL
-    assert 0 < json.loads(journal.read_text().splitlines()[-1])["finished"] < 6
-    again, _, _ = train(6, folder=tmp_path / "t")
-    for (name, wanted), (_, actual) in zip(whole.weights(), again.weights(), strict=True):
-        assert torch.equal(wanted, actual), name
-
-
-class Stopping(Progress):
-    """Progress that stops the program before the fourth optimizer step."""
-
-    def track(
-        self, items: Iterable[Any], label: str = "", total: int | None = None
-    ) -> Iterator[Any]:
-        for number, item in enumerate(items):
-            if number == 3 and label == "distillation":
-                raise KeyboardInterrupt
-            yield item
-
-
 @pytest.mark.parametrize("rate", [1e-3, 1.0])
-def test_steps_that_raise_the_loss_on_held_out_windows_are_told(
-    rate: float, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("folder", ["t", None])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_steps_that_raise_the_loss_on_held_out_windows_are_undone_and_told(
+    rate: float,
+    folder: str | None,
+    dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     monkeypatch.setattr("pruner_zero.training.distillation.RATE", rate)
-    notes = Notes()
+    notes, before = Notes(), dict(pruned_model(dtype=dtype)[0].weights())
     with reported_to(notes):
-        _, _, curve = train(20)
+        model, _, curve = train(10, dtype=dtype, folder=folder and tmp_path / folder)
     raised = curve[-1].validation_loss > curve[0].validation_loss
     assert raised == (rate == 1.0)
-    assert any("distillation raised the loss" in line for line in notes.lines) == raised
+    told = [line for line in notes.lines if line.startswith("distillation raised the loss")]
+    assert bool(told) == raised
+    assert all("so that the weights before it are kept" in line for line in told)
+    same = [torch.equal(weight, before[name]) for name, weight in model.weights()]
+    assert all(same) == raised
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_prune_writes_the_weights_before_such_steps_and_the_card_says_so(
+    offload: bool, llama_folder: Path, prose: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pruner_zero.training.distillation.RATE", 1.0)
+    options: dict[str, Any] = {"calibration": [prose], "windows": 4, "seqlen": 24}
+    options |= {"metric": "wanda", "sparsity": 0.5, "offload": offload}
+    for steps in (0, 20):
+        prune(llama_folder, output=tmp_path / f"{steps}", distill=steps, **options)
+    plain, kept = (load_model(tmp_path / name).weights() for name in ("0", "20"))
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(plain, kept, strict=True))
+    card = (tmp_path / "20" / "README.md").read_text()
+    assert "nats per token, so that the weights before it were kept." in card
 
 
 def test_a_step_is_half_as_large_where_a_matrix_has_four_times_the_inputs(
@@ -113,7 +92,7 @@ def test_a_step_is_half_as_large_where_a_matrix_has_four_times_the_inputs(
     start = dict(pruned_model()[0].weights())
 
     def step() -> Tensor:
-        moved = dict(train(1, dtype=torch.float32)[0].weights())
+        moved = dict(train(1, some_windows(1, alike=3))[0].weights())
         return torch.cat([(moved[name] - start[name]).flatten() for name in start])
 
     whole = step()
@@ -147,6 +126,7 @@ def test_the_least_memory_is_the_weights_in_training_a_gradient_twice_and_logits
     class Weighed(Training):
         def _train(self) -> None:
             held.append(size_of(self.model)[1])
+            super()._train()
 
     monkeypatch.setattr("pruner_zero.training.train.has_fast_bfloat16", lambda _: native)
     monkeypatch.setattr("pruner_zero.training.distillation.Training", Weighed)
@@ -175,11 +155,16 @@ def least_bytes(model: LanguageModel, monkeypatch: pytest.MonkeyPatch, **options
     return enough
 
 
-def test_units_that_are_cut_out_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("copied", [False, True])
+def test_units_that_are_cut_out_are_not_counted_and_a_copy_is(
+    copied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = dense()
+    model.model.bfloat16()
     weights = sum(matrix.weight.numel() for matrix in find_matrices(model.model))
-    masked, cut = (least_bytes(model, monkeypatch, cut=cut) for cut in (False, True))
-    assert masked - cut == 4 * weights / 2
+    masked, cut = (least_bytes(model, monkeypatch, cut=cut, copied=copied) for cut in (0, 1))
+    assert masked - least_bytes(model, monkeypatch) == 2 * weights * copied
+    assert masked - cut == (4 + 2 * copied) * weights / 2
 
 
 def test_of_a_model_on_disk_all_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,7 +187,7 @@ def test_training_that_cannot_fit_in_memory_is_refused(monkeypatch: pytest.Monke
 
 def test_experts_that_are_left_out_stay_as_they_are() -> None:
     pruned = LanguageModel(tiny_model("mixtral", 1), tiny_tokenizer(), "mixtral")
-    trained = distillation(pruned, some_windows(), 2)
+    trained = distillation(pruned, some_windows(1, alike=3), 2)
     pruned.model.load_state_dict(tiny_model("mixtral", 0).state_dict())
     before = {name: weight.clone() for name, weight in pruned.weights()}
     trained(pruned.model, find_matrices(pruned.model, include=["*experts.down_proj[[]3]"]))

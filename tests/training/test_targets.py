@@ -14,13 +14,8 @@ from pruner_zero.models.loss import in_float32
 from pruner_zero.offload.model import load_offloaded
 from pruner_zero.text.translation import Translation
 from pruner_zero.training import targets as module
-from pruner_zero.training.targets import (
-    Target,
-    divergence,
-    logits_in_chunks,
-    target_of,
-    write_targets,
-)
+from pruner_zero.training.dense_targets import write_targets
+from pruner_zero.training.targets import Target, divergence, logits_in_chunks, target_of
 from tests.conftest import save_sharded
 from tests.tiny import tiny_tokenizer
 from tests.tiny_models import tiny_model, tiny_windows

@@ -1,10 +1,12 @@
 """The training loop against a plain one, and within its budget of steps and minutes."""
 
+import math
+import signal
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
-from itertools import islice, pairwise
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +18,21 @@ from pruner_zero.journal import JOURNAL, Journal
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.loss import next_token_loss
 from pruner_zero.models.structure import find_matrices, find_tables
-from pruner_zero.progress import Progress, reported_to
-from pruner_zero.recovery.windows import in_training_order, split_windows
+from pruner_zero.progress import reported_to
+from pruner_zero.recovery.splitting import Split, split_windows
 from pruner_zero.text.corpus import Corpus
 from pruner_zero.text.windows import Windows
 from pruner_zero.training import train
 from pruner_zero.training.distillation import distillation
-from pruner_zero.training.losses import taught_loss, text_loss
+from pruner_zero.training.factored import FactoredMatrix
+from pruner_zero.training.losses import text_loss
 from pruner_zero.training.train import RATE, Batch, Budget, State, Training, float32_weights, rate
 from tests.full_disk import full_disk
-from tests.recovery.conftest import prune_half, pruned_model
+from tests.recovery.conftest import Stopping, prune_half, pruned_model
 from tests.text.refusals import refusal
-from tests.tiny import tiny_tokenizer
+from tests.tiny import Notes, tiny_tokenizer
 from tests.tiny_models import first_token_constant, tiny_model, tiny_windows
+from tests.training.test_factored import Plain
 from tests.training.test_targets import few, plain_divergence  # noqa: F401
 
 SEQLEN = 16
@@ -52,18 +56,16 @@ def training(
     steps: int | None = None,
     minutes: float | None = None,
     rate: float = 0.1,
-    teacher: torch.nn.Module | None = None,
     tables: bool = False,
     **more: Any,
 ) -> Training:
     learned, held_out = parts
 
     def batches(step: int) -> Iterator[Batch]:
-        drawn = in_training_order([learned], [1], 0, step * 2)
+        drawn = Split([learned], [1], held_out).in_training_order(0, step * 2)
         while True:
             taken = torch.cat(list(islice(drawn, 2)))
-            loss = text_loss(taken) if teacher is None else taught_loss(taken, teacher, 1.0)
-            yield Batch(taken, loss)
+            yield Batch(taken, text_loss(taken))
 
     def validation() -> Iterator[Batch]:
         return (Batch(window, text_loss(window)) for window in held_out.tokens.split(1))
@@ -88,26 +90,17 @@ def plain_training(
     """
 
     matrices = find_matrices(model) + (find_tables(model) if tables else [])
-    masks = [matrix.weight != 0 for matrix in matrices]
-    sizes = [matrix.weight.square().mean().sqrt() for matrix in matrices]
-    averages = [torch.zeros_like(matrix.weight) for matrix in matrices]
-    losses = []
+    plain, losses = [Plain(matrix.weight) for matrix in matrices], []
     for step, batch in enumerate(batches):
         with first_token_constant(model):
             loss = loss_of(batch)
         model.zero_grad()
         loss.backward()
         losses.append(float(loss.detach()))
-        decay = 1 - (step + 1) ** -0.8
-        for matrix, mask, size, average in zip(matrices, masks, sizes, averages, strict=True):
+        for matrix, learned in zip(matrices, plain, strict=True):
             assert matrix.parameter.grad is not None
-            gradient = matrix.view(matrix.parameter.grad) * mask
-            average.mul_(decay).add_(gradient.square(), alpha=1 - decay)
-            rows, columns = average.mean(1, keepdim=True), average.mean(0, keepdim=True)
-            estimate = (rows * columns / average.mean() / mask.float().mean()).sqrt()
-            move = torch.where(mask, gradient / estimate, 0.0).nan_to_num(0.0)
-            move /= max(1.0, float(move[mask].square().mean().sqrt()))
-            matrix.weight.sub_(RATE * rate((step + 0.5) / len(batches)) * size * move)
+            gradient = matrix.view(matrix.parameter.grad)
+            learned.step(gradient, RATE * rate((step + 0.5) / len(batches)))
     return losses
 
 
@@ -136,7 +129,7 @@ def test_it_learns_what_a_plain_loop_learns_of_a_text(
     (ours, zeros), (plain, _) = pruned_model(architecture), pruned_model(architecture)
     trained = training(ours, parts, STEPS, rate=RATE, keep_best=False, tables=tables)
     assert trained.run() == STEPS
-    drawn = in_training_order([parts[0]], [1], 0)
+    drawn = Split([parts[0]], [1], parts[1]).in_training_order(0)
     batches = [torch.cat(list(islice(drawn, 2))) for _ in range(STEPS)]
     plain_training(plain.model, batches, lambda taken: next_token_loss(plain.model, taken), tables)
     check_alike(ours.model, plain.model, zeros, 0.01)
@@ -195,23 +188,11 @@ def test_weights_in_half_precision_are_trained_and_come_back_in_their_dtype(
         assert name not in zeros or torch.equal(tensor == 0, zeros[name])
 
 
-def test_the_rate_rises_to_one_and_falls_to_zero() -> None:
-    shares = [index / 200 for index in range(201)]
-    rates = [train.rate(share) for share in shares]
-    assert all(0 <= value <= 1 for value in rates)
-    assert train.rate(train.WARMUP) == 1
-    assert rates[-1] == 0
-    rising = [value for value, share in zip(rates, shares, strict=True) if share < train.WARMUP]
-    assert all(earlier < later for earlier, later in pairwise(rising))
-    falling = rates[len(rising) :]
-    assert all(earlier > later for earlier, later in pairwise(falling))
-    assert rates[0] > 0
-
-
-def test_the_fall_is_half_a_cosine() -> None:
+def test_the_rate_rises_to_one_and_falls_along_half_a_cosine() -> None:
     fall = 1 - train.WARMUP
-    assert train.rate(train.WARMUP + fall / 2) == pytest.approx(0.5)
-    assert train.rate(train.WARMUP + fall / 4) == pytest.approx(0.8535533905932737)
+    shares = [0, train.WARMUP / 2, train.WARMUP, train.WARMUP + fall / 4, 1 - fall / 2, 1]
+    wanted = [0.1, 0.55, 1, (1 + math.sqrt(0.5)) / 2, 0.5, 0]
+    assert [rate(share) for share in shares] == pytest.approx(wanted)
 
 
 def test_the_budget_that_is_spent_sooner_counts() -> None:
@@ -248,49 +229,35 @@ def loss_of(pruned: LanguageModel, validation: Windows) -> float:
     return sum(losses) / len(losses)
 
 
-def test_the_best_weights_are_kept_or_the_last_ones(parts: tuple[Windows, Windows]) -> None:
-    # Validated on the model's own text: the more it learns of the other, the larger this loss.
-    says = torch.tensor([[1]])
-    with torch.no_grad():
-        for _ in range(SEQLEN - 1):
-            likeliest = pruned_model()[0].model(says).logits[:, -1:].argmax(-1)
-            says = torch.cat([says, likeliest], dim=1)
-    judged = (parts[0], replace(parts[1], tokens=says))
-    kept_steps = {}
-    for keep in (True, False):
-        pruned, _ = pruned_model()
-        before = [parameter.clone() for parameter in pruned.model.parameters()]
-        run = training(pruned, judged, 3, keep_best=keep)
-        kept_steps[keep] = run.run()
-        after = list(pruned.model.parameters())
-        same = all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
-        assert same == keep
-    assert kept_steps == {True: 0, False: 3}
+@pytest.mark.parametrize("keep", [True, False])
+def test_the_best_weights_are_kept_or_the_last_ones(
+    keep: bool, parts: tuple[Windows, Windows]
+) -> None:
+    pruned, _ = pruned_model()
+    before = [parameter.clone() for parameter in pruned.model.parameters()]
+    # So large a rate raises the loss on tokens at random.
+    judged = (parts[0], replace(parts[1], tokens=tiny_windows(3, SEQLEN)))
+    assert training(pruned, judged, 3, rate=1e3, keep_best=keep).run() == (0 if keep else 3)
+    pairs = zip(before, pruned.model.parameters(), strict=True)
+    assert all(torch.equal(old, new) for old, new in pairs) == keep
 
 
 def test_minutes_are_a_budget_for_everything(parts: tuple[Windows, Windows]) -> None:
-    pruned, _ = pruned_model()
-    run = training(pruned, parts, minutes=2 / 60, validations=4)
+    run = training(pruned_model()[0], parts, minutes=1 / 60, validations=4)
     run.run()
     last = run.state.curve[-1]
-    assert 1 < last.seconds < 3
-    assert last.step > 3
+    assert 0.5 < last.seconds < 2
+    assert last.step == run.state.step > 3
     assert 4 <= len(run.state.curve) <= 6
-    assert last.step == run.state.step
 
 
-def test_a_budget_too_small_for_anything_gives_one_step(parts: tuple[Windows, Windows]) -> None:
-    pruned, _ = pruned_model()
-    run = training(pruned, parts, minutes=1e-6)
+@pytest.mark.parametrize(("minutes", "steps"), [(1e-6, [0, 1]), (60, [0, 1, 2])])
+def test_one_step_is_taken_at_least_and_no_more_than_asked_for(
+    minutes: float, steps: list[int], parts: tuple[Windows, Windows]
+) -> None:
+    run = training(pruned_model()[0], parts, 2, minutes=minutes)
     run.run()
-    assert [point.step for point in run.state.curve] == [0, 1]
-
-
-def test_steps_are_not_exceeded_where_there_is_time(parts: tuple[Windows, Windows]) -> None:
-    pruned, _ = pruned_model()
-    run = training(pruned, parts, 2, minutes=60)
-    run.run()
-    assert run.state.step == 2
+    assert [point.step for point in run.state.curve] == steps
 
 
 @pytest.mark.fault(
@@ -304,45 +271,69 @@ def test_a_loss_that_is_not_finite_is_one_line(parts: tuple[Windows, Windows]) -
     assert "is not finite: choose a lower --learning-rate" in line
 
 
-def test_the_teacher_pulls_the_model_towards_itself(parts: tuple[Windows, Windows]) -> None:
-    teacher = tiny_model("llama")
-
-    def apart(model: torch.nn.Module) -> float:
-        with torch.no_grad():
-            pairs = [
-                network(parts[1].tokens).logits.log_softmax(-1) for network in (teacher, model)
-            ]
-        return float((pairs[0].exp() * (pairs[0] - pairs[1])).sum(-1).mean())
-
-    distances = []
-    for share in (0.0, 1.0):
-        pruned, _ = pruned_model()
-        run = training(pruned, parts, 20, teacher=teacher if share else None, keep_best=False)
-        run.run()
-        distances.append(apart(pruned.model))
-    assert distances[1] < apart(pruned_model()[0].model) < distances[0]
-
-
 def test_progress_hears_every_validation(parts: tuple[Windows, Windows]) -> None:
-    class Heard(Progress):
-        lines: list[str] = []  # noqa: RUF012
-
-        def note(self, line: str) -> None:
-            self.lines.append(line)
-
-    pruned, _ = pruned_model()
-    with reported_to(Heard()):
-        training(pruned, parts, 2).run()
-    assert [line.split(",")[0] for line in Heard.lines] == ["step 0", "step 1", "step 2"]
-    assert "loss on held-out windows" in Heard.lines[-1]
-    assert "in training" in Heard.lines[-1]
+    notes = Notes()
+    with reported_to(notes):
+        training(pruned_model()[0], parts, 2).run()
+    assert [line.split(",")[0] for line in notes.lines] == ["step 0", "step 1", "step 2"]
+    assert "loss on held-out windows" in notes.lines[-1]
+    assert "in training" in notes.lines[-1]
 
 
-def test_a_state_reads_back_as_itself(parts: tuple[Windows, Windows]) -> None:
-    pruned, _ = pruned_model()
-    run = training(pruned, parts, 3)
-    run.run()
-    assert State.from_json(asdict(run.state)) == run.state
+@pytest.mark.fault("Ctrl-C")
+@pytest.mark.parametrize("presses", [1, 2])
+def test_ctrl_c_waits_for_the_end_of_a_step_and_a_second_one_does_not(
+    presses: int, parts: tuple[Windows, Windows], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No checkpoint has weights of which some have been changed by the step and others not."""
+    step, notes = FactoredMatrix.step, Notes()
+
+    def pressed(matrix: FactoredMatrix, gradient: Tensor, rate: float) -> None:
+        step(matrix, gradient, rate)
+        if matrix.steps == 2 and matrix.name.endswith("1.mlp.up_proj"):
+            for _ in range(presses):
+                signal.raise_signal(signal.SIGINT)
+
+    run = training(pruned_model()[0], parts, 4, journal=Journal(tmp_path, {}))
+    with monkeypatch.context() as patch, reported_to(notes):
+        patch.setattr(FactoredMatrix, "step", pressed)
+        with pytest.raises(KeyboardInterrupt):
+            run.run()
+    assert notes.lines[-1].endswith("another Ctrl-C stops at once")
+    assert Journal(tmp_path, {}).finished == (2 if presses == 1 else 0)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    again, whole = pruned_model()[0], pruned_model()[0]
+    training(again, parts, 4, journal=Journal(tmp_path, {})).run()
+    training(whole, parts, 4).run()
+    for (name, wanted), (_, actual) in zip(whole.weights(), again.weights(), strict=True):
+        assert torch.equal(wanted, actual), name
+
+
+def test_a_run_that_goes_on_waits_for_its_next_checkpoint(
+    parts: tuple[Windows, Windows], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = training(pruned_model()[0], parts, 8, journal=Journal(tmp_path, {}))
+    with pytest.raises(KeyboardInterrupt), reported_to(Stopping()):
+        run.run()
+    # As if the steps before had taken an hour.
+    earlier = State.from_json
+    monkeypatch.setattr(State, "from_json", lambda value: replace(earlier(value), seconds=3600.0))
+    training(pruned_model()[0], parts, 8, journal=Journal(tmp_path, {})).run()
+    assert [line["finished"] for line in Journal(tmp_path, {}).lines] == [4, 8]
+
+
+@pytest.mark.parametrize(("quick", "saved"), [(60.0, [1, 2, 3, 4]), (1e-9, [1, 4])])
+def test_a_checkpoint_that_takes_long_is_written_more_rarely(
+    quick: float,
+    saved: list[int],
+    parts: tuple[Windows, Windows],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 1e-6)
+    monkeypatch.setattr(train, "_QUICK", quick)
+    training(pruned_model()[0], parts, 4, journal=Journal(tmp_path, {})).run()
+    assert [line["finished"] for line in Journal(tmp_path, {}).lines] == saved
 
 
 def test_the_journal_holds_the_last_state_alone_also_after_a_full_disk(
@@ -351,7 +342,7 @@ def test_the_journal_holds_the_last_state_alone_also_after_a_full_disk(
     monkeypatch.setattr("pruner_zero.training.train.CHECKPOINT_SECONDS", 0.0)
     training(pruned_model()[0], parts, 2, journal=Journal(tmp_path, {})).run()
     before = sorted(file.name for file in tmp_path.iterdir())
-    assert before == [JOURNAL, "state-000002.safetensors"]
+    assert before == [JOURNAL, "state-000001.safetensors"]
     more = training(pruned_model()[0], parts, 4, journal=Journal(tmp_path, {}))
     with full_disk():
         assert "no space left" in refusal(lambda: more.run())
@@ -360,17 +351,6 @@ def test_the_journal_holds_the_last_state_alone_also_after_a_full_disk(
     again = training(pruned_model()[0], parts, 4, journal=Journal(tmp_path, {}))
     again.run()
     assert [point.step for point in again.state.curve] == [0, 1, 2, 3, 4]
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_weights_are_float32_inside_and_of_their_own_dtype_afterwards(dtype: torch.dtype) -> None:
-    pruned, _ = pruned_model(dtype=dtype)
-    before: dict[str, Tensor] = {name: tensor.clone() for name, tensor in pruned.weights()}
-    with float32_weights(list(pruned.model.parameters())):
-        assert {parameter.dtype for parameter in pruned.model.parameters()} == {torch.float32}
-    for name, tensor in pruned.weights():
-        assert tensor.dtype == dtype
-        assert torch.equal(tensor, before[name])
 
 
 def test_the_widened_weights_are_freed_before_the_rounded_ones_are_made(
@@ -393,11 +373,9 @@ def test_the_widened_weights_are_freed_before_the_rounded_ones_are_made(
             alive.append(sum(reference() is not None for reference in widened))
 
     monkeypatch.setattr("pruner_zero.training.train.float32_weights", watched)
+    monkeypatch.setitem(training.__globals__, "Training", Watched)
     pruned, _ = pruned_model(dtype=torch.bfloat16)
-    plain = training(pruned, parts, 1)
-    names = ("model", "matrices", "batches", "validation", "budget", "learning_rate", "name")
-    given: dict[str, Any] = {name: getattr(plain, name) for name in names}
-    run = Watched(**given, remedy="")
+    run = training(pruned, parts, 1)
     run.run()
     assert widened
     assert alive == [0]

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pruner_zero.cache import filling
+from pruner_zero.cache import cache_key, filling
 from pruner_zero.calibration.gradients import collect_gradients
 from pruner_zero.calibration.statistics import ForwardStatistic, GradientStatistic, Kind, select
-from pruner_zero.calibration.store import Digests, StatisticsStore, cache_key
+from pruner_zero.calibration.store import Digests, StatisticsStore
 from pruner_zero.calibration.walk import Walk, WindowFile
 from pruner_zero.files import default_cache
 from pruner_zero.journal import Journal

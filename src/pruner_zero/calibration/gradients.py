@@ -1,6 +1,6 @@
 """Backward: the statistics of gradients, for a model that is in memory."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
@@ -18,7 +18,7 @@ from pruner_zero.calibration.statistics import (
     select,
 )
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models.loss import in_float32, next_token_loss
+from pruner_zero.models.loss import gradients_to, next_token_loss
 from pruner_zero.models.structure import Matrix, parameters_of
 from pruner_zero.progress import track
 
@@ -102,49 +102,6 @@ def check_gradients(matrices: Sequence[Matrix]) -> None:
             "gradients in float16 vanish: choose --dtype bfloat16 or float32, "
             "or a metric without G and without O"
         )
-
-
-@contextmanager
-def gradients_to(
-    receivers: Mapping[nn.Parameter, Callable[[Tensor], None]], module: nn.Module
-) -> Iterator[None]:
-    """Within the context, each backward pass through `module` gives gradients to `receivers`.
-
-    receivers: by parameter, called with its gradient, which is freed afterwards. No other parameter
-    gets a gradient.
-    """
-
-    @torch.no_grad()
-    def give(parameter: nn.Parameter) -> None:
-        gradient, parameter.grad = parameter.grad, None
-        assert gradient is not None
-        receivers[parameter](gradient)
-
-    with (
-        torch.enable_grad(),
-        only_these_learn(module, receivers),
-        in_float32(module),
-        ExitStack() as stack,
-    ):
-        for parameter in receivers:
-            stack.callback(parameter.register_post_accumulate_grad_hook(give).remove)
-        yield
-
-
-@contextmanager
-def only_these_learn(module: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Restrict gradients to `parameters`; restore every flag and gradient afterwards."""
-    before = [(p, p.requires_grad, p.grad) for p in module.parameters()]
-    chosen = {id(p) for p in parameters}
-    for parameter, _, _ in before:
-        parameter.requires_grad_(id(parameter) in chosen)
-        parameter.grad = None
-    try:
-        yield
-    finally:
-        for parameter, learns, gradient in before:
-            parameter.requires_grad_(learns)
-            parameter.grad = gradient
 
 
 class OutputSums:

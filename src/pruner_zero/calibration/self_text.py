@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pruner_zero.cache import filling, use
-from pruner_zero.calibration.store import cache_key
+from pruner_zero.cache import cache_key, filling, use
 from pruner_zero.calibration.written import (
     describe_written,
     documents_of,

@@ -5,7 +5,6 @@ import weakref
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from hashlib import sha256 as new_sha256
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,6 @@ from pruner_zero.tensor_file import TensorFile, write_tensors
 
 # Checksums of files by kind and block.
 Digests = dict[Kind, dict[int, str]]
-
-
-def cache_key(settings: Mapping[str, Any]) -> str:
-    """A name for everything that decides a statistic: its settings as JSON, hashed."""
-    return new_sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:20]
 
 
 @dataclass

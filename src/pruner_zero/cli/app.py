@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from pruner_zero.cli import analyze, cache, compare, evaluate, metric, prune, search
+from pruner_zero.cli import analyze, cache, compare, evaluate, metric, prune, recover, search
 from pruner_zero.errors import NO_WINDOWS, PrunerZeroError, one_line
 from pruner_zero.version import __version__
 
@@ -30,7 +30,7 @@ app.command("compare")(compare.compare)
 app.command("search")(search.search)
 app.command("analyze")(analyze.analyze)
 app.command("report")(analyze.report)
-app.command("recover")(prune.recover)
+app.command("recover")(recover.recover)
 app.add_typer(metric.app, name="metric")
 app.add_typer(cache.app, name="cache")
 

@@ -1,4 +1,4 @@
-"""`pruner-zero prune` and `recover`: prune a model, and train what is left of it."""
+"""`pruner-zero prune`: prune a model."""
 
 import json
 import sys
@@ -7,7 +7,6 @@ from typing import Any
 from pruner_zero.cli import options
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.settings.prune import PruneSettings
-from pruner_zero.settings.recover import RecoverSettings
 
 IMPROVEMENT = (
     "a plain mask: leave out --metric, or give the .json file of a metric that a search found, for "
@@ -47,21 +46,3 @@ def prune(
     changed = recipe.steps or recipe.reconstruct or recipe.distill or recipe.cut
     if not changed and not quiet:
         print(IMPROVEMENT, file=sys.stderr)
-
-
-@options.with_settings(RecoverSettings)
-def recover(
-    settings: dict[str, Any],
-    output: options.OutputModel,
-    overwrite: options.Overwrite = False,
-    cache: options.Cache = None,
-    config: options.Config = None,
-    as_json: options.AsJson = False,
-    quiet: options.Quiet = False,
-) -> None:
-    """Fine-tune the pruned MODEL, keeping its zeros. The same command continues a stopped run."""
-    from pruner_zero.recovery.recover import recover as run
-
-    result = run(output=output, overwrite=overwrite, cache=cache, config=config, **settings)
-    summary = {"output": str(result.output), **result.cost.to_json(), **result.to_json()}
-    print(json.dumps(summary) if as_json else result.caption())

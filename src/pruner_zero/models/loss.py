@@ -1,8 +1,8 @@
-"""The loss of a language model, and models in half precision computed in float32."""
+"""The loss of a language model, its gradients, and models in half precision computed in float32."""
 
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from itertools import chain
 
 import torch
@@ -50,6 +50,49 @@ def next_token_loss(model: nn.Module, windows: Tensor) -> Tensor:
 def to_perplexity(loss: float) -> float:
     """The perplexity of a mean next-token loss in nats: `exp(loss)`, infinite on overflow."""
     return math.exp(loss) if loss < 700 else math.inf
+
+
+@contextmanager
+def gradients_to(
+    receivers: Mapping[nn.Parameter, Callable[[Tensor], None]], module: nn.Module
+) -> Iterator[None]:
+    """Within the context, each backward pass through `module` gives gradients to `receivers`.
+
+    receivers: by parameter, called with its gradient, which is freed afterwards. No other parameter
+    gets a gradient.
+    """
+
+    @torch.no_grad()
+    def give(parameter: nn.Parameter) -> None:
+        gradient, parameter.grad = parameter.grad, None
+        assert gradient is not None
+        receivers[parameter](gradient)
+
+    with (
+        torch.enable_grad(),
+        only_these_learn(module, receivers),
+        in_float32(module),
+        ExitStack() as stack,
+    ):
+        for parameter in receivers:
+            stack.callback(parameter.register_post_accumulate_grad_hook(give).remove)
+        yield
+
+
+@contextmanager
+def only_these_learn(module: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Restrict gradients to `parameters`; restore every flag and gradient afterwards."""
+    before = [(p, p.requires_grad, p.grad) for p in module.parameters()]
+    chosen = {id(p) for p in parameters}
+    for parameter, _, _ in before:
+        parameter.requires_grad_(id(parameter) in chosen)
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        for parameter, learns, gradient in before:
+            parameter.requires_grad_(learns)
+            parameter.grad = gradient
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from pruner_zero.calibration.gradients import GradientSums, check_gradients, gradients_to
+from pruner_zero.calibration.gradients import GradientSums, check_gradients
 from pruner_zero.calibration.statistics import (
     GradientStatistic,
     Kind,
@@ -25,7 +25,7 @@ from pruner_zero.calibration.store import Digests, StatisticsStore
 from pruner_zero.calibration.walk import Stream, Walk, WindowFile
 from pruner_zero.journal import Journal
 from pruner_zero.models.blocks import Activations, blocks_replaced, run_block
-from pruner_zero.models.loss import next_token_loss
+from pruner_zero.models.loss import gradients_to, next_token_loss
 from pruner_zero.models.structure import find_blocks, find_matrices
 from pruner_zero.models.transformers_private import experts_one_by_one
 from pruner_zero.progress import note, track

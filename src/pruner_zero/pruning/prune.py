@@ -175,7 +175,9 @@ def _prepare(
     # Of a model on disk, distillation is left out where memory is too small, and the run goes on.
     optional = checked.offload and checked.distill is None and takes_default(checked)
     certain = replace(recipe, distill=0) if optional else recipe
-    matrices = check_recipe(language_model, certain, checked.include, checked.exclude)
+    matrices = check_recipe(
+        language_model, certain, checked.include, checked.exclude, saved=folder is not None
+    )
     if select(GradientStatistic, recipe.kinds):
         # Before the model writes a text for nothing.
         check_gradients(matrices)
@@ -300,7 +302,9 @@ class _Work:
         run = self.run
         include, exclude = run.settings.include, run.settings.exclude
         try:
-            check_recipe(run.language_model, run.recipe, include, exclude, weights=False)
+            check_recipe(
+                run.language_model, run.recipe, include, exclude, weights=False, saved=True
+            )
         except PrunerZeroError as error:
             note(f"{str(error).partition(':')[0]}: it is left out")
             return False

@@ -175,11 +175,12 @@ def model_card(result: PruneResult) -> str:
     trained = "" if recipe.reconstruct else NOT_RETRAINED
     if result.distillation:
         first, last = result.distillation[0], result.distillation[-1]
+        raised = last.validation_loss > first.validation_loss
         trained = (
             f"The kept weights were then trained for {last.step} steps towards the dense model's "
             "predictions on the calibration windows; the divergence from them on windows kept "
             f"apart went from {first.validation_loss:.3f} to {last.validation_loss:.3f} nats per "
-            "token."
+            f"token{', so that the weights before it were kept' if raised else ''}."
         )
     if result.raced:
         shown = ", ".join(f"`{e.metric}` ({e.pattern}) {e.divergence:.3f}" for e in result.raced)

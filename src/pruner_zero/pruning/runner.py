@@ -94,7 +94,7 @@ def run_recipe(
     if language_model.on_disk and journal is None:
         raise ValueError("an offloaded model needs a journal to be pruned into")
     if matrices is None:
-        matrices = check_recipe(language_model, recipe)
+        matrices = check_recipe(language_model, recipe, saved=journal is not None)
     everything, train, cut = windows, None, recipe.cut
     if cut and cut.when == "text":
         # The distillation needs to know which tokens stay.
@@ -188,11 +188,12 @@ def check_recipe(
     exclude: Sequence[str] = (),
     *,
     weights: bool = True,
+    saved: bool = False,
 ) -> list[Matrix]:
     """The matrices that will be pruned, chosen as by `find_matrices`.
 
-    weights: whether to read all of them, as `check_parameters` does. Raises PrunerZeroError for all
-    mistakes that can be found before calibration.
+    weights: whether to read all of them, as `check_parameters` does. saved: whether there will be a
+    journal. Raises PrunerZeroError for all mistakes that can be found before calibration.
     """
     include = recipe.cut.include if recipe.cut and recipe.cut.include else include
     matrices = find_matrices(language_model.model, include, exclude)
@@ -205,7 +206,8 @@ def check_recipe(
         check_parameters(language_model, matrices)
     if recipe.distill:
         share = recipe.share if recipe.has_masks else 0.0
-        check_memory(language_model, matrices, share, cut=recipe.cut is not None)
+        cut = recipe.cut is not None
+        check_memory(language_model, matrices, share, cut=cut, copied=not saved)
     return matrices
 
 

@@ -1,6 +1,7 @@
 """`recover`: fine-tune a pruned model on a text, its zeros kept."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ from pruner_zero.devices import naming_out_of_memory, torch_threads
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.journal import Journal
 from pruner_zero.models.gguf_file import save_gguf
-from pruner_zero.models.gguf_source import read_source, source_of
-from pruner_zero.models.language_model import LanguageModel, check_tokens
+from pruner_zero.models.gguf_source import GgufSource, read_source, source_of
+from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import as_language_model
 from pruner_zero.models.save import save_model
 from pruner_zero.models.structure import (
@@ -24,15 +25,14 @@ from pruner_zero.models.structure import (
     size_of,
 )
 from pruner_zero.provenance import Cost, measured, provenance
-from pruner_zero.recovery.result import LEAST_SPARSITY, RecoverResult
-from pruner_zero.recovery.windows import in_training_order, split_texts
+from pruner_zero.recovery.recover_result import LEAST_SPARSITY, RecoverResult
+from pruner_zero.recovery.splitting import Split, split_texts
 from pruner_zero.result_folder import GGUF_RECOVERY, build_folder, check_output
 from pruner_zero.settings.base import name_of, names_of
 from pruner_zero.settings.read import read_settings
 from pruner_zero.settings.recover import RecoverSettings
 from pruner_zero.text.mixture import Source, load_mixture
 from pruner_zero.text.translation import Translation
-from pruner_zero.text.windows import mix_windows
 from pruner_zero.training.losses import taught_loss, text_loss
 from pruner_zero.training.train import Batch, Budget, Training
 
@@ -55,22 +55,20 @@ def recover(
 ) -> RecoverResult:
     """Fine-tune a pruned model so that every zero weight stays zero, and save it to `output`.
 
-    output: a folder, or for a model that is read from a .gguf file also a .gguf file, which keeps
-    its metadata, and `recovery.json` under the key pruner_zero.recovery.
-
     model: what `load_model` takes, or a model object with its `tokenizer`, which is changed in
     place; None where `config` names it. Its zeros are its mask; where whole units were removed, all
     remaining weights are trained, and the teacher is needed; where tokens were removed, the text is
     split into the teacher's tokens, and these into those that are left. text: what `load_corpus`
-    takes, or "self", the default, text that the teacher writes, or a mapping from several texts to
-    their shares; the last tenth of each is for validation. teacher: the dense model, for
-    distillation. settings: the other fields of `RecoverSettings`, such as minutes=10 or steps=1000.
-    cache: the folder where text that the teacher writes is kept, the user's cache where None.
-    config: a YAML file of settings; arguments win over it.
+    takes, "self" for text that the teacher writes (the default), or a mapping from several texts to
+    their shares; the last tenth of each is for validation. output: a folder; for a model in a .gguf
+    file also such a file, which has recovery.json under the key pruner_zero.recovery. teacher: the
+    dense model, for distillation. settings: the other fields of `RecoverSettings`. cache: where the
+    teacher's text is kept, the user's cache where None. config: a YAML file of settings; arguments
+    win over it.
 
-    The run works in `OUTPUT.partial`, which is renamed to `output` at the end. The same call
-    after an interruption resumes from the last checkpoint. Raises PrunerZeroError, naming what
-    to change; `output` is then unchanged.
+    The run works in `OUTPUT.partial`, which is renamed to `output` at the end. The same call after
+    an interruption goes on from the last checkpoint: there is one every minute, and one after
+    Ctrl-C. Raises PrunerZeroError, naming what to change; `output` is then unchanged.
     """
     given = {"model": name_of(model), "text": names_of(text), "teacher": name_of(teacher)}
     checked = read_settings(RecoverSettings, {**settings, **given}, config)
@@ -85,52 +83,60 @@ def recover(
         checked.model if model is None else model, tokenizer, **checked.loading
     )
     source = read_source(gguf, checked.model, pruned.model) if gguf else None
-    matrices = find_matrices(pruned.model)
-    check_weights(matrices)
+    check_weights(find_matrices(pruned.model))
     teacher = checked.teacher if teacher is None else teacher
     dense = None if teacher is None else as_language_model(teacher, device=checked.device)
     translation = None if dense is None else check_teacher(dense, pruned)
     check_pruned(pruned, dense)
-    origin = {
-        "model_sha256": pruned.fingerprint(),
-        "teacher_sha256": dense.fingerprint() if dense else None,
-    }
-    # The models that read the text as it is split.
-    readers = [each for each in (pruned if translation is None else None, dense) if each]
-    texts, validation = split_texts(
-        mixture, readers[0].tokenizer, dense, checked, origin["teacher_sha256"], cache
-    )
-    windows = mix_windows(texts)
-    for part in (windows, validation):
-        for language_model in readers:
-            check_tokens(language_model.model, part.tokens)
-    if checked.batch > len(windows):
-        raise PrunerZeroError(
-            f"--batch is {checked.batch}: the text has {len(windows)} windows to train on, choose "
-            "no more, or a longer text"
-        )
+    with torch_threads(checked.threads):
+        taught_by = dense.fingerprint() if dense else None
+        origin = {"model_sha256": pruned.fingerprint(), "teacher_sha256": taught_by}
+        # The models that read the text as it is split.
+        readers = [each for each in (pruned if translation is None else None, dense) if each]
+        split = split_texts(mixture, readers, dense, checked, taught_by, cache)
+        run = _Recovery(pruned, dense, translation, checked, split, origin, source, folder)
+        return build_folder(folder, overwrite, "step", run.identity(), run.train, run.write)
 
-    def batch_of(taken: Tensor, taught: bool) -> Batch:
-        read = taken if translation is None else translation.windows(taken)[0]
-        if dense is None or checked.teacher_share is None or not taught:
-            return Batch(read, text_loss(read))
-        return Batch(read, taught_loss(taken, dense.model, checked.teacher_share, translation))
 
-    def batches(step: int) -> Iterator[Batch]:
-        drawn = in_training_order(texts, mixture.shares, checked.seed, step * checked.batch)
-        while True:
-            yield batch_of(torch.cat([next(drawn) for _ in range(checked.batch)]), taught=True)
+@dataclass(frozen=True)
+class _Recovery:
+    """The parts of one run.
 
-    def run(journal: Journal | None) -> RecoverResult:
+    translation: from the teacher's tokens, in which the text is, to those of the pruned model; None
+    where they are the same. origin: the SHA-256 of both models.
+    """
+
+    pruned: LanguageModel
+    dense: LanguageModel | None
+    translation: Translation | None
+    settings: RecoverSettings
+    text: Split
+    origin: Mapping[str, str | None]
+    source: GgufSource | None
+    folder: Path | None
+
+    def identity(self) -> dict[str, Any]:
+        """The values that an unfinished run must share with this run to be resumed."""
+        return {
+            **self.settings.by_option(_PLACE),
+            "the model's weights": self.origin["model_sha256"],
+            "the teacher's weights": self.origin["teacher_sha256"],
+            "the tokens of the text": [self.text.training.sha256, self.text.validation.sha256],
+        }
+
+    def train(self, journal: Journal | None) -> RecoverResult:
+        """Train the model, on from the last checkpoint in the `journal`."""
+        model, settings = self.pruned.model, self.settings
+        matrices = find_matrices(model)
         before = sparsity(matrices)
         with measured() as cost:
             training = Training(
-                pruned.model,
-                matrices if translation is None else [*matrices, *find_tables(pruned.model)],
-                batches,
-                lambda: (batch_of(w, taught=False) for w in validation.tokens.split(1)),
-                Budget(checked.steps, checked.minutes),
-                checked.learning_rate,
+                model,
+                matrices if self.translation is None else [*matrices, *find_tables(model)],
+                self._batches,
+                lambda: (self._batch(w, None) for w in self.text.validation.tokens.split(1)),
+                Budget(settings.steps, settings.minutes),
+                settings.learning_rate,
                 "recovery",
                 "choose a lower --learning-rate",
                 keep_best=True,
@@ -138,38 +144,42 @@ def recover(
             )
             kept_step = training.run()
         return RecoverResult(
-            pruned,
-            checked,
+            self.pruned,
+            settings,
             training.state.curve,
             kept_step,
             training.trained,
             before,
             sparsity(matrices),
-            windows.describe(),
-            validation.describe(),
-            {**provenance(), "device": str(pruned.model.device), **origin},
+            self.text.training.describe(),
+            self.text.validation.describe(),
+            {**provenance(), "device": str(model.device), **self.origin},
             cost,
-            folder,
+            self.folder,
         )
 
-    def write(result: RecoverResult, _: Journal, staged: Path) -> Cost:
-        if source:
+    def write(self, result: RecoverResult, _: Journal, staged: Path) -> Cost:
+        """Write the model and the record of the run to the folder or file `staged`."""
+        if source := self.source:
             records = {**source.records, GGUF_RECOVERY: result.to_json()}
-            save_gguf(source, pruned.model, staged, checked.gguf_type, (), records)
+            save_gguf(source, self.pruned.model, staged, self.settings.gguf_type, (), records)
         else:
-            save_model(pruned, staged)
+            save_model(self.pruned, staged)
             result.write(staged)
         return result.cost
 
-    # The values that an unfinished run must share with this run to be resumed.
-    identity = {
-        **checked.by_option(_PLACE),
-        "the model's weights": origin["model_sha256"],
-        "the teacher's weights": origin["teacher_sha256"],
-        "the tokens of the text": [windows.sha256, validation.sha256],
-    }
-    with torch_threads(checked.threads):
-        return build_folder(folder, overwrite, "step", identity, run, write)
+    def _batches(self, step: int) -> Iterator[Batch]:
+        size, share = self.settings.batch, self.settings.teacher_share
+        drawn = self.text.in_training_order(self.settings.seed, step * size)
+        while True:
+            yield self._batch(torch.cat([next(drawn) for _ in range(size)]), share)
+
+    def _batch(self, windows: Tensor, share: float | None) -> Batch:
+        """`windows` with their loss, of which the teacher's part is the `share`."""
+        read = windows if self.translation is None else self.translation.windows(windows)[0]
+        if self.dense is None or share is None:
+            return Batch(read, text_loss(read))
+        return Batch(read, taught_loss(windows, self.dense.model, share, self.translation))
 
 
 def check_teacher(teacher: LanguageModel, student: LanguageModel) -> Translation | None:

@@ -1,12 +1,11 @@
 """Distillation: the kept weights trained towards the dense model's predictions."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Sequence
+from itertools import chain, islice
 from pathlib import Path
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pruner_zero.devices import available_bytes
 from pruner_zero.errors import PrunerZeroError
@@ -21,10 +20,20 @@ from pruner_zero.models.structure import (
     size_of,
 )
 from pruner_zero.progress import note
+from pruner_zero.tensor_file import TensorFile, write_tensors
 from pruner_zero.text.translation import Translation
 from pruner_zero.text.windows import Windows, tokens_sha256
-from pruner_zero.training.targets import LOGITS, divergence, write_targets
-from pruner_zero.training.train import RATE, Batch, Budget, Point, Training, everything_in_float32
+from pruner_zero.training.dense_targets import write_targets
+from pruner_zero.training.targets import LOGITS, divergence
+from pruner_zero.training.train import (
+    RATE,
+    Batch,
+    Budget,
+    Point,
+    Training,
+    epochs,
+    everything_in_float32,
+)
 
 # Tokens in an optimizer step, in as many windows as they fill.
 TOKENS = 1024
@@ -35,25 +44,31 @@ _HELD_OUT, _MOST = 1 / 16, 16
 
 
 def check_memory(
-    model: LanguageModel, matrices: Sequence[Matrix], sparsity: float, *, cut: bool = False
+    model: LanguageModel,
+    matrices: Sequence[Matrix],
+    sparsity: float,
+    *,
+    cut: bool = False,
+    copied: bool = False,
 ) -> None:
     """Raise PrunerZeroError where distillation of the dense `model` cannot fit in the memory.
 
     It holds the whole model, its trained weights in float32, a gradient of the largest of them, and
-    some logits. The memory is what is available on the devices that hold the model, or will hold
-    the one on disk; what a model in memory takes already is not needed again. sparsity: the pruned
+    some logits; what a model in memory takes already is not needed again. sparsity: the pruned
     share of the `matrices`. cut: whether pruned weights are cut out before, and all matrices
-    trained.
+    trained. copied: whether the weights before are held too, as without a folder.
     """
     trained = parameters_of(find_matrices(model.model) if cut else matrices).values()
     ids = {id(parameter) for parameter in trained}
     wide = everything_in_float32(model.model, model.device)
-    held = sum(
-        parameter.numel() * (4 if wide or id(parameter) in ids else parameter.element_size())
-        for parameter in model.model.parameters()
-    )
+
+    def bytes_each(parameter: Tensor) -> int:
+        is_trained, size = id(parameter) in ids, parameter.element_size()
+        return (4 if wide or is_trained else size) + (size if copied and is_trained else 0)
+
+    held = sum(p.numel() * bytes_each(p) for p in model.model.parameters())
     if cut:
-        held -= 4 * round(sum(matrix.weight.numel() for matrix in matrices) * sparsity)
+        held -= round(sum(m.weight.numel() * bytes_each(m.parameter) for m in matrices) * sparsity)
     more = held + 2 * 4 * max(parameter.numel() for parameter in trained) + 2 * 4 * LOGITS
     devices = {model.device}
     if not model.on_disk:
@@ -82,17 +97,17 @@ def distillation(
 
     The dense model's predictions are written at once, to a file in `folder` if one is given, so
     that pruning may change `dense` in place. The returned function takes the pruned model, in
-    memory, and the matrices of it whose kept weights are trained; all other weights stay as they
-    are, and pruned ones zero. It trains in place and returns the learning curve.
+    memory, and its matrices whose kept weights are trained in place, and returns the learning
+    curve. Where the loss on the last windows, which are not trained on, is higher at the end, the
+    weights before are put back; until then a file in `folder` holds them, without one the memory.
 
     The loss is KL(dense ‖ pruned) over the next tokens of `windows`, as by `divergence`, without
     the next-token loss of the text, so that text that the dense model wrote can be used. Every step
-    takes about 1024 tokens, or all windows. The steps alone decide the result, which is the same
-    for a run that was interrupted and has its journal in `folder`; a damaged journal is deleted,
-    since training takes minutes. translation: to the pruned model's tokenizer where that has fewer
-    tokens; after the last piece of a token the model is trained towards the prediction of the dense
-    one there, within a token towards its next piece. Raises PrunerZeroError for fewer than two
-    windows; the function raises it where the loss is no longer finite.
+    takes about 1024 tokens, or all windows. The steps alone decide the result, also of a run that
+    goes on from its journal in `folder`; a damaged journal is deleted, since training takes
+    minutes. translation: to the pruned model's tokenizer where that has fewer tokens, as
+    `write_targets` takes it. Raises PrunerZeroError for fewer than two windows; the function raises
+    it where the loss is no longer finite.
 
     Source: distillation, Hinton et al. 2015 (1503.02531); of pruned language models, Sanh et al.
     2020 (2005.07683). On text that the teacher wrote: Kim & Rush 2016 (1606.07947).
@@ -105,7 +120,7 @@ def distillation(
     held_out = max(1, min(round(len(windows) * _HELD_OUT), _MOST))
     count = len(windows) - held_out
     batch = max(1, min(TOKENS // windows.seqlen, count))
-    learned = list(islice(_in_order(count, seed), steps * batch))
+    learned = list(islice(chain.from_iterable(epochs(count, seed)), steps * batch))
     validation = list(range(count, len(windows)))
     numbers = sorted({*learned, *validation})
     tokens = windows.tokens
@@ -117,10 +132,7 @@ def distillation(
 
     def of(chosen: Sequence[int]) -> Batch:
         target = targets.of(chosen)
-        return Batch(
-            tokens[list(chosen)],
-            lambda positions, logits: divergence(logits, target.part(positions)),
-        )
+        return Batch(tokens[list(chosen)], lambda p, logits: divergence(logits, target.part(p)))
 
     def train(model: nn.Module, matrices: Sequence[Matrix]) -> Sequence[Point]:
         check_weights(matrices)
@@ -128,6 +140,7 @@ def distillation(
             matrices = [*matrices, *find_tables(model)]
         names = {"matrices": [matrix.name for matrix in matrices]}
         journal = Journal(folder / "steps", names, overwrite=True) if folder else None
+        before = _stored(matrices, folder)
         training = Training(
             model,
             matrices,
@@ -142,16 +155,29 @@ def distillation(
             journal=journal,
         )
         training.run()
-        losses = [point.validation_loss for point in training.state.curve]
-        if losses and losses[-1] > losses[0]:
+        curve = training.state.curve
+        if curve[-1].validation_loss > curve[0].validation_loss:
+            for name, parameter in parameters_of(matrices).items():
+                parameter.data.copy_(before(name))
             note(
-                f"distillation raised the loss on held-out windows from {losses[0]:.4f} to "
-                f"{losses[-1]:.4f}: give it more text by --windows, fewer steps, or leave it out "
-                "by --distill 0"
+                "distillation raised the loss on held-out windows from "
+                f"{curve[0].validation_loss:.4f} to {curve[-1].validation_loss:.4f}, so that the "
+                "weights before it are kept: give it more text by --windows, fewer steps, or leave "
+                "it out by --distill 0"
             )
-        return training.state.curve
+        return curve
 
     return train
+
+
+def _stored(matrices: Sequence[Matrix], folder: Path | None) -> Callable[[str], Tensor]:
+    """The weights of now by parameter name, from a file in `folder`, from memory where None."""
+    weights = {name: parameter.data for name, parameter in parameters_of(matrices).items()}
+    if folder is None:
+        return {name: values.clone() for name, values in weights.items()}.__getitem__
+    path = folder / "before.safetensors"
+    write_tensors(path, weights)
+    return TensorFile(path).read
 
 
 def learning_rate(matrices: Sequence[Matrix]) -> float:
@@ -164,10 +190,3 @@ def learning_rate(matrices: Sequence[Matrix]) -> float:
     """
     inputs = max(matrix.weight.shape[-1] for matrix in matrices)
     return RATE * min(1.0, math.sqrt(_INPUTS / inputs))
-
-
-def _in_order(count: int, seed: int) -> Iterator[int]:
-    """The numbers below `count`, each once in every epoch, in an order of its own."""
-    generator = torch.Generator().manual_seed(seed)
-    while True:
-        yield from torch.randperm(count, generator=generator).tolist()

@@ -46,13 +46,10 @@ def taught_loss(
 
     def loss(positions: slice, logits: Tensor) -> tuple[Tensor, Tensor]:
         value, gradient = divergence(logits, target.part(positions))
-        if share < 1:
-            text_value, text_gradient = of_text(positions, logits)
-            value, gradient = (
-                torch.lerp(text_value, value, share),
-                text_gradient.lerp_(gradient, share),
-            )
-        return value, gradient
+        if share == 1:
+            return value, gradient
+        of_label, towards_label = of_text(positions, logits)
+        return torch.lerp(of_label, value, share), towards_label.lerp_(gradient, share)
 
     return loss
 

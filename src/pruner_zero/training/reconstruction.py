@@ -1,18 +1,18 @@
 """Reconstruction: the kept weights of one block trained towards the dense block's outputs."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
-from pruner_zero.calibration.gradients import only_these_learn
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.blocks import Activations, Arguments, run_batch
-from pruner_zero.models.loss import fast_products
+from pruner_zero.models.loss import fast_products, only_these_learn
 from pruner_zero.models.structure import Matrix, experts_of, parameters_of
 from pruner_zero.training.factored import LEAST_SCALE
-from pruner_zero.training.train import float32_weights, rate
+from pruner_zero.training.train import epochs, float32_weights, rate
 
 # Tokens in an optimizer step, in as many windows as they fill.
 TOKENS = 1024
@@ -39,18 +39,20 @@ def reconstruct(
     hidden: the input (1, tokens, width) of the block in the pruned model, for each calibration
     window, with the `arguments` of `run_block`. target: the output that the dense block has in the
     dense model, so that the errors of earlier blocks are compensated too. passes: over the windows.
-    The loss is the squared difference from the targets, of each token over the mean square of its
-    target, as the norm of the next block sees it, and of each channel over its mean square. A token
-    or a channel whose activations are a hundred times larger than others' would be all that counts
-    otherwise; models have both (massive activations, 2402.17762). AdamW in float32, products in
-    bfloat16 where the device has them natively. `seed` and the order of windows decide the result.
-    Raises PrunerZeroError where the loss is no longer finite.
+    The loss is `relative_error`. AdamW in float32, products in bfloat16 where the device has them
+    natively. `seed` and the order of windows decide the result. Raises PrunerZeroError where the
+    loss is no longer finite.
 
     Source: reconstruction of a submodule after pruning, 2510.14444, of a block, EBFT (2402.12419).
     """
     device = next(block.parameters()).device
     together = max(1, min(TOKENS // hidden[0].shape[1], len(hidden)))
-    steps = passes * (len(hidden) // together)
+    each = len(hidden) // together
+    batches = [
+        order[together * number :][:together]
+        for order in islice(epochs(len(hidden), seed), passes)
+        for number in range(each)
+    ]
     with float32_weights(list(block.parameters())):
         trained = parameters_of(matrices)
         experts = {p: experts_of(matrices, name) for name, p in trained.items()}
@@ -65,9 +67,9 @@ def reconstruct(
             fused=True,
         )
         with torch.enable_grad(), only_these_learn(block, masks):
-            for step, batch in enumerate(_batches(len(hidden), together, steps, seed)):
+            for step, batch in enumerate(batches):
                 for group in optimizer.param_groups:
-                    group["lr"] = RATE * group["scale"] * rate(step / steps)
+                    group["lr"] = RATE * group["scale"] * rate(step / len(batches))
                 inputs = [hidden[window].float() for window in batch]
                 goal = torch.cat([target[window].to(device) for window in batch]).float()
                 with fast_products(block, device):
@@ -111,20 +113,12 @@ def _mask(parameter: Tensor, experts: Sequence[int] | None) -> Tensor:
 
 
 def relative_error(output: Tensor, goal: Tensor) -> Tensor:
-    """The squared difference over the mean square of the goal, in each channel alike.
+    """The squared difference over the mean square of the goal, in each token and channel alike.
 
     Both (n, tokens, width), float32; a scalar without unit. Each token is divided by the root mean
-    square of its goal first.
+    square of its goal first, as by the norm of the next block. Otherwise tokens and channels whose
+    activations are a hundred times those of others would be all that counts (2402.17762).
     """
     size = goal.square().mean(-1, keepdim=True).clamp_min(torch.finfo(goal.dtype).tiny)
     error = ((output - goal).square() / size).mean((0, 1))
     return (error / (goal.square() / size).mean((0, 1)).clamp_min(_LEAST_SHARE)).mean()
-
-
-def _batches(windows: int, together: int, steps: int, seed: int) -> Iterator[list[int]]:
-    """The numbers of the windows of each step, in another random order in each pass."""
-    generator = torch.Generator().manual_seed(seed)
-    each = windows // together
-    for _ in range(steps // each):
-        order = torch.randperm(windows, generator=generator).tolist()
-        yield from (order[i * together : (i + 1) * together] for i in range(each))

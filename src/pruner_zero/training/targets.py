@@ -1,18 +1,12 @@
-"""The dense model's predictions that a pruned model is trained towards, written once."""
+"""The dense model's predictions that a pruned model is trained towards, and the divergence."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from pruner_zero.calibration.walk import Walk, WindowFile
-from pruner_zero.journal import Journal
-from pruner_zero.models.blocks import Activations, blocks_replaced
-from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.loss import fast_products, in_float32
-from pruner_zero.progress import track
-from pruner_zero.tensor_file import TensorFile, write_tensors
+from pruner_zero.models.blocks import blocks_replaced
 from pruner_zero.text.translation import Translation
 
 # The most probable tokens of each position that are kept apart; the others are one event together.
@@ -21,7 +15,6 @@ KEPT = 512
 LOGITS = 2**24
 # The number of them that a core has in its cache.
 _IN_CACHE = 2**20
-_FILE = "targets.safetensors"
 # The least logarithm of a probability.
 _LEAST = -100.0
 
@@ -57,78 +50,6 @@ class Target(NamedTuple):
         held[absent, -1] = True
         log_p = log_p.masked_fill(~ended[:, None], _LEAST).masked_fill(held, 0)
         return Target(tokens, log_p, log_rest.masked_fill(~ended, _LEAST))
-
-
-class Targets:
-    """The targets of windows by their number, in memory or in a file: 3 KiB a token."""
-
-    def __init__(self, numbers: Sequence[int], stored: Mapping[str, Tensor] | TensorFile) -> None:
-        self._rows = {number: row for row, number in enumerate(numbers)}
-        self._stored = stored
-
-    def of(self, numbers: Sequence[int]) -> Target:
-        """Those of the windows `numbers`, one after the other, each without its last position."""
-        rows = [self._rows[number] for number in numbers]
-        return Target(*(torch.cat([self._read(n, row) for row in rows]) for n in Target._fields))
-
-    def _read(self, name: str, row: int) -> Tensor:
-        if isinstance(self._stored, TensorFile):
-            return self._stored.read(name, row)[0]
-        return self._stored[name][row]
-
-
-@torch.no_grad()
-def write_targets(
-    dense: LanguageModel,
-    tokens: Tensor,
-    numbers: Sequence[int],
-    journal: Journal | None = None,
-    translation: Translation | None = None,
-) -> Targets:
-    """The targets of the windows `numbers` of `tokens` (n, seqlen), in a file of the `journal`.
-
-    A finished file is used again. An offloaded model needs a journal, where the activations between
-    two of its blocks are. translation: to a tokenizer with fewer tokens, in which the targets are.
-    """
-    if journal and journal.lines:
-        return Targets(numbers, TensorFile(journal.folder / _FILE))
-    model, chosen = dense.model, tokens[list(numbers)]
-    found = []
-    with fast_products(model, dense.device), in_float32(model):
-        states, as_tuple = _last_states(dense, chosen, journal)
-        with dense.outside(), in_float32(model):
-            for window, hidden in zip(
-                track(chosen, "predictions", len(chosen)), states, strict=True
-            ):
-                seen = window[None].to(dense.device)
-                found.append(target_of(model, seen, hidden, as_tuple, translation))
-    stored = {name: torch.stack([getattr(each, name) for each in found]) for name in Target._fields}
-    if journal is None:
-        return Targets(numbers, stored)
-    files = {_FILE: write_tensors(journal.folder / _FILE, stored)}
-    journal.append({}, files, [path.name for path in journal.folder.glob("hidden-*")])
-    return Targets(numbers, TensorFile(journal.folder / _FILE))
-
-
-def _last_states(
-    dense: LanguageModel, windows: Tensor, journal: Journal | None
-) -> tuple[Activations, bool]:
-    """The last block's outputs for `windows`, on disk for a model on disk, and `as_tuple`."""
-    files: list[WindowFile] = []
-
-    def storage(index: int) -> WindowFile:
-        assert journal is not None
-        # The block before it has read the input that is two files back.
-        for file in files[:-1]:
-            file.path.unlink(missing_ok=True)
-        files.append(WindowFile(journal.folder / f"hidden-{index:04d}.safetensors", len(windows)))
-        return files[-1]
-
-    walk = Walk(dense, windows)
-    stream = walk.carry(storage if dense.on_disk else None)
-    for index, block in walk.blocks("predictions of the dense model"):
-        stream.advance(block, index)
-    return stream.hidden, stream.as_tuple
 
 
 def logits_in_chunks(

@@ -1,9 +1,12 @@
 """Training of kept weights in little memory: steps within a budget, validations, checkpoints."""
 
 import math
+import signal
+import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -11,12 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pruner_zero.calibration.gradients import gradients_to
 from pruner_zero.devices import has_fast_bfloat16
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.journal import Journal
 from pruner_zero.models.blocks import blocks_recomputed, first_token_apart, run_blocks
-from pruner_zero.models.loss import fast_products
+from pruner_zero.models.loss import fast_products, gradients_to
 from pruner_zero.models.structure import OUTSIDE, Matrix, parameters_of
 from pruner_zero.progress import note, track
 from pruner_zero.tensor_file import TensorFile, write_tensors
@@ -31,8 +33,10 @@ RATE = 1e-3
 WARMUP = 0.05
 FIRST_RATE = 0.1
 VALIDATIONS = 10
-# A checkpoint has 4 bytes a weight, zeros included.
-CHECKPOINT_SECONDS = 300.0
+# Between two checkpoints, which have 4 bytes a weight, zeros included. One that takes longer than
+# 2 seconds to write is written that many times more rarely: at most 1/30 of the time goes to them.
+CHECKPOINT_SECONDS = 60.0
+_QUICK = 2.0
 
 
 def rate(share: float) -> float:
@@ -113,20 +117,19 @@ class State:
 class Training:
     """Trains the kept weights of `matrices` of `model` in place; zeros stay zero.
 
-    Each parameter is changed during the backward pass, as soon as its gradient is complete and the
-    weights are not needed any more, and activations are computed again block by block, so that
-    neither two gradients nor the activations of two blocks are in memory. Tables of tokens among
-    the matrices are changed after the pass. What is computed for the first token of a window gets
-    no gradient (`first_token_apart`). The trained weights are float32 meanwhile; products are
-    computed in bfloat16 where the device has it natively. The model stays in evaluation mode,
-    without dropout, and its other weights as they are.
+    In little memory: the backward pass changes each weight as soon as its gradient is complete and
+    frees the gradient (tables of tokens after the pass), and activations are computed again block
+    by block. What is computed for the first token of a window gets no gradient
+    (`first_token_apart`). Trained weights are float32 meanwhile; products are in bfloat16 where the
+    device has it natively. The model stays in evaluation mode, without dropout.
 
     batches: those from a step on, without end. validation: what the loss is measured on before,
     `validations` times over the budget, and after. learning_rate: the highest, as a share of the
     root mean square of each matrix. name: in the progress. remedy: what the message on a loss that
     is not finite tells the user to do. keep_best: at the end the model has the weights of the
-    lowest validation loss. journal: where the run is saved and resumed from. Batches, budget and
-    the step number determine everything; there is no random state.
+    lowest validation loss. journal: where the run is saved and resumed from; with it, Ctrl-C waits
+    for the step in progress, whose weights are partly changed, and for a checkpoint. Batches,
+    budget and the step number determine everything; there is no random state.
     """
 
     model: nn.Module
@@ -152,36 +155,44 @@ class Training:
         self.best: dict[str, Tensor] = {}
         # Of tables, which have a gradient for each chunk of logits and for the inputs.
         self.gathered: dict[Matrix, Tensor] = {}
+        # When the next checkpoint is due, and whether the weights are those between two steps.
+        self.due, self.between_steps = 0.0, True
 
     def run(self) -> int:
         """Train until the budget is spent; return the step whose weights the model then has.
 
         Raises PrunerZeroError where the loss is no longer finite.
         """
-        with float32_weights(self._widened()):
+        every = everything_in_float32(self.model, self.device)
+        widened = self.model.parameters() if every else self.parameters.values()
+        with float32_weights(list(widened)):
             # Of the widened weights, which are other tensors where their own dtype is narrow.
             self.learned = {m: FactoredMatrix(m.name, m.weight) for m in self.matrices}
             if self.journal and self.journal.lines:
                 self._restore(self.journal)
-            self._train()
+            try:
+                self._train()
+            except KeyboardInterrupt:
+                if self.between_steps:
+                    self._save()
+                raise
             self.trained = sum(int(kept.count) for kept in self.learned.values())
             # They hold the widened weights, which would stay in memory beside the rounded ones.
             self.learned.clear()
-            if not self.keep_best:
+            if not self.keep_best or self.state.best_step == self.state.step:
                 return self.state.step
             for name, parameter in self.parameters.items():
                 parameter.data.copy_(self.best[name])
             return self.state.best_step
 
     def _train(self) -> None:
-        state, first = self.state, self.state.step
-        saved = time.monotonic()
-        start = saved - state.seconds
-        if not state.curve:
+        state, now = self.state, time.monotonic()
+        start, self.due = now - state.seconds, now + CHECKPOINT_SECONDS
+        if self._validation_is_due():
             self._validate(start)
-        of_parameter: dict[nn.Parameter, list[Matrix]] = {}
+        of_parameter = defaultdict(list)
         for matrix in self.learned:
-            of_parameter.setdefault(matrix.parameter, []).append(matrix)
+            of_parameter[matrix.parameter].append(matrix)
         receivers = {
             p: partial(self._gather if m[0].block == OUTSIDE else self._update, m)
             for p, m in of_parameter.items()
@@ -189,21 +200,26 @@ class Training:
         left = self.budget.steps and self.budget.steps - state.step
         with gradients_to(receivers, self.model), blocks_recomputed(self.model):
             for batch in track(self._batches(start), self.name, left):
-                began = time.monotonic()
-                state.losses.append(self._step(batch))
-                state.step += 1
-                state.tokens += batch.windows.numel()
-                state.step_seconds = time.monotonic() - began
-                state.seconds = time.monotonic() - start
+                if self.keep_best and state.best_step == state.step:
+                    self.best = {
+                        name: parameter.data.to(self.dtypes[name], copy=True)
+                        for name, parameter in self.parameters.items()
+                    }
+                with interrupted_afterwards() if self.journal else nullcontext():
+                    self.between_steps, began = False, time.monotonic()
+                    state.losses.append(self._step(batch))
+                    state.step += 1
+                    state.tokens += batch.windows.numel()
+                    state.step_seconds = time.monotonic() - began
+                    state.seconds = time.monotonic() - start
+                    if time.monotonic() >= self.due:
+                        self._save()
+                    self.between_steps = True
                 if self._validation_is_due():
                     self._validate(start)
-                if time.monotonic() - saved >= CHECKPOINT_SECONDS:
-                    self._save()
-                    saved = time.monotonic()
         if state.losses:
             self._validate(start)
-        if state.step > first:
-            self._save()
+        self._save()
 
     def _batches(self, start: float) -> Iterator[Batch]:
         """The batches until the budget is spent; at least one."""
@@ -225,10 +241,8 @@ class Training:
 
     def _gather(self, matrices: Sequence[Matrix], gradient: Tensor) -> None:
         [table] = matrices
-        if table in self.gathered:
-            self.gathered[table] += gradient
-        else:
-            self.gathered[table] = gradient
+        earlier = self.gathered.get(table)
+        self.gathered[table] = gradient if earlier is None else earlier.add_(gradient)
 
     def _step(self, batch: Batch) -> float:
         """One optimizer step; the loss before it."""
@@ -254,6 +268,8 @@ class Training:
 
     def _validation_is_due(self) -> bool:
         """Whether the budget passed a boundary of its equal parts since the last validation."""
+        if not self.state.curve:
+            return True
         last, parts = self.state.curve[-1], self.validations
         now = self.budget.spent(self.state.step, self.state.seconds)
         return int(now * parts) > int(self.budget.spent(last.step, last.seconds) * parts)
@@ -278,29 +294,22 @@ class Training:
         state.losses, state.seconds = [], time.monotonic() - start
         seconds = round(state.seconds, 2)
         state.curve.append(Point(state.step, seconds, state.tokens, train, loss))
-        if self.keep_best and state.best_step == state.step:
-            self._keep()
         note(
             f"step {state.step}, {state.seconds:.0f} s: loss on held-out windows {loss:.4f}"
             + ("" if train is None else f", in training {train:.4f}")
         )
 
-    def _keep(self) -> None:
-        """Remember the weights of now as the best ones, in their own dtype."""
-        self.best = {
-            name: parameter.data.to(self.dtypes[name], copy=True)
-            for name, parameter in self.parameters.items()
-        }
-
     def _check(self, loss: float) -> None:
         if not math.isfinite(loss):
-            step = self.state.step
-            raise PrunerZeroError(f"the loss at step {step} is not finite: {self.remedy}")
+            raise PrunerZeroError(
+                f"the loss at step {self.state.step} is not finite: {self.remedy}"
+            )
 
     def _save(self) -> None:
-        """Write the state and its tensors to the journal, and delete those of the state before."""
-        if self.journal is None:
+        """Write the state and its tensors to the journal, in place of those of an earlier step."""
+        if self.journal is None or self.journal.finished == self.state.step:
             return
+        began = time.monotonic()
         tensors = {}
         if self.keep_best and self.state.best_step != self.state.step:
             tensors = {f"{name}.best": values for name, values in self.best.items()}
@@ -311,22 +320,23 @@ class Training:
         files = {file: write_tensors(self.journal.folder / file, tensors)}
         line = {"finished": self.state.step, "state": asdict(self.state), "tensors": file}
         self.journal.append(line, files, [lines[-1]["tensors"]] if lines else [])
+        now = time.monotonic()
+        self.due = now + CHECKPOINT_SECONDS * max(1.0, (now - began) / _QUICK)
 
     def _restore(self, journal: Journal) -> None:
-        line = journal.lines[-1]
-        saved = TensorFile(journal.folder / line["tensors"])
-        self.state = State.from_json(line["state"])
+        saved = TensorFile(journal.folder / journal.lines[-1]["tensors"])
+        self.state = State.from_json(journal.lines[-1]["state"])
         for kept in self.learned.values():
             kept.restore(saved, self.state.step)
         if self.keep_best and self.state.best_step != self.state.step:
             self.best = {name: saved.read(f"{name}.best") for name in self.parameters}
-        elif self.keep_best:
-            self._keep()
 
-    def _widened(self) -> list[nn.Parameter]:
-        """The trained parameters; all where products with the others need float32 too."""
-        every = everything_in_float32(self.model, self.device)
-        return list(self.model.parameters() if every else self.parameters.values())
+
+def epochs(count: int, seed: int) -> Iterator[list[int]]:
+    """The numbers below `count`, in another random order in each epoch."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield torch.randperm(count, generator=generator).tolist()
 
 
 def everything_in_float32(model: nn.Module, device: torch.device) -> bool:
@@ -346,3 +356,30 @@ def float32_weights(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
     finally:
         for parameter, dtype in zip(parameters, dtypes, strict=True):
             parameter.data = parameter.data.to(dtype)
+
+
+@contextmanager
+def interrupted_afterwards() -> Iterator[None]:
+    """Ctrl-C waits for the end of the work inside, and says so; a second one does not wait.
+
+    In the main thread, the only one that a signal reaches.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if not callable(before) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed = False
+
+    def wait(*_: object) -> None:
+        nonlocal pressed
+        pressed = True
+        signal.signal(signal.SIGINT, before)
+        note("interrupted: this step is finished and saved first; another Ctrl-C stops at once")
+
+    signal.signal(signal.SIGINT, wait)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        signal.raise_signal(signal.SIGINT)

@@ -85,10 +85,7 @@ class RecoverResult(Tabular):
             "kept_step": self.kept_step,
             "loss_before": self.loss_before,
             "loss_after": self.loss_after,
-            "curve": [
-                {name: value for name, value in row.items() if name != "seconds"}
-                for row in self.to_rows()
-            ],
+            "curve": [{n: row[n] for n in row if n != "seconds"} for row in self.to_rows()],
             "training": self.training,
             "validation": self.validation,
             "provenance": self.provenance,
@@ -108,19 +105,16 @@ class RecoverResult(Tabular):
 def model_card(result: RecoverResult, pruned: Path) -> str:
     """The model card in Markdown: that of `pruned`, if it has one, and a section on recovery."""
     settings, last = result.settings, result.curve[-1]
-    kept = ""
-    if result.has_zeros:
-        kept = f" Every pruned weight is still zero ({result.sparsity_after:.2%} of all)."
+    zeros = f" Every pruned weight is still zero ({result.sparsity_after:.2%} of all)."
+    kept = zeros if result.has_zeros else ""
     taught = f", taught by `{settings.teacher}`" if settings.teacher else ""
-    text = f"`{result.training['text']}`"
-    if are_written(settings.text):
-        text = "text that the teacher wrote"
+    written = are_written(settings.text)
+    text = "text that the teacher wrote" if written else f"`{result.training['text']}`"
     if pruned.is_file():
         card = pruned.read_text().replace(NOT_RETRAINED, "It was fine-tuned since, see below.")
     else:
-        name = title_of(settings.model)
         head = "---\nlibrary_name: transformers\ntags: [pruned, pruner-zero]\n---\n"
-        card = f"{head}\n# {name}, recovered after pruning\n"
+        card = f"{head}\n# {title_of(settings.model)}, recovered after pruning\n"
     return f"""{card.rstrip()}
 
 ## Recovery

@@ -1,14 +1,16 @@
 """Windows: held-out text is never learned, every epoch covers the text, runs go on anywhere."""
 
 from collections import Counter
+from collections.abc import Sequence
 from itertools import islice
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
-from pruner_zero.recovery.windows import in_training_order, split_windows
+from pruner_zero.recovery.splitting import Split, split_windows
 from pruner_zero.text.corpus import Corpus
 from pruner_zero.text.windows import Windows
 from tests.text.refusals import refusal
@@ -21,6 +23,14 @@ def numbered(tokens: int, seqlen: int) -> Windows:
     """Windows of a stream in which each token is its own position."""
     stream = torch.arange(tokens // seqlen * seqlen).view(-1, seqlen)
     return Windows(stream, "numbers", "", "", tokens, "consecutive")
+
+
+def take(
+    count: int, *texts: Windows, shares: Sequence[float] = (1,), seed: int = 0, skipped: int = 0
+) -> list[Tensor]:
+    """The first windows to train on, after those that are skipped."""
+    order = Split(texts, shares, texts[0]).in_training_order(seed, skipped)
+    return list(islice(order, count))
 
 
 def test_the_end_of_the_text_is_held_out_and_not_learned(prose: str) -> None:
@@ -53,9 +63,8 @@ def test_an_epoch_has_every_token_once_but_for_the_ends(
 ) -> None:
     windows = numbered(tokens + seqlen, seqlen)
     stream = windows.tokens.numel()
-    drawn = list(islice(in_training_order([windows], [1], seed), 3 * len(windows)))
     counts: Counter[int] = Counter()
-    for window in drawn:
+    for window in take(3 * len(windows), windows, seed=seed):
         assert window.shape == (1, seqlen)
         assert torch.equal(window[0], torch.arange(int(window[0, 0]), int(window[0, 0]) + seqlen))
         if any(counts[int(token)] for token in window[0]):
@@ -69,37 +78,25 @@ def test_windows_at_another_offset_begin_as_all_do() -> None:
     """Their other tokens are a piece of the stream without what windows begin with."""
     tokens = torch.cat([torch.full((12, 1), -1), torch.arange(84).view(12, 7)], 1)
     windows = Windows(tokens, "numbers", "", "", 84, "consecutive", start=(-1,))
-    drawn = torch.cat(list(islice(in_training_order([windows], [1], 0), 11)))
+    drawn = torch.cat(take(11, windows))
     assert (drawn[:, 0] == -1).all()
     assert (drawn[:, 1:].diff(dim=1) == 1).all()
     assert (drawn[:, 1] % 7).any()
 
 
-@given(st.integers(0, 60))
-def test_the_sequence_goes_on_from_any_place(skipped: int) -> None:
-    windows = numbered(100, 8)
-    whole = list(islice(in_training_order([windows], [1], 3), 80))
-    rest = list(islice(in_training_order([windows], [1], 3, skipped), 80 - skipped))
-    assert all(
-        torch.equal(expected, window)
-        for expected, window in zip(whole[skipped:], rest, strict=True)
-    )
-
-
-def test_the_seed_decides_the_order() -> None:
+def test_the_seed_decides_the_order_which_goes_on_from_any_place() -> None:
     windows = numbered(400, 8)
-    orders = [
-        torch.cat(list(islice(in_training_order([windows], [1], seed), 40))).tolist()
-        for seed in (0, 0, 1)
-    ]
-    assert orders[0] == orders[1]
-    assert orders[0] != orders[2]
+    whole, same, other = (torch.cat(take(80, windows, seed=seed)) for seed in (0, 0, 1))
+    assert torch.equal(whole, same)
+    assert not torch.equal(whole, other)
+    for skipped in (0, 1, 49, 50, 79):
+        rest = torch.cat(take(80 - skipped, windows, skipped=skipped))
+        assert torch.equal(whole[skipped:], rest)
 
 
 @pytest.mark.parametrize("tokens", [8, 15, 16])
 def test_a_text_of_one_or_two_windows_serves(tokens: int) -> None:
-    drawn = list(islice(in_training_order([numbered(tokens, 8)], [1], 0), 9))
-    assert {window.shape for window in drawn} == {(1, 8)}
+    assert {window.shape for window in take(9, numbered(tokens, 8))} == {(1, 8)}
 
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=3), st.integers(0, 40), st.integers(1, 40))
@@ -108,13 +105,11 @@ def test_texts_take_turns_by_their_shares(shares: list[int], skipped: int, count
         Windows(torch.full((4, 8), text), str(text), "", "", 32, "consecutive")
         for text in range(len(shares))
     ]
-    drawn = [
-        int(window[0, 0]) for window in islice(in_training_order(texts, shares, 0), skipped + count)
-    ]
+    drawn = [int(window[0, 0]) for window in take(skipped + count, *texts, shares=shares)]
     for length in range(1, len(drawn) + 1):
         for text, share in enumerate(shares):
             wanted = length * share / sum(shares)
             # D'Hondt's method never gives less than the rounded part.
             assert drawn[:length].count(text) >= int(wanted)
-    resumed = islice(in_training_order(texts, shares, 0, skipped), count)
+    resumed = take(count, *texts, shares=shares, skipped=skipped)
     assert drawn[skipped:] == [int(window[0, 0]) for window in resumed]

@@ -1,7 +1,7 @@
 """Training and validation windows of a recovery, and the order of training windows."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pruner_zero.calibration.self_text import self_windows
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.models.language_model import LanguageModel, check_tokens
 from pruner_zero.settings.recover import RecoverSettings
 from pruner_zero.text.corpus import Corpus
 from pruner_zero.text.mixture import Mixture
@@ -24,6 +24,38 @@ from pruner_zero.text.windows import (
 )
 
 HELD_OUT = 0.1
+
+
+@dataclass(frozen=True)
+class Split:
+    """The windows of each text to train on, with the texts' shares, and those to validate on."""
+
+    texts: Sequence[Windows]
+    shares: Sequence[float]
+    validation: Windows
+
+    @property
+    def training(self) -> Windows:
+        """The windows of all texts to train on."""
+        return mix_windows(self.texts)
+
+    def in_training_order(self, seed: int, skipped: int = 0) -> Iterator[Tensor]:
+        """An endless sequence of windows (1, seqlen), epoch after epoch.
+
+        The texts take turns so that each has its share of every beginning of the sequence
+        (D'Hondt's method). An epoch of a text cuts its stream at a random offset and visits the
+        windows in random order. `seed` and the number of a window in the sequence determine it, so
+        that a resumed run passes the number of windows to be `skipped`.
+        """
+        streams = [_epochs(text, seed) for text in self.texts]
+        drawn = [0] * len(streams)
+        for number in count():
+            turns = [(taken + 1) / share for taken, share in zip(drawn, self.shares, strict=True)]
+            index = turns.index(min(turns))
+            drawn[index] += 1
+            window = next(streams[index])
+            if number >= skipped:
+                yield window
 
 
 def split_windows(
@@ -50,21 +82,23 @@ def split_windows(
 
 def split_texts(
     mixture: Mixture,
-    tokenizer: Tokenizer,
+    readers: Sequence[LanguageModel],
     teacher: LanguageModel | None,
     settings: RecoverSettings,
     fingerprint: str | None,
     cache: str | Path | None,
-) -> tuple[list[Windows], Windows]:
-    """The training windows of each text of `mixture`, and validation windows by their shares.
+) -> Split:
+    """The windows of `mixture` to train on, and to validate on by its shares.
 
-    fingerprint, cache: of the teacher, and the folder, as `self_windows` takes them.
+    readers: the models that read them, of the same tokens. fingerprint, cache: of the teacher, and
+    the folder, as `self_windows` takes them. Raises PrunerZeroError where the windows do not suit
+    the readers or --batch.
     """
     training, validation = [], []
     counts = mixture.divide(settings.validation_windows, "--validation-windows")
     for text, number in zip(mixture.texts, counts, strict=True):
         if isinstance(text, Corpus):
-            learned, held_out = split_windows(text, tokenizer, settings.seqlen, number)
+            learned, held_out = split_windows(text, readers[0].tokenizer, settings.seqlen, number)
         else:
             assert teacher is not None
             sizes = (settings.windows, settings.seqlen, settings.seed)
@@ -77,27 +111,16 @@ def split_texts(
             held_out = replace(written, corpus=f"{name} (last tenth)", tokens=tokens[cut:][:number])
         training.append(learned)
         validation.append(held_out)
-    return training, mix_windows(validation)
-
-
-def in_training_order(
-    texts: Sequence[Windows], shares: Sequence[float], seed: int, skipped: int = 0
-) -> Iterator[Tensor]:
-    """An endless sequence of windows (1, seqlen) of the streams of `texts`, epoch after epoch.
-
-    The texts take turns so that each has its share of every beginning of the sequence (D'Hondt's
-    method). An epoch of a text cuts its stream at a random offset and visits the windows in random
-    order. `seed` and the number of a window in the sequence determine it, so a resumed run passes
-    the number of windows to be `skipped`.
-    """
-    streams = [_epochs(text, seed) for text in texts]
-    drawn = [0] * len(streams)
-    for number in count():
-        index = min(range(len(drawn)), key=lambda text: (drawn[text] + 1) / shares[text])
-        drawn[index] += 1
-        window = next(streams[index])
-        if number >= skipped:
-            yield window
+    split = Split(training, mixture.shares, mix_windows(validation))
+    for part in (split.training, split.validation):
+        for reader in readers:
+            check_tokens(reader.model, part.tokens)
+    if settings.batch > (most := len(split.training)):
+        raise PrunerZeroError(
+            f"--batch is {settings.batch}: the text has {most} windows to train on, choose no "
+            "more, or a longer text"
+        )
+    return split
 
 
 def _epochs(text: Windows, seed: int) -> Iterator[Tensor]:
