@@ -339,7 +339,10 @@ def test_the_best_is_applied_with_the_masks_that_the_search_judged(
         pruned = prune(llama_folder, metric, calibration=text_file, **asked).language_model.model
         return [matrix.weight == 0 for matrix in find_matrices(pruned)]
 
-    applied, judged = zeros(**study.prune_options), zeros(study.best, mode="one-shot")
+    applied, judged = (
+        zeros(mode="one-shot", **study.prune_options),
+        zeros(study.best, mode="one-shot"),
+    )
     assert all(map(torch.equal, applied, judged))
     assert not all(map(torch.equal, applied, zeros(study.best, mode="sequential")))
 

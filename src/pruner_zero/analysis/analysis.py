@@ -133,7 +133,7 @@ def analyze(study: Study, top: float = 0.1) -> Analysis:
     distinct = sorted((r for r in study.records if r.evaluation.counts), key=_order)
     rung, count = _how_many_best(distinct, top)
     shares = _shares(distinct[:count], distinct[count:])
-    models = study.panel.models if study.panel else ()
+    models = study.models.names if study.models else ()
     return Analysis(_counts(study), top, count, rung, shares, agreements(distinct, models))
 
 

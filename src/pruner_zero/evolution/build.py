@@ -16,8 +16,8 @@ from pruner_zero.devices import CPU, find_devices, has_fast_bfloat16
 from pruner_zero.errors import PrunerZeroError, did_you_mean
 from pruner_zero.evolution.algorithm import ALGORITHMS
 from pruner_zero.evolution.evaluator import Evaluator, MaskedModel
-from pruner_zero.evolution.panel import Panel
 from pruner_zero.evolution.row_sample import SampledMatrix, sample_matrix, stack
+from pruner_zero.evolution.several_models import Models
 from pruner_zero.evolution.space import PUBLISHED_SPACE, SearchSpace
 from pruner_zero.execution.executor import EXECUTORS, Workers
 from pruner_zero.metric.expression import collected_for
@@ -266,12 +266,12 @@ class JudgedModel:
         return build_evaluator(self.model, settings, calibration, judged, fresh=fresh, **common)
 
 
-def joined(values: Sequence[Mapping[str, Any]], panel: Panel | None) -> dict[str, Any]:
+def joined(values: Sequence[Mapping[str, Any]], models: Models | None) -> dict[str, Any]:
     """The values of one model; of several, for each key those of every model by its name."""
-    if panel is None:
+    if models is None:
         return dict(values[0])
     return {
-        key: dict(zip(panel.models, (each[key] for each in values), strict=True))
+        key: dict(zip(models.names, (each[key] for each in values), strict=True))
         for key in values[0]
     }
 

@@ -13,8 +13,8 @@ from pruner_zero.evolution.archive import Archive, Record
 from pruner_zero.evolution.candidate import Candidate, Template
 from pruner_zero.evolution.evaluator import Outcome, Task
 from pruner_zero.evolution.hall_of_fame import complexity, finite, on_the_highest_rung
-from pruner_zero.evolution.panel import Panel
 from pruner_zero.evolution.racing import outcomes_on
+from pruner_zero.evolution.several_models import Models
 from pruner_zero.execution.executor import Executor
 from pruner_zero.models.loss import to_perplexity
 from pruner_zero.table import Tabular
@@ -31,19 +31,19 @@ class Finalist:
 
     record: Record
     losses: tuple[float, ...]
-    panel: Panel | None = None
+    models: Models | None = None
 
     @property
     def loss(self) -> float:
         """The mean over the windows; the fitness where the models are several."""
-        if self.panel is None:
+        if self.models is None:
             return statistics.mean(self.losses)
-        return self.panel.fitness([*self.panel.parts(self.losses).values()])
+        return self.models.fitness([*self.models.parts(self.losses).values()])
 
     @property
     def perplexity(self) -> float | None:
         """The perplexity of the mean; None where losses are relative to those of Wanda's mask."""
-        return to_perplexity(self.loss) if self.panel is None else None
+        return to_perplexity(self.loss) if self.models is None else None
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -51,7 +51,7 @@ class Finalist:
         error = self._error(self.losses)
         width = float(stats.t.ppf(0.975, len(self.losses) - 1)) * error if error else 0.0
         low, high = self.loss - width, self.loss + width
-        if self.panel is not None:
+        if self.models is not None:
             return low, high
         return finite(to_perplexity(low)), finite(to_perplexity(high))
 
@@ -62,8 +62,8 @@ class Finalist:
 
     def _error(self, values: Sequence[float]) -> float:
         """The standard error of the mean of a value a window; 0 where it is not known."""
-        if self.panel is not None:
-            return self.panel.error(values)
+        if self.models is not None:
+            return self.models.error(values)
         return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
 
 
@@ -87,16 +87,16 @@ class FinalRace(Tabular):
         records: Sequence[Record],
         outcomes: Iterable[Outcome],
         finalists: Sequence[int] | None = None,
-        panel: Panel | None = None,
+        models: Models | None = None,
     ) -> "FinalRace":
         """The race of the records that finished the rung "final".
 
         finalists: the numbers of its candidates; a search that went on after a race may have
-        another. All where None. panel: the models where they are several. Outcomes of candidates
+        another. All where None. models: the models where they are several. Outcomes of candidates
         that are not among the records yet, as in a replay, are left out.
         """
         judged = [
-            Finalist(records[outcome.number], outcome.losses, panel)
+            Finalist(records[outcome.number], outcome.losses, models)
             for outcome in outcomes
             if outcome.rung == "final"
             and outcome.value is not None
@@ -129,10 +129,10 @@ class FinalRace(Tabular):
             return "no final race"
         low, high = winner.interval
         candidate = winner.record.candidate
-        if winner.panel is None:
+        if winner.models is None:
             measured = f"perplexity {winner.perplexity:.2f} (95 %: {low:.2f} to {high:.2f})"
         else:
-            parts = winner.panel.parts(winner.losses).items()
+            parts = winner.models.parts(winner.losses).items()
             measured = (
                 f"{winner.loss:+.1%} beside Wanda's divergence (95 %: {low:+.1%} to {high:+.1%}; "
                 + ", ".join(f"{name} {part:+.1%}" for name, part in parts)
@@ -158,7 +158,7 @@ class FinalRace(Tabular):
                 "scope": finalist.record.candidate.scope,
                 "number": finalist.record.candidate.number,
                 "winner": finalist is self.winner,
-                **(finalist.panel.parts(finalist.losses) if finalist.panel else {}),
+                **(finalist.models.parts(finalist.losses) if finalist.models else {}),
             }
             for finalist in self.finalists
         ]
@@ -168,7 +168,7 @@ def race_finalists(
     archive: Archive,
     executor: Executor[Task, Outcome],
     most: int = FINALISTS,
-    panel: Panel | None = None,
+    models: Models | None = None,
 ) -> FinalRace:
     """Judge the best of each of the `most` best skeletons on the fresh windows; note the losses."""
     best: dict[Template, Candidate] = {}
@@ -176,7 +176,7 @@ def race_finalists(
         best.setdefault(record.candidate.template, record.candidate)
     chosen = [*best.values()][:most]
     outcomes = outcomes_on("final", chosen, archive, executor)
-    return FinalRace.of(archive.records, outcomes, panel=panel)
+    return FinalRace.of(archive.records, outcomes, models=models)
 
 
 def affordable(outcomes: Sequence[Outcome], elapsed: float, windows: int, seconds: float) -> int:

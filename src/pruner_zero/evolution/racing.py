@@ -14,7 +14,7 @@ from scipy import stats
 from pruner_zero.evolution.archive import Archive, Record
 from pruner_zero.evolution.candidate import STEP, TUNE, Candidate, Evaluation, Template, excess
 from pruner_zero.evolution.evaluator import RUNGS, Outcome, Rung, Task
-from pruner_zero.evolution.panel import Panel
+from pruner_zero.evolution.several_models import Models
 from pruner_zero.execution.executor import Executor
 from pruner_zero.metric.operators import Shape
 
@@ -119,7 +119,7 @@ class Racing:
       A candidate that falls clearly behind the best is stopped (`is_behind`).
 
     All candidates are judged on the same windows. direct: every candidate is judged on all windows
-    and none is stopped, as in the published search. panel: the models where they are several: few
+    and none is stopped, as in the published search. models: the models where they are several: few
     windows are of the first one, and what others gained on further ones says who is stopped.
     """
 
@@ -128,7 +128,7 @@ class Racing:
     few_most: int = 8
     margin: float = 0.005
     direct: bool = False
-    panel: Panel | None = None
+    models: Models | None = None
 
 
 @dataclass
@@ -174,7 +174,7 @@ def judge(
         chosen = _promising(entries, archive, racing)
         _climb("few", chosen, archive, executor)
         chosen = _near_the_best(chosen, archive, racing.margin, surrogate.further)
-        best, slack = _best_losses(archive), _slack(archive, racing.panel)
+        best, slack = _best_losses(archive), _slack(archive, racing.models)
         _climb("all", chosen, archive, executor, best, slack)
     earlier = list(archive.records)
     for entry in entries:
@@ -247,13 +247,13 @@ def _best_losses(archive: Archive) -> tuple[float, ...]:
     return () if outcome is None else outcome.losses
 
 
-def _slack(archive: Archive, panel: Panel | None) -> tuple[float, ...]:
-    """As `Panel.slack`, of the candidates that were judged on all models; empty for one model."""
-    if panel is None:
+def _slack(archive: Archive, models: Models | None) -> tuple[float, ...]:
+    """As `Models.slack`, of the candidates that were judged on all models; empty for one model."""
+    if models is None:
         return ()
     numbers = [r.candidate.number for r in archive.distinct() if "all" in r.evaluation.results]
     outcomes = [archive.outcome(number, "all") for number in numbers]
-    return panel.slack([outcome.losses for outcome in outcomes if outcome is not None])
+    return models.slack([outcome.losses for outcome in outcomes if outcome is not None])
 
 
 def _promising(entries: Sequence[_Entry], archive: Archive, racing: Racing) -> list[_Entry]:
