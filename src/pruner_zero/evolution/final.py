@@ -109,14 +109,14 @@ class FinalRace(Tabular):
     @cached_property
     def winner(self) -> Finalist | None:
         """The simplest finalist within one standard error of the lowest loss."""
-        if not self.finalists:
-            return None
         level = []
         for finalist in self.finalists:
             behind, error = finalist.behind(self.finalists[0])
             if behind <= error:
                 level.append(finalist)
-        return min(level, key=lambda finalist: complexity(finalist.record.candidate.expression))
+        return min(
+            level, key=lambda each: complexity(each.record.candidate.expression), default=None
+        )
 
     @property
     def choice(self) -> Record | None:
@@ -145,23 +145,24 @@ class FinalRace(Tabular):
 
     def to_rows(self) -> list[dict[str, Any]]:
         """A row a finalist, the lowest loss first; behind: the winner, in nats."""
-        if self.winner is None:
-            return []
-        return [
-            {
-                "perplexity": None if (p := finalist.perplexity) is None else finite(p),
+        rows = []
+        for finalist in self.finalists:
+            candidate, perplexity = finalist.record.candidate, finalist.perplexity
+            assert self.winner is not None
+            behind, error = finalist.behind(self.winner)
+            row = {
+                "perplexity": None if perplexity is None else finite(perplexity),
                 "loss": finalist.loss,
                 "interval": list(finalist.interval),
-                "behind": finalist.behind(self.winner)[0],
-                "behind_error": finalist.behind(self.winner)[1],
-                "expression": str(finalist.record.candidate.expression),
-                "scope": finalist.record.candidate.scope,
-                "number": finalist.record.candidate.number,
+                "behind": behind,
+                "behind_error": error,
+                "expression": str(candidate.expression),
+                "scope": candidate.scope,
+                "number": candidate.number,
                 "winner": finalist is self.winner,
-                **(finalist.models.parts(finalist.losses) if finalist.models else {}),
             }
-            for finalist in self.finalists
-        ]
+            rows.append(row | (finalist.models.parts(finalist.losses) if finalist.models else {}))
+        return rows
 
 
 def race_finalists(

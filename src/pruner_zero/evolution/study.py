@@ -1,7 +1,8 @@
 """A search as its folder holds it: what `search` returns, and what analyses and reports read."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,7 +11,6 @@ from typing import Any
 
 from pruner_zero.errors import PrunerZeroError, one_line
 from pruner_zero.evolution.archive import Record, SearchJournal
-from pruner_zero.evolution.evaluator import Outcome
 from pruner_zero.evolution.final import FinalRace
 from pruner_zero.evolution.hall_of_fame import (
     HallOfFame,
@@ -21,7 +21,7 @@ from pruner_zero.evolution.hall_of_fame import (
 from pruner_zero.evolution.several_models import Models
 from pruner_zero.metric.grammar import ParseError
 from pruner_zero.metric.metric import Metric
-from pruner_zero.settings.prune import PruneSettings
+from pruner_zero.settings.search import SearchSettings
 from pruner_zero.table import Tabular
 
 RUN = "run.json"
@@ -96,15 +96,17 @@ class Study(Tabular):
             header = journal.settings.items()
             models = None
             if "models" in run:
-                worst = run["settings"]["fitness"] == "worst"
-                models = Models(tuple(run["models"]), worst)
+                models = Models(tuple(run["models"]), run["settings"]["fitness"] == "worst")
             asked = {name: value for name, value in header if name not in _NOT_ASKED}
+            seconds: dict[str, list[float]] = defaultdict(list)
+            for outcome in journal.outcomes:
+                seconds[outcome.rung].append(outcome.seconds)
             return cls(
                 path,
                 dict(run.get("settings", asked)),
                 journal.records,
                 tuple(journal.batches),
-                _seconds(journal.outcomes),
+                dict(seconds),
                 journal.avoided,
                 {name: dict(run[name]) for name in _USES if name in run},
                 FinalRace.of(journal.records, journal.outcomes, journal.finalists, models),
@@ -165,7 +167,7 @@ class Study(Tabular):
             chosen["metric"] = str(best.expression)
             names += ["structure", "sparsity", "parameters", "multiple_of"]
         for name in names:
-            default = PruneSettings.model_fields[name].default
+            default = SearchSettings.model_fields[name].default
             if (value := asked.get(name)) not in (None, [], default):
                 chosen[name] = value
         update = asked.get("update", "none")
@@ -220,11 +222,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise PrunerZeroError(f"{path} is damaged: it holds no object")
     return value
-
-
-def _seconds(outcomes: Iterable[Outcome]) -> dict[str, list[float]]:
-    """The seconds of each judgement, by rung."""
-    seconds: dict[str, list[float]] = {}
-    for outcome in outcomes:
-        seconds.setdefault(outcome.rung, []).append(outcome.seconds)
-    return seconds

@@ -1,6 +1,7 @@
 """Random expressions, and children of expressions: crossover, mutations, the nearest products."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import wraps
 from itertools import combinations
 from itertools import product as pairs
 from types import MappingProxyType
@@ -174,26 +175,22 @@ def _subtree(
     return apply_operator(generator, form.operator, *operands)
 
 
-def _allowed(
-    draw: Callable[[], Expression | None], parent: Expression, space: SearchSpace
-) -> Expression | None:
-    """The first draw that the space allows and that is not the parent; None after some tries."""
-    for _ in range(_TRIES):
-        try:
-            child = draw()
-        except PrunerZeroError:
-            # The space is so narrow that no random subtree fits into it.
-            return None
-        if child is not None and child != parent and space.allows(child):
-            return child
-    return None
-
-
 def _tried(draw: Mutation) -> Mutation:
     """`draw`, repeated until the space allows the child and it is not the parent."""
-    return lambda generator, parent, space: _allowed(
-        lambda: draw(generator, parent, space), parent, space
-    )
+
+    @wraps(draw)
+    def mutate(generator: Generator, parent: Expression, space: SearchSpace) -> Child:
+        for _ in range(_TRIES):
+            try:
+                child = draw(generator, parent, space)
+            except PrunerZeroError:
+                # The space is so narrow that no random subtree fits into it.
+                return None
+            if child is not None and child != parent and space.allows(child):
+                return child
+        return None
+
+    return mutate
 
 
 def crossover(
@@ -207,14 +204,16 @@ def crossover(
     """
     subtrees = [node for _, node in positions(father)]
 
-    def draw() -> Child:
+    @_tried
+    def cross(generator: Generator, mother: Expression, space: SearchSpace) -> Child:
         index, old = pick(generator, list(positions(mother)))
         fair = [new for new in subtrees if new.shape is old.shape and new.size <= 2 * old.size + 1]
         return mother.replace(index, pick(generator, fair)) if fair else None
 
-    return _allowed(draw, mother, space)
+    return cross(generator, mother, space)
 
 
+@_tried
 def grow(generator: Generator, expression: Expression, space: SearchSpace) -> Child:
     """One more operator: around a node, with a small tree beside it, or in place of a leaf."""
     index, node = pick(generator, list(positions(expression)))
@@ -233,6 +232,7 @@ def grow(generator: Generator, expression: Expression, space: SearchSpace) -> Ch
     return expression.replace(index, apply_operator(generator, form.operator, *operands))
 
 
+@_tried
 def shrink(generator: Generator, expression: Expression, space: SearchSpace) -> Child:
     """An operator replaced by one of its operands."""
     if not (calls := _calls(expression)):
@@ -241,6 +241,7 @@ def shrink(generator: Generator, expression: Expression, space: SearchSpace) -> 
     return expression.replace(index, pick(generator, operands_of(node)))
 
 
+@_tried
 def operator(generator: Generator, expression: Expression, space: SearchSpace) -> Child:
     """An operator replaced by another of equal arity; a power counts as unary."""
     if not (calls := _calls(expression)):
@@ -252,6 +253,7 @@ def operator(generator: Generator, expression: Expression, space: SearchSpace) -
     return expression.replace(index, apply_operator(generator, symbol, *operands_of(node)))
 
 
+@_tried
 def exponent(generator: Generator, expression: Expression, space: SearchSpace) -> Child:
     """An exponent moved by a few steps of the grid, or a node raised to a power.
 
@@ -266,6 +268,7 @@ def exponent(generator: Generator, expression: Expression, space: SearchSpace) -
     return expression.replace(index, node ** random_exponent(generator).value)
 
 
+@_tried
 def terminal(generator: Generator, expression: Expression, space: SearchSpace) -> Child:
     """A leaf replaced by another terminal, of any shape that leaves the result a matrix."""
     leaves = [index for index, node in positions(expression) if not node.operands]
@@ -274,7 +277,7 @@ def terminal(generator: Generator, expression: Expression, space: SearchSpace) -
 
 
 MUTATIONS: Mapping[str, Mutation] = MappingProxyType(
-    {draw.__name__: _tried(draw) for draw in (grow, shrink, operator, exponent, terminal)}
+    {mutate.__name__: mutate for mutate in (grow, shrink, operator, exponent, terminal)}
 )
 
 

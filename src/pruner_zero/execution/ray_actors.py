@@ -87,18 +87,7 @@ class _Handle:
         return started
 
     def run(self, task: Any) -> Future[Any]:
-        result: Future[Any] = Future()
-
-        def hand_on(answer: Future[Any]) -> None:
-            try:
-                result.set_result(answer.result())
-            except self.ray.exceptions.RayTaskError as error:
-                # Ray wraps the error of the task and adds the traceback to its text.
-                result.set_exception(error.cause)
-            except BaseException as error:
-                result.set_exception(error)
-
-        self.actor.run.remote(task).future().add_done_callback(hand_on)
+        result: Future[Any] = self.actor.run.remote(task).future()
         return result
 
     def kill(self) -> None:

@@ -133,7 +133,8 @@ class WorkerExecutor(Executor[T, R], ABC):
             self._replace(place)
             self._count_death(job, error, out_of_memory)
         elif error is not None:
-            raise error
+            # Ray wraps the error of a task and adds the traceback to its text.
+            raise getattr(error, "cause", error)
         elif job is None:
             self.failed_starts = 0
         else:
