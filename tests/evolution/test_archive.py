@@ -133,13 +133,6 @@ def test_a_run_of_other_settings_is_refused_naming_the_difference(tmp_path: Path
         Archive(tmp_path, {"seed": 1, "sparsity": 0.5})
 
 
-def test_a_run_that_ended_before_its_first_outcome_gives_way(tmp_path: Path) -> None:
-    Archive(tmp_path, {"seed": 0})
-    Archive(tmp_path, {"seed": 1}).remember(Outcome(0, "all", value=1.0))
-    assert SearchJournal(tmp_path).settings == {"seed": 1}
-    assert Archive(tmp_path, {"seed": 1}).outcome(0, "all") == Outcome(0, "all", value=1.0)
-
-
 def test_the_first_of_equal_candidates_counts(tmp_path: Path) -> None:
     archive = Archive(tmp_path, {})
     form = parse("W")

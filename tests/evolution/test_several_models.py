@@ -145,8 +145,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def run(models: tuple[Path, Path], output: Path, **changed: Any) -> Study:
     """On text that each model writes."""
-    sizes = {"seqlen": 32, "search_windows": 12, "final_windows": 12, "evaluations": 30}
-    settings = {**TINY, **sizes, **changed}
+    sizes = {"seqlen": 32, "search_windows": 12, "final_windows": 12, "evaluations": 20}
+    batches = {"algorithm_settings": {"initial": 8, "batch": 8}}
+    settings = {**TINY, **sizes, **batches, **changed}
     cache = models[0].parent / "cache"
     return search(models[0], others=[models[1]], output=output, cache=cache, **settings)
 
@@ -198,22 +199,22 @@ def test_an_analysis_says_how_alike_two_models_rank() -> None:
 def test_it_is_the_same_with_workers_and_after_an_interruption(
     models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(models, tmp_path / "whole")
-    run(models, tmp_path / "two", workers=2)
+    run(models, tmp_path / "whole", final_windows=0)
+    run(models, tmp_path / "two", workers=2, final_windows=0)
     assert journal(tmp_path / "two") == journal(tmp_path / "whole")
 
     def interrupt(status: Status) -> None:
         if status.batch == 2:
             raise KeyboardInterrupt
 
-    assert run(models, tmp_path / "cut", observer=interrupt).interrupted
+    assert run(models, tmp_path / "cut", observer=interrupt, final_windows=0).interrupted
     with monkeypatch.context() as patch:
         # The references are not measured again.
         patch.delattr(Reference, "of")
-        run(models, tmp_path / "cut")
+        run(models, tmp_path / "cut", final_windows=0)
     assert journal(tmp_path / "cut") == journal(tmp_path / "whole")
     # The order in which models are named does not matter, other models do.
-    run((models[1], models[0]), tmp_path / "swapped")
+    run((models[1], models[0]), tmp_path / "swapped", final_windows=0)
     evaluations = [record.evaluation.results for record in Study.open(tmp_path / "whole").records]
     swapped = [record.evaluation.results for record in Study.open(tmp_path / "swapped").records]
     assert swapped == evaluations

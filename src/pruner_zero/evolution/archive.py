@@ -19,7 +19,7 @@ from pruner_zero.journal import JOURNAL as JOURNAL
 from pruner_zero.journal import changed
 from pruner_zero.metric.grammar import parse
 
-FORMAT = 3
+_FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class SearchJournal:
                     f"line {number} of {self.path} is damaged: restore the file, or delete that "
                     "line and all after it, whose work is then done again"
                 )
-        if self.lines and self.lines[0].get("format", FORMAT) != FORMAT:
+        if self.lines and self.lines[0].get("format", _FORMAT) != _FORMAT:
             raise PrunerZeroError(
                 f"{folder} holds a search that another version of pruner-zero wrote: read it with "
                 "that version, or search anew in another folder"
@@ -168,7 +168,7 @@ class Archive:
             journal.path.unlink()
             self.journal = journal = SearchJournal(folder)
         if not journal.lines:
-            journal.append({"kind": "run", "format": FORMAT, "settings": settings})
+            journal.append({"kind": "run", "format": _FORMAT, "settings": settings})
         self._outcomes = {(outcome.number, outcome.rung): outcome for outcome in journal.outcomes}
         self._written = len(journal.records)
         self._batches_written = len(journal.batches)

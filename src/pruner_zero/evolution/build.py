@@ -58,7 +58,7 @@ def check_settings(settings: SearchSettings) -> None:
             "puts it elsewhere: leave out one of the two"
         )
     space_of(settings)
-    pattern_of(settings)
+    _pattern_of(settings)
 
 
 def space_of(settings: SearchSettings) -> SearchSpace:
@@ -82,7 +82,7 @@ def space_of(settings: SearchSettings) -> SearchSpace:
     return space if scope == "any" else space.model_copy(update={"scopes": (scope,)})
 
 
-def pattern_of(settings: SearchSettings, language_model: LanguageModel | None = None) -> Pattern:
+def _pattern_of(settings: SearchSettings, language_model: LanguageModel | None = None) -> Pattern:
     """The pattern that candidates are judged under; the scope is the candidate's.
 
     language_model: whose units are masked, where the settings name units. Raises PrunerZeroError
@@ -103,7 +103,7 @@ def workers_of(settings: SearchSettings) -> Workers:
 
 
 # The fewest sampled rows of each matrix, however large the model.
-LEAST_ROWS = 8
+_LEAST_ROWS = 8
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class JudgedModel:
     def identity(self, settings: SearchSettings) -> dict[str, Any]:
         """What a resumed run must share beside the settings."""
         return {
-            "judge_dtype": str(judging_dtype(self.model.model, settings)),
+            "judge_dtype": str(_judging_dtype(self.model.model, settings)),
             **{f"{use}_tokens": windows.sha256 for use, windows in self.uses.items()},
             "model_weights": self.fingerprint,
         }
@@ -172,7 +172,7 @@ class JudgedModel:
         Raises PrunerZeroError for everything that can be found wrong before the search.
         """
         model, include = self.model.model, settings.include
-        pattern = pattern_of(settings, self.model)
+        pattern = _pattern_of(settings, self.model)
         if isinstance(pattern, UnitMask):
             # A unit without its columns of the consumer changes no output: only that is masked.
             include = tuple(pattern.consumers)
@@ -189,7 +189,7 @@ class JudgedModel:
         common: dict[str, Any] = {"folder": self.cache, "fingerprint": self.fingerprint}
         store = open_store(self.model, calibration, **common)
         calibrate(self.model, calibration, needed, store)
-        dtype = judging_dtype(model, settings)
+        dtype = _judging_dtype(model, settings)
         # Not in float16, where sums over tokens overflow.
         narrows = dtype == torch.bfloat16 and step is None
         narrow_dtype = torch.bfloat16 if narrows else torch.float32
@@ -211,7 +211,7 @@ class JudgedModel:
                 # W and S are taken from the weights when a candidate is scored.
                 values = collected.terminals({"X", *terminals} - {"W", "S"}, dense)
                 statistics[matrix.name] = values
-                rows = max(LEAST_ROWS, round(share * len(dense)))
+                rows = max(_LEAST_ROWS, round(share * len(dense)))
                 sampled = sample_matrix(matrix.name, matrix.block, dense, values, gram, rows)
                 if hessian not in narrowed:
                     narrowed[hessian] = gram.to(narrow_dtype)
@@ -250,7 +250,7 @@ def joined(values: Sequence[Mapping[str, Any]], models: Models | None) -> dict[s
     }
 
 
-def judging_dtype(model: nn.Module, settings: SearchSettings) -> torch.dtype:
+def _judging_dtype(model: nn.Module, settings: SearchSettings) -> torch.dtype:
     """The dtype of the candidates' forward passes."""
     weight = next(model.parameters())
     if settings.judge_dtype == "auto":

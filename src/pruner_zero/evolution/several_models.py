@@ -20,7 +20,7 @@ from pruner_zero.models.loss import next_token_losses
 from pruner_zero.progress import track
 
 # The metric whose mask every model's divergence is relative to.
-REFERENCE = "wanda"
+_REFERENCE = "wanda"
 # The least divergence that others are a share of: in nats, and in its own standard errors.
 _LEAST, _LEAST_ERRORS = 1e-3, 4.0
 # A candidate leaves a model behind where it is behind the best by this many standard deviations of
@@ -110,7 +110,7 @@ class Reference:
         Raises PrunerZeroError where the divergence does not stand out from its error, as on text
         that is unlike the model's: shares of it would mean nothing.
         """
-        expression, measured, apart = Metric.of(REFERENCE).expression, [], []
+        expression, measured, apart = Metric.of(_REFERENCE).expression, [], []
         for windows in (evaluator.windows, evaluator.fresh):
             losses = evaluator.masked.losses(expression, scope, windows)
             each = track(windows, "losses of the dense model", len(windows))

@@ -146,7 +146,7 @@ def _normalised(generator: Generator, space: SearchSpace, expression: Expression
     return Call(operators[generator.integers(len(operators))], (expression,))
 
 
-def random_exponent(generator: Generator) -> Constant:
+def _random_exponent(generator: Generator) -> Constant:
     """One of the exponents of a new power."""
     return Constant(EXPONENTS[generator.integers(len(EXPONENTS))])
 
@@ -154,7 +154,7 @@ def random_exponent(generator: Generator) -> Constant:
 def apply_operator(generator: Generator, operator: Operator, *operands: Expression) -> Call:
     """The operator applied to its operands; the exponent of a power is drawn."""
     if operator.exponent == "operand":
-        return Call(operator, (*operands, random_exponent(generator)))
+        return Call(operator, (*operands, _random_exponent(generator)))
     return Call(operator, operands)
 
 
@@ -265,7 +265,7 @@ def exponent(generator: Generator, expression: Expression, space: SearchSpace) -
     if isinstance(node, Call) and node.operator.family == "power":
         assert node.exponent is not None
         return expression.replace(index, node.operands[0] ** _moved(generator, node.exponent))
-    return expression.replace(index, node ** random_exponent(generator).value)
+    return expression.replace(index, node ** _random_exponent(generator).value)
 
 
 @_tried
@@ -284,7 +284,7 @@ MUTATIONS: Mapping[str, Mutation] = MappingProxyType(
 def neighbours(expression: Expression, space: SearchSpace) -> list[Expression]:
     """The products one step from `expression`: a factor less, one more, or one exchanged.
 
-    First the `relative_factors` are added. Any other new factor is a terminal, or the product of a
+    First the `_relative_factors` are added. Any other new factor is a terminal, or the product of a
     column and a row of statistics, such as O * X, which has a value for each weight as a matrix
     has. A new factor takes the exponent of the factor that it replaces, added to its own exponent
     where the product has it already; an additional factor takes the exponent 0.5. An order depends
@@ -296,7 +296,7 @@ def neighbours(expression: Expression, space: SearchSpace) -> list[Expression]:
     alternatives = [*((name,) for name in space.terminals), *outer]
     made = {
         product(coefficient, {**bases, factor: _RELATIVE}): None
-        for factor in relative_factors(expression, space)
+        for factor in _relative_factors(expression, space)
         if factor not in bases
     }
     for base, exponent in [*bases.items(), (None, 0.5)]:
@@ -311,7 +311,7 @@ def neighbours(expression: Expression, space: SearchSpace) -> list[Expression]:
     return [form for form in made if form != expression and space.allows(form)]
 
 
-def relative_factors(expression: Expression, space: SearchSpace) -> list[Expression]:
+def _relative_factors(expression: Expression, space: SearchSpace) -> list[Expression]:
     """`expression` relative to its L2 norm over rows, columns and the matrix.
 
     A score of the whole model times a power of one of these lies between a comparison within the

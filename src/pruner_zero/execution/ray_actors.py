@@ -20,7 +20,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 # Seconds a cluster has to answer.
-CONNECT_TIMEOUT = 10.0
+_CONNECT_TIMEOUT = 10.0
 
 # The names in Ray's options, and in the resources of its nodes.
 _NAMES = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}
@@ -148,7 +148,7 @@ def _reach(address: str | None) -> str:
     with _usable(address):
         if host:
             where = host.strip("[]"), int(port)
-            socket.create_connection(where, timeout=CONNECT_TIMEOUT).close()
+            socket.create_connection(where, timeout=_CONNECT_TIMEOUT).close()
     return address
 
 
