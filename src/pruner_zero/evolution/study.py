@@ -143,8 +143,9 @@ class Study(Tabular):
 
     @property
     def loss(self) -> float | None:
-        """The lowest loss, on the fresh windows of the final race where there was one; None
-        without any. Of several models, below 0 where the best metric is better than Wanda's.
+        """The loss of the best metric, on fresh windows where there was a final race.
+
+        Of several models it is below 0 where the metric is better than Wanda's.
         """
         if self.final_race.winner:
             return self.final_race.winner.loss
