@@ -42,7 +42,7 @@ class Registry(Mapping[str, T]):
         group: str,
         of: type,
         builtin: Mapping[str, T] = MappingProxyType({}),
-        deferred: Mapping[str, Callable[[], T] | str] = MappingProxyType({}),
+        deferred: Mapping[str, Callable[[], T]] = MappingProxyType({}),
     ) -> None:
         self.group = group
         self.of = of
@@ -55,8 +55,6 @@ class Registry(Mapping[str, T]):
             return self._builtin[name]
         if name not in self._loaded:
             load = self._deferred.get(name)
-            if isinstance(load, str):
-                load = EntryPoint(name, load, self.group).load
             self._loaded[name] = load() if load else self._load(name)
         return self._loaded[name]
 
