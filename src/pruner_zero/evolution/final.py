@@ -150,7 +150,7 @@ class FinalRace(Tabular):
             candidate, perplexity = finalist.record.candidate, finalist.perplexity
             assert self.winner is not None
             behind, error = finalist.behind(self.winner)
-            row = {
+            row: dict[str, Any] = {
                 "perplexity": None if perplexity is None else finite(perplexity),
                 "loss": finalist.loss,
                 "interval": list(finalist.interval),
