@@ -35,7 +35,7 @@ from pruner_zero.choices import Group
 from pruner_zero.cli.terminal import LineProgress
 from pruner_zero.evolution.algorithm import make_algorithm
 from pruner_zero.evolution.archive import Archive
-from pruner_zero.evolution.build import build_evaluator, search_windows, space_of
+from pruner_zero.evolution.build import JudgedModel, space_of
 from pruner_zero.evolution.evaluator import Evaluator
 from pruner_zero.evolution.run import run_batches
 from pruner_zero.evolution.study import Study
@@ -171,28 +171,16 @@ class Judge:
         language_model = load_model(given.model)
         text = load_mixture(given.calibration, role="calibration")
         settings = SearchSettings(**self.base)
-        windows, judged, fresh = search_windows(settings, text, text, language_model)
+        judged = JudgedModel.of(language_model, settings, text, text, given.runs / "cache")
         test = consecutive_windows(
             load_corpus(given.text), language_model.tokenizer, settings.seqlen, given.windows_eval
         )
-        described = {
-            "calibration": windows.describe(),
-            "search": judged.describe(),
-            "final": fresh.describe(),
-            "test": test.describe(),
-        }
+        described = {**judged.describe(), "test": test.describe()}
         header = self.table.header
         if header and hashes(header["windows"]) != hashes(described):
             raise SystemExit(f"{self.table.whole} is of other texts: move it elsewhere")
         with reported_to(LineProgress()):
-            evaluator = build_evaluator(
-                language_model,
-                settings,
-                windows,
-                judged,
-                fresh=fresh,
-                cache=given.runs / "cache",
-            )
+            evaluator = judged.evaluator(settings)
         if not header:
             costs = COSTS.get(given.model) or measure_costs(evaluator)
             self.table.add({"windows": described, "costs": asdict(costs)})

@@ -38,8 +38,8 @@ from pruner_zero.evolution.archive import Archive
 from pruner_zero.evolution.build import JudgedModel, space_of
 from pruner_zero.evolution.evaluator import Judge, Outcome, Task
 from pruner_zero.evolution.final import FinalRace
-from pruner_zero.evolution.panel import Panel, several_models
 from pruner_zero.evolution.run import run_batches
+from pruner_zero.evolution.several_models import Models, judge_several
 from pruner_zero.evolution.study import Study
 from pruner_zero.files import write_atomic
 from pruner_zero.models.load import load_model
@@ -175,10 +175,10 @@ def duel(given: Any) -> None:
         final_windows=6,
     )
     text, cache = load_mixture("self"), None if given.cache is None else Path(given.cache)
-    models = [load_model(name) for name in given.model]
-    judged = [JudgedModel.of(each, settings, text, text, cache) for each in models]
-    panel = Panel.named([each.name for each in models], worst=False)
-    judge = several_models(panel, [each.evaluator(settings) for each in judged], "row")
+    loaded = [load_model(name) for name in given.model]
+    judged = [JudgedModel.of(each, settings, text, text, cache) for each in loaded]
+    models = Models.named([each.name for each in loaded], worst=False)
+    judge = judge_several(models, [each.evaluator(settings) for each in judged], "row")
     made: dict[Task, Outcome] = {}
     for seed, algorithm in product(given.seeds, ("default", "random")):
         file = DUELS / f"{given.minutes:g}-minutes-{algorithm}-{seed}.json"
@@ -191,17 +191,19 @@ def duel(given: Any) -> None:
         ):
             archive = Archive(Path(folder), settings.identity())
             search = make_algorithm(algorithm, space_of(settings), seed)
-            run_batches(search, archive, executor, settings, Path(folder), lambda _: None, panel)
-            race = FinalRace.of(archive.records, archive.outcomes, archive.journal.finalists, panel)
+            run_batches(search, archive, executor, settings, Path(folder), lambda _: None, models)
+            race = FinalRace.of(
+                archive.records, archive.outcomes, archive.journal.finalists, models
+            )
         assert race.winner is not None
         candidate = race.winner.record.candidate
         ran = Counter(outcome.rung for outcome in archive.outcomes)
         values = {
-            "models": list(panel.models),
+            "models": list(models.names),
             "candidates": len(archive.records),
             "judgements": dict(ran),
             "winner": f"{candidate.expression}@{candidate.scope}",
-            "parts": {k: round(v, 5) for k, v in panel.parts(race.winner.losses).items()},
+            "parts": {k: round(v, 5) for k, v in models.parts(race.winner.losses).items()},
             "all": round(race.winner.loss, 5),
         }
         DUELS.mkdir(parents=True, exist_ok=True)
@@ -212,12 +214,12 @@ def duel(given: Any) -> None:
 def record_search(folder: Path) -> None:
     """Write what a search over several models judged on all of them, and its final race."""
     study = Study.open(folder)
-    assert study.panel is not None
-    models = [*study.panel.models, "all"]
+    assert study.models is not None
+    names = [*study.models.names, "all"]
     judged = [record for record in study.records if "all" in record.evaluation.results]
     judged.sort(key=lambda record: record.evaluation.results["all"])
     values = {
-        "models": models[:-1],
+        "models": names[:-1],
         "zeros": study.settings["pattern"] or f"{100 * study.settings['sparsity']:g} %",
         "minutes": study.settings["minutes"],
         "workers": study.settings["workers"],
@@ -226,14 +228,14 @@ def record_search(folder: Path) -> None:
         "judged": [
             {
                 "metric": f"{record.candidate.expression}@{record.candidate.scope}",
-                **{name: round(record.evaluation.results[name], 4) for name in models},
+                **{name: round(record.evaluation.results[name], 4) for name in names},
             }
             for record in judged
         ],
         "final": [
             {
                 "metric": f"{each.record.candidate.expression}@{each.record.candidate.scope}",
-                **{name: round(part, 4) for name, part in study.panel.parts(each.losses).items()},
+                **{name: round(part, 4) for name, part in study.models.parts(each.losses).items()},
                 "all": round(each.loss, 4),
             }
             for each in study.final_race.finalists

@@ -259,6 +259,7 @@ def test_an_executor_is_made_with_the_settings_of_the_search(install: Install) -
         workers=3,
         threads=2,
     )
+    check_settings(settings)
     executor: Any = make_executor(settings.executor, Doubling(), workers_of(settings))
     assert executor.given == (3, 2, 600.0)
 
@@ -272,6 +273,7 @@ def test_a_search_algorithm_is_made_by_its_name(install: Install) -> None:
     install("plug_find", "algorithms", {"mine": "mine"}, code)
     options: dict[str, Any] = {"model": "m", "calibration": "c", "sparsity": 0.5, "evaluations": 1}
     settings = SearchSettings(**options, algorithm="mine", algorithm_settings={"batch": 7})
+    check_settings(settings)
     assert space_of(settings).max_size == 5
     algorithm = make_algorithm(settings.algorithm, None, 0, settings.algorithm_settings)
     assert len(algorithm.ask()) == 7

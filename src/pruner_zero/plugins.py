@@ -9,7 +9,7 @@ and the name can be used wherever a built-in name can.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
@@ -30,8 +30,8 @@ class Registry(Mapping[str, T]):
     nothing for users who do not name it. Any other name is looked up in the entry points of the
     group `pruner_zero.<group>`, and imported when its value is asked for.
 
-    group: a plural, such as "operators". builtin: the built-in values. deferred: built-in values
-    that are imported when they are asked for, each as "module:attribute".
+    group: a plural, such as "operators". builtin: the built-in values. deferred: functions that
+    import a built-in value when it is asked for.
     of: the type of the values; object where they need only be callable.
     A look-up raises PrunerZeroError, in one line that names the package, where a plug-in cannot
     be imported, is of the wrong type, or uses a name that is taken.
@@ -42,33 +42,30 @@ class Registry(Mapping[str, T]):
         group: str,
         of: type,
         builtin: Mapping[str, T] = MappingProxyType({}),
-        deferred: Mapping[str, str] = MappingProxyType({}),
+        deferred: Mapping[str, Callable[[], T]] = MappingProxyType({}),
     ) -> None:
         self.group = group
         self.of = of
-        entry_group = f"pruner_zero.{group}"
-        self._builtin: Mapping[str, T | EntryPoint] = {
-            **builtin,
-            **{name: EntryPoint(name, value, entry_group) for name, value in deferred.items()},
-        }
+        self._builtin, self._deferred = builtin, deferred
+        self._names = dict.fromkeys([*builtin, *deferred])
         self._loaded: dict[str, T] = {}
 
     def __getitem__(self, name: str) -> T:
-        builtin = self._builtin.get(name)
-        if builtin is not None and not isinstance(builtin, EntryPoint):
-            return builtin
+        if name in self._builtin:
+            return self._builtin[name]
         if name not in self._loaded:
-            self._loaded[name] = builtin.load() if builtin is not None else self._load(name)
+            load = self._deferred.get(name)
+            self._loaded[name] = load() if load else self._load(name)
         return self._loaded[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._builtin or name in self._plugged(name)
+        return name in self._names or name in self._plugged(name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._builtin)
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return len(self._builtin)
+        return len(self._names)
 
     @property
     def plugged(self) -> Mapping[str, str]:
@@ -76,7 +73,7 @@ class Registry(Mapping[str, T]):
         groups = _entry_points(f"pruner_zero.{self.group}")
         for name, entries in groups.items():
             packages = sorted(map(_package, entries))
-            if name in self._builtin:
+            if name in self._names:
                 raise PrunerZeroError(
                     f"the package {packages[0]} adds '{name}' to the {self.group}, a name that is "
                     "built in: rename it there or uninstall the package"

@@ -11,7 +11,7 @@ import pytest
 
 from pruner_zero.evolution.algorithm import make_algorithm
 from pruner_zero.evolution.archive import Archive
-from pruner_zero.evolution.build import build_evaluator, search_windows, space_of, workers_of
+from pruner_zero.evolution.build import JudgedModel, space_of, workers_of
 from pruner_zero.evolution.evaluator import Evaluator, Rung, Task
 from pruner_zero.evolution.run import run_batches
 from pruner_zero.execution.executor import make_executor
@@ -41,8 +41,7 @@ def recorded(load_benchmark: Callable[[str], ModuleType]) -> ModuleType:
 def evaluator(prose: str, tmp_path: Path) -> Evaluator:
     model = LanguageModel(tiny_model("llama"), tiny_tokenizer(), "tiny")
     text = load_mixture([prose])
-    windows, judged, fresh = search_windows(SETTINGS, text, text, model)
-    return build_evaluator(model, SETTINGS, windows, judged, fresh=fresh, cache=tmp_path)
+    return JudgedModel.of(model, SETTINGS, text, text, tmp_path).evaluator(SETTINGS)
 
 
 def search(executor: Any, folder: Path) -> list[dict[str, Any]]:

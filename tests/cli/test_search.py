@@ -2,35 +2,54 @@
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from pruner_zero.cli.search import _print
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.archive import SearchJournal
 from pruner_zero.evolution.evaluator import MaskedModel
-from pruner_zero.metric.metric import Metric
+from pruner_zero.evolution.several_models import Models
+from pruner_zero.evolution.study import Study
 from tests.cli.conftest import Cli
+from tests.report.conftest import Judged, write_search
 
 SIZES = ["--windows", 2, "--seqlen", 16, "--search-windows", 2, "--workers", 1, "--evaluations", 4]
 
 
 @pytest.mark.parametrize("source", ["option", "file"])
-def test_the_command_that_prunes_names_the_update(
+def test_the_command_that_prunes_names_the_update_and_can_be_pasted(
     source: str, cli: Cli, llama_folder: Path, text_file: Path, tmp_path: Path
 ) -> None:
     texts = ["--calibration", text_file, "--search-text", text_file, "--sparsity", 0.5]
-    config, output = tmp_path / "config.yaml", tmp_path / "run"
+    config, output = tmp_path / "config.yaml", tmp_path / "the run"
     update = "update: exact\n" if source == "file" else ""
     config.write_text("algorithm_settings: {initial: 8, batch: 8}\n" + update)
     option = ["--update", "exact"] if source == "option" else []
     files = ["--config", config, "-o", output]
     outcome = cli("search", llama_folder, *texts, *SIZES, *option, *files)
     assert outcome.code == 0, outcome
-    last = outcome.out.splitlines()[-1]
-    best = Metric.of(output / "best.json")
-    words = shlex.join(["--metric", str(best), "--mode", "one-shot", "--update", "exact"])
-    assert last.endswith(f"{words} …")
+    command = shlex.split(outcome.out.splitlines()[-1].removeprefix("prune with it: "))
+    assert command[:3] == ["pruner-zero", "prune", str(llama_folder)]
+    given = dict(zip(command[3::2], command[4::2], strict=True))
+    assert given["--metric"] == str(output / "best.json")
+    assert (given["--mode"], given["--update"]) == ("one-shot", "exact")
+    assert cli(*command[1:]).code == 0
+    described = json.loads((Path(given["-o"]) / "pruning.json").read_text())["settings"]
+    assert (described["windows"], described["sparsity"]) == (2, 0.5)
+
+
+@pytest.mark.parametrize(("loss", "line"), [(-0.25, "prune with it: "), (0.0, "no metric is ")])
+def test_a_metric_that_is_no_better_than_wanda_on_several_models_is_no_success(
+    loss: float, line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = {"few": loss, "all": loss, "a": loss, "b": loss}
+    judged: list[Judged] = [("W * O", "row", {"reconstruction": 0.0, **results})]
+    study = Study.open(write_search(tmp_path / "run", judged))
+    _print(replace(study, models=Models(("a", "b"))))
+    assert capsys.readouterr().out.splitlines()[-1].startswith(line)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from pruner_zero.evolution.build import build_evaluator, search_windows
+from pruner_zero.evolution.build import JudgedModel
 from pruner_zero.evolution.evaluator import Evaluator
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.settings.search import SearchSettings
@@ -29,6 +29,7 @@ def tiny_settings(**changed: Any) -> SearchSettings:
         "seqlen": 16,
         "search_windows": 3,
         "few_windows": 1,
+        "final_windows": 0,
         "evaluations": 40,
         "sampled_weights": 8,
         "judge_dtype": "float32",
@@ -44,8 +45,9 @@ def build(prose: str, tmp_path: Path) -> Build:
         settings = tiny_settings(**changed)
         language_model = LanguageModel(tiny_model(architecture), tiny_tokenizer(), "tiny")
         corpus = load_mixture([prose])
-        windows, judged, _ = search_windows(settings, corpus, corpus, language_model)
-        return build_evaluator(language_model, settings, windows, judged, cache=tmp_path)
+        return JudgedModel.of(language_model, settings, corpus, corpus, tmp_path).evaluator(
+            settings
+        )
 
     torch.set_num_threads(1)
     return make

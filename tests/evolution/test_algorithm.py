@@ -53,13 +53,6 @@ def test_every_candidate_belongs_to_the_space(name: str) -> None:
 
 
 @every
-def test_the_same_seed_gives_the_same_run_and_another_seed_another(name: str) -> None:
-    once, again = (run(small(name), FITNESS, 60) for _ in range(2))
-    assert once == again
-    assert run(small(name, seed=4), FITNESS, 60) != once
-
-
-@every
 def test_replaying_the_results_restores_the_run_wherever_it_broke(name: str) -> None:
     undisturbed, journal = small(name), []
     for _ in range(5):
@@ -75,6 +68,7 @@ def test_replaying_the_results_restores_the_run_wherever_it_broke(name: str) -> 
             assert resumed.ask() == [candidate for candidate, _ in batch]
             resumed.tell(batch)
         assert resumed.avoided == undisturbed.avoided
+    assert small(name, seed=4).ask() != [candidate for candidate, _ in journal[0]]
 
 
 @pytest.mark.slow

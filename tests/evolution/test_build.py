@@ -3,7 +3,7 @@
 import pytest
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.evolution.build import search_windows
+from pruner_zero.evolution.build import JudgedModel
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.text.mixture import Mixture, load_mixture
 from tests.evolution.conftest import tiny_settings
@@ -25,4 +25,4 @@ def test_a_share_too_small_for_a_window_names_the_option(
     if option == "--final-windows":
         settings = {"search_windows": 200, "final_windows": 2}
     with pytest.raises(PrunerZeroError, match=f"choose a larger {option} or"):
-        search_windows(tiny_settings(seqlen=8, **settings), calibration, search, model)
+        JudgedModel.of(model, tiny_settings(seqlen=8, **settings), calibration, search)

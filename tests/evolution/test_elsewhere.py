@@ -7,7 +7,7 @@ import pytest
 
 from pruner_zero.devices import CPU
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.evolution.build import build_evaluator, check_settings, search_windows
+from pruner_zero.evolution.build import JudgedModel, check_settings
 from pruner_zero.evolution.evaluator import RUNGS, Evaluator, Outcome, Task
 from pruner_zero.execution.executor import SerialExecutor, Workers, make_executor
 from pruner_zero.metric.grammar import parse
@@ -28,8 +28,7 @@ def evaluator(prose: str, cache: Path, **changed: Any) -> Evaluator:
     elif cache.name == "both":
         place_block_after_block(model.model)
     corpus = load_mixture([prose])
-    windows, judged, _ = search_windows(settings, corpus, corpus, model)
-    return build_evaluator(model, settings, windows, judged, cache=cache)
+    return JudgedModel.of(model, settings, corpus, corpus, cache).evaluator(settings)
 
 
 def outcomes(judge: Evaluator, expression: str, scope: Any) -> list[Outcome]:

@@ -6,13 +6,16 @@ import pytest
 import torch
 
 from pruner_zero.choices import Scope
+from pruner_zero.evolution import evaluator
 from pruner_zero.evolution.evaluator import Task
 from pruner_zero.metric.evaluate import ScoreError
 from pruner_zero.metric.grammar import parse
 from pruner_zero.models.loss import next_token_loss
 from pruner_zero.models.structure import find_matrices
+from pruner_zero.pruning.masks import reached_score
 from pruner_zero.pruning.prune import prune
 from tests.evolution.conftest import Build
+from tests.pruning.live import Live
 from tests.tiny import tiny_tokenizer
 from tests.tiny_models import tiny_model
 
@@ -55,14 +58,14 @@ def test_the_dense_weights_are_back_bit_for_bit_even_after_a_failure(build: Buil
 
 
 def test_losses_are_those_of_the_pruned_model_window_by_window(build: Build) -> None:
-    evaluator = build()
-    windows = evaluator.windows
-    losses = evaluator.masked.losses(parse("W * X"), "row", windows)
-    with evaluator.masked.masked(parse("W * X"), "row") as model, torch.no_grad():
+    judge = build()
+    windows = judge.windows
+    losses = judge.masked.losses(parse("W * X"), "row", windows)
+    with judge.masked.masked(parse("W * X"), "row") as model, torch.no_grad():
         expected = [float(next_token_loss(model, window[None])) for window in windows]
         assert losses == pytest.approx(expected, rel=1e-6)
     with torch.no_grad():
-        dense = [float(next_token_loss(evaluator.masked.model, window[None])) for window in windows]
+        dense = [float(next_token_loss(judge.masked.model, window[None])) for window in windows]
     assert losses != pytest.approx(dense, rel=1e-3)
 
 
@@ -70,13 +73,13 @@ def test_losses_are_those_of_the_pruned_model_window_by_window(build: Build) -> 
 def test_a_candidate_without_a_finite_loss_is_rejected_at_the_first_window(
     loss: float, build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evaluator = build(search_windows=6)
+    judge = build(search_windows=6)
     losses = iter([4.0, loss])
     monkeypatch.setattr(
         "pruner_zero.evolution.evaluator.next_token_losses",
         lambda *_: torch.tensor([next(losses)]),
     )
-    outcome = evaluator.run(Task(0, "all", "W * X", "row", (4.0,), (4.0,) * 6))
+    outcome = judge.run(Task(0, "all", "W * X", "row", (4.0,), (4.0,) * 6))
     assert outcome.reason == "the loss of the pruned model is not finite"
     assert outcome.losses == ()
 
@@ -102,3 +105,18 @@ def test_the_model_that_is_searched_on_is_never_touched(build: Build) -> None:
         for matrix in masked.matrices:
             assert masked.dense[matrix.parameter_name].all()
             assert not matrix.weight.all()
+
+
+def test_a_model_whose_scores_do_not_fit_is_masked_alike(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    masked = build().masked
+    metric = parse("W * X")
+    expected = list(masked.masks(metric, "global"))
+    live = Live()
+    monkeypatch.setattr("pruner_zero.pruning.masks.HELD_BYTES", 0)
+    monkeypatch.setattr(evaluator, "reached_score", live.around(reached_score))
+    for mask, alike in zip(masked.masks(metric, "global"), expected, strict=True):
+        assert torch.equal(mask, alike)
+    # `live.total` is three times the size of the scores of all fourteen matrices.
+    assert live.most <= 2 * live.largest < live.total / 6

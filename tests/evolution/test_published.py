@@ -9,8 +9,6 @@ from pruner_zero.evolution.candidate import Candidate, Evaluation
 from pruner_zero.evolution.published import Published, PublishedSettings
 from pruner_zero.evolution.space import PUBLISHED_SPACE
 from pruner_zero.metric.canonical.form import simplify_opposing
-from pruner_zero.metric.grammar import parse
-from pruner_zero.metric.metric import Metric
 from tests.evolution.synthetic import best, by_rank, run
 
 FITNESS = by_rank("W * G^0.5 * X^0.25")
@@ -82,9 +80,3 @@ def test_it_improves_on_its_start() -> None:
         return best(evaluated)[1].value / best(evaluated[:50])[1].value
 
     assert median(gain(seed) for seed in range(3)) < 0.8
-
-
-def test_seeds_come_first() -> None:
-    first = Published(PUBLISHED_SPACE, seed_metrics=[Metric(parse("W * G"))]).ask()
-    assert first[0] == Candidate(0, parse("W * G"), "row", (), "seed")
-    assert len(first) == 11

@@ -118,13 +118,6 @@ def test_the_best_tree_is_obeyed_with_its_scope(
     assert result.sparsity == pytest.approx(0.5, abs=0.01)
 
 
-def test_two_workers_leave_the_same_archive(
-    undisturbed: Path, llama_folder: Path, text_file: Path, tmp_path: Path
-) -> None:
-    run(llama_folder, tmp_path / "run", text_file, workers=2)
-    assert journal(tmp_path / "run") == journal(undisturbed)
-
-
 def test_another_seed_searches_elsewhere(
     undisturbed: Path, llama_folder: Path, text_file: Path, tmp_path: Path
 ) -> None:
@@ -339,7 +332,10 @@ def test_the_best_is_applied_with_the_masks_that_the_search_judged(
         pruned = prune(llama_folder, metric, calibration=text_file, **asked).language_model.model
         return [matrix.weight == 0 for matrix in find_matrices(pruned)]
 
-    applied, judged = zeros(**study.prune_options), zeros(study.best, mode="one-shot")
+    applied, judged = (
+        zeros(mode="one-shot", **study.prune_options),
+        zeros(study.best, mode="one-shot"),
+    )
     assert all(map(torch.equal, applied, judged))
     assert not all(map(torch.equal, applied, zeros(study.best, mode="sequential")))
 

@@ -20,19 +20,24 @@ def test_it_gives_the_results_of_the_search(run: Path) -> None:
     assert str(study.knee) == "W * X@row"
     assert study.settings["sparsity"] == 0.5
     assert study.path == run
-    assert study.prune_options == {"metric": "W * G * X@global", "mode": "one-shot"}
+    assert study.prune_options == {"metric": "W * G * X@global"}
     assert [row["expression"] for row in study.to_rows()] == ["W", "W * X", "W * G * X"]
 
 
-@pytest.mark.parametrize("update", [{"update": "exact"}, {}])
-def test_a_metric_is_applied_with_the_update_and_the_damping_of_the_search(
-    update: dict[str, str], run: Path
+@pytest.mark.parametrize(
+    ("asked", "mode"),
+    [
+        ({"damping": 0.1, "update": "exact"}, {"mode": "one-shot"}),
+        ({"damping": 0.1, "include": ["*.q"], "exclude": ["*.0.*"]}, {}),
+    ],
+)
+def test_a_metric_is_applied_as_the_search_judged_it(
+    asked: dict[str, Any], mode: dict[str, str], run: Path
 ) -> None:
     described = json.loads((run / "run.json").read_text())
-    described["settings"] |= {"damping": 0.1, **update}
+    described["settings"] |= asked
     (run / "run.json").write_text(json.dumps(described))
-    chosen = {"metric": "W * G * X@global", "mode": "one-shot", "damping": 0.1, **update}
-    assert Study.open(run).prune_options == chosen
+    assert Study.open(run).prune_options == {"metric": "W * G * X@global", **asked, **mode}
 
 
 def test_every_candidate_is_a_row(run: Path) -> None:

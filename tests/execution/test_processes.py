@@ -28,7 +28,7 @@ class TestSerial(ExecutorSuite):
 
 
 class TestProcesses(WorkerSuite):
-    @pytest.fixture(params=[1, 2, 4])
+    @pytest.fixture(params=[1, 3])
     def begin(
         self,
         request: pytest.FixtureRequest,

@@ -33,7 +33,7 @@ class Scripted:
 
         `crash` ends its worker, `killed` and `killed once` kill it as a system does that is short
         of memory; `wait once` waits for a killer from outside; `once` is only the first time.
-        `slow` takes half a second, `hang` for ever; `starve` finds no memory.
+        `slow` takes a third of a second, `hang` for ever; `starve` finds no memory.
         """
         del limit
         number, words = task
@@ -47,7 +47,7 @@ class Scripted:
         if words == "hang" or (words == "wait once" and not again):
             time.sleep(600)
         if words == "slow":
-            time.sleep(0.5)
+            time.sleep(0.3)
         if words == "starve":
             raise PrunerZeroError("out of memory: choose fewer --workers")
         return number
@@ -152,9 +152,9 @@ class WorkerSuite(ExecutorSuite):
     def test_a_task_over_the_time_limit_is_stopped_and_rejected_and_no_other_is(
         self, begin: Start, scripted: Scripted
     ) -> None:
-        executor = begin(scripted, time_limit=3)
+        executor = begin(scripted, time_limit=1.5)
         results = list(executor.map(script("work", "hang", "slow", "work")))
-        assert results == [0, "took longer than the time limit of 3 s", 2, 3]
+        assert results == [0, "took longer than the time limit of 1.5 s", 2, 3]
         assert ended(scripted.worker(1))
         assert list(executor.map(script("slow", "work"))) == [0, 1]
 

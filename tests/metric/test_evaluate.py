@@ -246,12 +246,24 @@ def test_a_stack_is_scored_and_refused_like_each_of_its_matrices() -> None:
         score(W * Terminal("X"), {**stacked, "X": stacked["X"][:, :, 1:]})
 
 
-@pytest.mark.parametrize("text", ["W / 0", "W / (X - X)", "W * (G / (0 * X))", "W / (W - abs(W))"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("W / 0", "W / (X - X)", "W * (G / (0 * X))", "W / (W - abs(W))", "W / (W - abs(S))"),
+        "W / min(abs(S), 0)",
+    ],
+)
 def test_a_division_by_what_is_zero_everywhere_is_refused(text: str) -> None:
     with pytest.raises(ScoreError, match=r"it divides by .*, which is zero everywhere"):
         score(parse(text), terminals_of(3, 4))
 
 
-@pytest.mark.parametrize("text", ["W / small(X)", "W / (X - G)", "W / 0.001", "W / min(X, O)"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("W / small(X)", "W / (X - G)", "W / 0.001", "W / min(X, O)"),
+        *("W / (S - abs(S))", "W / min(S, 0)", "W / (W + S)"),
+    ],
+)
 def test_a_division_by_what_may_be_zero_is_not(text: str) -> None:
     assert _zero_divisor(parse(text)) is None

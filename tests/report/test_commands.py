@@ -88,9 +88,9 @@ def test_values_whose_default_depends_on_other_settings_are_stated(tmp_path: Pat
     settings = {**SETTINGS, "calibration": None, "metric": "wanda", "windows": 24, "seqlen": 1024}
     pruned = read_result(write_prune(tmp_path / "pruned", settings=settings))
     assert options(commands.repeat(pruned))["--seqlen"] == ["1024"]
-    run = search_run(tmp_path / "run", calibration="self", windows=24, seqlen=1024)
-    assert options(commands.prune_with(run))["--seqlen"] == ["1024"]
     units = {"structure": "channels"}
+    run = search_run(tmp_path / "run", **units, calibration="self", windows=24, seqlen=1024)
+    assert options(commands.prune_with(run))["--seqlen"] == ["1024"]
     for update in ("none", "exact"):
         run = search_run(tmp_path / update, **units, update=update)
         assert options(commands.repeat(run))["--update"] == [update]
@@ -138,11 +138,9 @@ def test_the_commands_that_follow_a_search(run: Path) -> None:
     study = read_result(run)
     assert isinstance(study, Study)
     assert options(commands.prune_with(study)) == {
-        "--metric": ["W * G * X@global"],
-        "--mode": ["one-shot"],
+        "--metric": [str(run / "best.json")],
         "--calibration": ["words.txt"],
         "--sparsity": ["0.5"],
-        "--update": ["none"],
         "-o": [f"{run}-pruned"],
     }
     compared = options(commands.compare_with(study))
@@ -152,11 +150,20 @@ def test_the_commands_that_follow_a_search(run: Path) -> None:
     assert compared["-o"] == [str(run / "comparison.json")]
 
 
+def test_the_following_commands_prune_the_matrices_of_the_search(tmp_path: Path) -> None:
+    study = search_run(tmp_path / "run", include=["*.q", "*.k"], exclude=["*.0.*"], model="a b")
+    command = commands.prune_with(study)
+    assert command.startswith("pruner-zero prune 'a b' --")
+    assert options(command)["--include"] == ["*.q", "*.k"]
+    assert options(command)["--exclude"] == study.prune_options["exclude"] == ["*.0.*"]
+
+
 def test_the_following_commands_update_weights_as_the_search_did(run: Path) -> None:
     study = read_result(run)
     assert isinstance(study, Study)
     updated = replace(study, settings={**study.settings, "update": "exact"})
-    assert options(commands.prune_with(updated))["--update"] == ["exact"]
+    following = options(commands.prune_with(updated))
+    assert (following["--update"], following["--mode"]) == (["exact"], ["one-shot"])
     compared = options(commands.compare_with(updated))
     assert compared["--methods"][0].endswith("W * G * X@global+exact")
 

@@ -1,5 +1,6 @@
 """`analyze`: what the good metrics of a search share, and whether its rungs agree."""
 
+import json
 import math
 import re
 from collections import Counter
@@ -77,14 +78,6 @@ class Agreement:
     n: int
     kendall: float
 
-    header = ("cheap", "expensive", "among", "n", "Kendall's τ")
-
-    @property
-    def cells(self) -> tuple[str, ...]:
-        """A row of a table below `header`."""
-        tau = "" if math.isnan(self.kendall) else f"{self.kendall:.2f}"
-        return self.cheap, self.expensive, self.among, str(self.n), tau
-
 
 @dataclass(frozen=True, repr=False)
 class Analysis(Tabular):
@@ -118,7 +111,8 @@ class Analysis(Tabular):
 
     def to_json(self) -> dict[str, Any]:
         """The whole analysis as JSON values; numbers that are not defined are null."""
-        values: dict[str, Any] = _plain(asdict(self))
+        values: dict[str, Any]
+        values = json.loads(json.dumps(asdict(self)), parse_constant=lambda _: None)
         return values
 
 
@@ -130,10 +124,13 @@ def analyze(study: Study, top: float = 0.1) -> Analysis:
     """
     if not 0 < top < 1:
         raise PrunerZeroError(f"the top share must lie between 0 and 1, not {top:g}: such as 0.1")
-    distinct = sorted((r for r in study.records if r.evaluation.counts), key=_order)
+    distinct = sorted(
+        (record for record in study.records if record.evaluation.counts),
+        key=lambda r: (r.evaluation.key, r.candidate.expression.size, r.candidate.number),
+    )
     rung, count = _how_many_best(distinct, top)
     shares = _shares(distinct[:count], distinct[count:])
-    models = study.panel.models if study.panel else ()
+    models = study.models.names if study.models else ()
     return Analysis(_counts(study), top, count, rung, shares, agreements(distinct, models))
 
 
@@ -160,16 +157,16 @@ def agreements(records: Sequence[Record], models: Sequence[str] = ()) -> tuple[A
     return tuple(rows)
 
 
-def features(record: Record) -> frozenset[tuple[str, str]]:
+def features(record: Record) -> set[tuple[str, str]]:
     """The terminals, operators and scope of a candidate.
 
     Terminals are those of the canonical form, since no other terminal can change the mask;
     operators are those of the expression as it was written.
     """
-    expression, scope = record.candidate.expression, record.candidate.scope
-    operators = (("operator", name) for name in expression.operator_counts())
-    terminals = (("terminal", name) for name in parse(record.canonical).terminals)
-    return frozenset([*terminals, *operators, ("scope", scope)])
+    candidate = record.candidate
+    found = {("operator", name) for name in candidate.expression.operator_counts()}
+    found |= {("terminal", name) for name in parse(record.canonical).terminals}
+    return found | {("scope", candidate.scope)}
 
 
 def _shares(best: Sequence[Record], others: Sequence[Record]) -> tuple[Share, ...]:
@@ -204,19 +201,16 @@ def _how_many_best(distinct: Sequence[Record], top: float) -> tuple[str | None, 
 def _counts(study: Study) -> Counts:
     evaluations = [record.evaluation for record in study.records]
     # The numbers in a reason differ from candidate to candidate.
-    reasons = Counter(
-        re.sub(r"[+-]?\d[\d.]*(?:e[+-]?\d+)?", "…", each.reason)
-        for each in evaluations
-        if each.reason
-    )
+    number = re.compile(r"[+-]?\d[\d.]*(?:e[+-]?\d+)?")
+    reasons = Counter(number.sub("…", each.reason) for each in evaluations if each.reason)
     ended = Counter(each.rung for each in evaluations if each.counts)
     seconds = study.seconds
     return Counts(
         len(evaluations),
-        sum(evaluation.counts for evaluation in evaluations),
+        ended.total(),
         dict(reasons.most_common()),
         dict(study.avoided),
-        sum(evaluation.same_as is not None for evaluation in evaluations),
+        sum(each.same_as is not None for each in evaluations),
         {name: ended[rank] for rank, name in enumerate(RUNGS, 1) if ended[rank]},
         {name: (len(seconds[name]), math.fsum(seconds[name])) for name in RUNGS if name in seconds},
     )
@@ -224,17 +218,3 @@ def _counts(study: Study) -> Counts:
 
 def _has_value(record: Record, rung: str) -> bool:
     return math.isfinite(record.evaluation.results.get(rung, math.nan))
-
-
-def _order(record: Record) -> tuple[tuple[int, float], int, int]:
-    candidate = record.candidate
-    return record.evaluation.key, candidate.expression.size, candidate.number
-
-
-def _plain(value: Any) -> Any:
-    """`value` as JSON values: lists and dictionaries, null for a number that is not defined."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,8 +1,8 @@
 """`pruner-zero analyze` and `report`: the analysis of a search, and results as one page."""
 
 import json
-import math
 from collections.abc import Mapping
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -80,28 +80,20 @@ def _print(analysis: "Analysis") -> None:
         print()
         print_table(("rung", "judged", "seconds", "each"), judged, left=1)
     if analysis.shares:
-        print(f"\n{analysis.caption()}")
-        header = ("feature", "name", "best", "others", "ratio of shares", "95 %")
-        rows = [
-            (
-                s.feature,
-                s.name,
-                str(s.best),
-                str(s.others),
-                f"{s.ratio:.2f}",
-                _between(s.low, s.high),
-            )
-            for s in analysis.shares
-        ]
-        print_table(header, rows, left=2)
+        print(f"\n{analysis!r}")
     if analysis.agreements:
         print("\nAgreement of the rungs, over the candidates that have both")
-        cells = [row.cells for row in analysis.agreements]
-        print_table(analysis.agreements[0].header, cells, left=3)
-
-
-def _between(low: float, high: float) -> str:
-    return "" if math.isnan(low) else f"{low:.2f} … {high:.2f}"
+        cells = [
+            (
+                a.cheap,
+                a.expensive,
+                a.among,
+                str(a.n),
+                "" if isnan(a.kendall) else f"{a.kendall:.2f}",
+            )
+            for a in analysis.agreements
+        ]
+        print_table(("cheap", "expensive", "among", "n", "Kendall's τ"), cells, left=3)
 
 
 def _listed(counts: Mapping[str, int]) -> str:

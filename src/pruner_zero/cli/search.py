@@ -16,8 +16,8 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.settings.search import SearchSettings
 
 if TYPE_CHECKING:
-    from pruner_zero.evolution.panel import Panel
     from pruner_zero.evolution.run import Status
+    from pruner_zero.evolution.several_models import Models
     from pruner_zero.evolution.study import Study
 
 # Either of these is the budget of a search.
@@ -77,22 +77,26 @@ def search(
 
 def _print(study: "Study") -> None:
     """The metrics that the search found, and the command that continues from here."""
+    from pruner_zero.report.commands import prune_with
+
     print(study.caption())
     for row in study.hall_of_fame.to_rows():
         mark = "best" if row["best"] else "knee" if row["knee"] else ""
         print(
-            f"{row['complexity']:>3} {_loss(row, study.panel):>10}  "
+            f"{row['complexity']:>3} {_loss(row, study.models):>10}  "
             f"{row['expression']} @{row['scope']} {mark}"
         )
     if study.final_race.winner:
         print(study.final_race.caption())
     if study.interrupted:
         print(f"to continue: {shlex.join(['pruner-zero', 'search', '--resume', str(study.path)])}")
+    elif study.models and (study.loss or 0) >= 0:
+        print(
+            "no metric is better than Wanda's over all models: give a larger budget, or prune with "
+            "--metric wanda"
+        )
     elif study.hall_of_fame.best:
-        words = ["pruner-zero", "prune", str(study.settings["model"])]
-        for name, value in study.prune_options.items():
-            words += [f"--{name.replace('_', '-')}", str(value)]
-        print(f"prune with it: {shlex.join(words)} …")
+        print(f"prune with it: {prune_with(study)}")
 
 
 class Display:
@@ -127,7 +131,7 @@ def _line(status: "Status") -> str:
     text = "none"
     if best:
         row = next(row for row in status.hall_of_fame.to_rows() if row["best"])
-        loss = _loss(row, status.hall_of_fame.panel)
+        loss = _loss(row, status.hall_of_fame.models)
         text = f"{loss} {row['expression']} @{row['scope']}".lstrip()
     return (
         f"batch {status.batch}: {status.elapsed / 60:.1f} min of {status.budget}, "
@@ -138,20 +142,20 @@ def _line(status: "Status") -> str:
 
 
 def _table(status: "Status") -> Table:
-    panel = status.hall_of_fame.panel
-    measured = "beside Wanda" if panel else "perplexity"
+    models = status.hall_of_fame.models
+    measured = "beside Wanda" if models else "perplexity"
     table = Table("complexity", measured, "metric", "scope", title=_line(status))
     for row in status.hall_of_fame.to_rows():
         style = "bold" if row["best"] else "cyan" if row["knee"] else ""
-        cells = (str(row["complexity"]), _loss(row, panel), row["expression"])
+        cells = (str(row["complexity"]), _loss(row, models), row["expression"])
         table.add_row(*cells, row["scope"], style=style)
     return table
 
 
-def _loss(row: dict[str, Any], panel: "Panel | None") -> str:
+def _loss(row: dict[str, Any], models: "Models | None") -> str:
     """The perplexity, or of several models the part of Wanda's divergence more or less."""
-    if panel:
-        return f"{row['loss']:+.1%}" if None not in map(row.get, panel.models) else ""
+    if models:
+        return f"{row['loss']:+.1%}" if None not in map(row.get, models.names) else ""
     return "" if row["perplexity"] is None else f"{row['perplexity']:.2f}"
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +19,7 @@ from pruner_zero.journal import JOURNAL as JOURNAL
 from pruner_zero.journal import changed
 from pruner_zero.metric.grammar import parse
 
-FORMAT = 3
+_FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,9 @@ class Record:
         candidate, evaluation = self.candidate, self.evaluation
         return {
             "kind": "candidate",
-            "number": candidate.number,
+            **{name: getattr(candidate, name) for name in Candidate.__dataclass_fields__},
             "expression": str(candidate.expression),
-            "scope": candidate.scope,
             "parents": list(candidate.parents),
-            "operation": candidate.operation,
             "canonical": self.canonical,
             **vars(evaluation),
             "value": evaluation.value if evaluation.rung else None,
@@ -62,8 +61,8 @@ class SearchJournal:
 
     Its first line holds the settings. For every batch follow a hash of its candidates, the outcome
     of every rung, the record of every candidate, and a line that ends the batch; a last line ends
-    the search. There are no lines where there is no search. Raises PrunerZeroError naming the first
-    line that does not match its checksum, and for a search of another version.
+    the search. Raises PrunerZeroError naming the first line that does not match its checksum, and
+    for a search of another version.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -78,7 +77,7 @@ class SearchJournal:
                     f"line {number} of {self.path} is damaged: restore the file, or delete that "
                     "line and all after it, whose work is then done again"
                 )
-        if self.lines and self.lines[0].get("format", FORMAT) != FORMAT:
+        if self.lines and self.lines[0].get("format", _FORMAT) != _FORMAT:
             raise PrunerZeroError(
                 f"{folder} holds a search that another version of pruner-zero wrote: read it with "
                 "that version, or search anew in another folder"
@@ -110,13 +109,9 @@ class SearchJournal:
     @property
     def batches(self) -> list[tuple[int, float]]:
         """After each batch, the number of candidates and the seconds since the search began."""
-        batches: list[tuple[int, float]] = []
-        candidates = 0
-        for line in self.lines:
-            candidates += line["kind"] == "candidate"
-            if line["kind"] == "batch":
-                batches.append((candidates, float(line["elapsed"])))
-        return batches
+        candidates = accumulate(line["kind"] == "candidate" for line in self.lines)
+        pairs = zip(candidates, self.lines, strict=True)
+        return [(n, float(line["elapsed"])) for n, line in pairs if line["kind"] == "batch"]
 
     @property
     def avoided(self) -> dict[str, int]:
@@ -173,7 +168,7 @@ class Archive:
             journal.path.unlink()
             self.journal = journal = SearchJournal(folder)
         if not journal.lines:
-            journal.append({"kind": "run", "format": FORMAT, "settings": settings})
+            journal.append({"kind": "run", "format": _FORMAT, "settings": settings})
         self._outcomes = {(outcome.number, outcome.rung): outcome for outcome in journal.outcomes}
         self._written = len(journal.records)
         self._batches_written = len(journal.batches)
@@ -192,10 +187,10 @@ class Archive:
         return known[self.batches][1] if self.batches < len(known) else None
 
     def begin(self, batch: Sequence[Candidate]) -> None:
-        """Note which candidates are judged next, before any is.
+        """Note which candidates are judged next.
 
-        Raises PrunerZeroError where an earlier process of the search judged other candidates here,
-        whose outcomes would be taken for these, and where numbers or parents are wrong.
+        Raises PrunerZeroError where an earlier process judged other candidates here, whose outcomes
+        would be taken for these, and where numbers or parents are wrong.
         """
         asked = [[str(candidate.expression), candidate.scope] for candidate in batch]
         digest = sha256(json.dumps(asked).encode()).hexdigest()[:24]
@@ -241,7 +236,7 @@ class Archive:
     def first(self, canonical: str, candidate: Candidate) -> int | None:
         """The number of the earlier candidate with this canonical form and scope; None if none."""
         first = self._first.setdefault((canonical, candidate.scope), candidate.number)
-        return None if first == candidate.number else first
+        return first if first != candidate.number else None
 
     def commit(
         self, records: Sequence[Record], elapsed: float, avoided: Mapping[str, int] = {}

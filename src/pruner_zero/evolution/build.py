@@ -16,8 +16,8 @@ from pruner_zero.devices import CPU, find_devices, has_fast_bfloat16
 from pruner_zero.errors import PrunerZeroError, did_you_mean
 from pruner_zero.evolution.algorithm import ALGORITHMS
 from pruner_zero.evolution.evaluator import Evaluator, MaskedModel
-from pruner_zero.evolution.panel import Panel
 from pruner_zero.evolution.row_sample import SampledMatrix, sample_matrix, stack
+from pruner_zero.evolution.several_models import Models
 from pruner_zero.evolution.space import PUBLISHED_SPACE, SearchSpace
 from pruner_zero.execution.executor import EXECUTORS, Workers
 from pruner_zero.metric.expression import collected_for
@@ -43,12 +43,14 @@ _PUBLISHED = ("operators", "max_size", "max_depth", "idle")
 
 def check_settings(settings: SearchSettings) -> None:
     """Raise PrunerZeroError for unknown names, a bad pattern or space, and a device not shared."""
-    known = {"executor": [*EXECUTORS], "algorithm": [*ALGORITHMS], "update": ["none", *STEPS]}
-    for option, names in known.items():
+    known: Mapping[str, Mapping[str, object]]
+    known = {"executor": EXECUTORS, "algorithm": ALGORITHMS, "update": STEPS}
+    for option, registry in known.items():
         name = getattr(settings, option)
-        if name is not None and name not in names:
+        unset = name is None or (option, name) == ("update", "none")
+        if not unset and name not in registry:
             raise PrunerZeroError(
-                f"--{option} is '{name}': no {option}: {did_you_mean(name, names)}"
+                f"--{option} is '{name}': no {option}: {did_you_mean(name, registry)}"
             )
     if settings.sharing and find_devices(settings.placed_on).first != CPU:
         raise PrunerZeroError(
@@ -56,7 +58,7 @@ def check_settings(settings: SearchSettings) -> None:
             "puts it elsewhere: leave out one of the two"
         )
     space_of(settings)
-    pattern_of(settings)
+    _pattern_of(settings)
 
 
 def space_of(settings: SearchSettings) -> SearchSpace:
@@ -80,7 +82,7 @@ def space_of(settings: SearchSettings) -> SearchSpace:
     return space if scope == "any" else space.model_copy(update={"scopes": (scope,)})
 
 
-def pattern_of(settings: SearchSettings, language_model: LanguageModel | None = None) -> Pattern:
+def _pattern_of(settings: SearchSettings, language_model: LanguageModel | None = None) -> Pattern:
     """The pattern that candidates are judged under; the scope is the candidate's.
 
     language_model: whose units are masked, where the settings name units. Raises PrunerZeroError
@@ -96,136 +98,21 @@ def pattern_of(settings: SearchSettings, language_model: LanguageModel | None = 
 
 def workers_of(settings: SearchSettings) -> Workers:
     """How the judging of candidates is spread."""
-    return Workers(
-        settings.workers,
-        settings.threads,
-        settings.time_limit,
-        settings.ray_address,
-        settings.ray_resources,
-    )
+    names = ("workers", "threads", "time_limit", "ray_address", "ray_resources")
+    return Workers(*(getattr(settings, name) for name in names))
 
 
 # The fewest sampled rows of each matrix, however large the model.
-LEAST_ROWS = 8
-
-
-def search_windows(
-    settings: SearchSettings,
-    calibration: Mixture,
-    search: Mixture,
-    language_model: LanguageModel,
-    *,
-    cache: Path | None = None,
-    fingerprint: str | None = None,
-) -> tuple[Windows, Windows, Windows]:
-    """The windows for calibration, for judging candidates, and for the final race.
-
-    Where a text is in both, statistics are collected on its first half and candidates are judged
-    on the second, so that no gradient has seen the text that candidates are judged on. Of the
-    model's own text, candidates are judged on later windows. The windows of the final race are
-    further ones of the judged text, and overlap with none of the windows that judge candidates.
-    fingerprint: that of the model where it is known, since computing it takes long.
-    """
-    calibration, search = calibration.halves(search)
-    written = calibration.count_self(settings.windows)
-    length, seed, judged = settings.seqlen, settings.seed, settings.search_windows
-    common: dict[str, Any] = {"folder": cache, "fingerprint": fingerprint}
-
-    def later(count: int, after: int, option: str) -> Windows:
-        where: dict[str, Any] = {"first_written": written, "after": after, "option": option}
-        return take_windows(search, language_model, count, length, seed, **where, **common)
-
-    return (
-        take_windows(calibration, language_model, settings.windows, length, seed, **common),
-        later(judged, 0, "--search-windows"),
-        later(settings.final_windows, judged, "--final-windows")
-        if settings.final_windows
-        else no_windows(),
-    )
-
-
-def build_evaluator(
-    language_model: LanguageModel,
-    settings: SearchSettings,
-    calibration: Windows,
-    judged: Windows,
-    *,
-    fresh: Windows | None = None,
-    cache: Path | None = None,
-    fingerprint: str | None = None,
-) -> Evaluator:
-    """Collect the statistics that the search space needs and bring everything into memory.
-
-    fingerprint: that of the model where it is known. Raises PrunerZeroError for everything that can
-    be found wrong before the search.
-    """
-    pattern, include = pattern_of(settings, language_model), settings.include
-    if isinstance(pattern, UnitMask):
-        # A unit without its columns of the consumer changes no output: no other matrix is masked.
-        include = tuple(pattern.consumers)
-    matrices = find_matrices(language_model.model, include, settings.exclude)
-    for matrix in matrices:
-        pattern.check(matrix.name, (matrix.weight.shape[0], matrix.weight.shape[1]))
-    check_weights(matrices)
-    terminals = space_of(settings).terminals
-    step = None if settings.update == "none" else STEPS[settings.update]
-    needed: set[Kind] = {"X", "gram", *collected_for(terminals)}
-    if step is not None and step.shrinks:
-        needed.add("tokens")
-    store = open_store(language_model, calibration, folder=cache, fingerprint=fingerprint)
-    calibrate(language_model, calibration, needed, store)
-    dtype = judging_dtype(language_model.model, settings)
-    # Not in float16, where sums over tokens overflow.
-    narrows = dtype == torch.bfloat16 and step is None
-    narrow_dtype = torch.bfloat16 if narrows else torch.float32
-    statistics: dict[str, dict[str, Tensor]] = {}
-    sample: list[SampledMatrix] = []
-    hessians: dict[str, Hessian] = {}
-    reader = DenseStatistics(store, settings.damping)
-    blocks = sorted({matrix.block for matrix in matrices})
-    # The same share of every matrix, so that the sample's global threshold is the model's.
-    share = min(1.0, settings.sampled_weights / sum(matrix.weight.numel() for matrix in matrices))
-    for block in track(blocks, "statistics", len(blocks)):
-        narrowed: dict[Hessian, Tensor] = {}
-        for matrix in (matrix for matrix in matrices if matrix.block == block):
-            collected = reader.read(matrix, needed)
-            hessian = collected.hessian
-            assert hessian is not None
-            gram, dense = hessian.gram, matrix.weight.detach()
-            # W and S are taken from the weights when a candidate is scored.
-            values = collected.terminals({"X", *terminals} - {"W", "S"}, dense)
-            statistics[matrix.name] = values
-            rows = max(LEAST_ROWS, round(share * len(dense)))
-            sampled = sample_matrix(matrix.name, matrix.block, dense, values, gram, rows)
-            if hessian not in narrowed:
-                narrowed[hessian] = gram.to(narrow_dtype)
-            sampled = replace(sampled, gram=narrowed[hessian])
-            if step is not None and gram.any():
-                hessians[matrix.name] = hessian.prepare() if step.damps else hessian
-                if isinstance(pattern, UnitMask):
-                    # Every candidate needs the inverse: computed here, it is shared by the workers.
-                    _ = hessian.inverse
-                layer = Layer(sampled.weight, hessian, pattern, name=matrix.name)
-                sampled = replace(sampled, layer=layer, step=step.name)
-            sample.append(sampled)
-    if not any(matrix.terminals["X"].any() for matrix in sample):
-        raise PrunerZeroError("calibration reached no matrix: choose another --calibration text")
-    if pattern.with_scope("row").stacks:
-        sample = stack(sample)
-    weights = {matrix.parameter_name: matrix.parameter.detach() for matrix in matrices}
-    # Candidates mask a copy, so that the model stays intact whatever happens.
-    copy = deepcopy(language_model.model)
-    cast_weights(copy, dtype)
-    copied = find_matrices(copy, include, settings.exclude)
-    steps = () if step is None else (step.name,)
-    masked = MaskedModel(copy, copied, weights, statistics, pattern, steps, hessians)
-    unseen = (fresh or no_windows()).tokens
-    return Evaluator(sample, masked, judged.tokens, settings.few_windows, unseen)
+_LEAST_ROWS = 8
 
 
 @dataclass(frozen=True)
 class JudgedModel:
-    """A model that candidates are judged on, with its windows; fingerprint: of its weights."""
+    """A model that candidates are judged on.
+
+    fingerprint: that of its weights, which takes long to compute. uses: the windows for
+    calibration, for judging candidates (search), and for the final race (final).
+    """
 
     model: LanguageModel
     fingerprint: str
@@ -239,18 +126,38 @@ class JudgedModel:
         settings: SearchSettings,
         calibration: Mixture,
         search: Mixture,
-        cache: Path | None,
+        cache: Path | None = None,
     ) -> "JudgedModel":
-        """Take its windows, as `search_windows` says."""
-        common: dict[str, Any] = {"cache": cache, "fingerprint": model.fingerprint()}
-        windows = search_windows(settings, calibration, search, model, **common)
-        uses = dict(zip(("calibration", "search", "final"), windows, strict=True))
-        return cls(model, common["fingerprint"], uses, cache)
+        """Take its windows.
+
+        Where a text is in both, statistics are collected on its first half and candidates are
+        judged on the second, so that no gradient has seen the text that candidates are judged on.
+        Of the model's own text, candidates are judged on later windows. The windows of the final
+        race are further ones of the judged text, and overlap with none that judge candidates.
+        """
+        fingerprint, seed = model.fingerprint(), settings.seed
+        calibration, search = calibration.halves(search)
+        written = calibration.count_self(settings.windows)
+
+        def take(text: Mixture, count: int, **where: Any) -> Windows:
+            common: dict[str, Any] = {"folder": cache, "fingerprint": fingerprint, **where}
+            return take_windows(text, model, count, settings.seqlen, seed, **common)
+
+        def later(count: int, after: int, option: str) -> Windows:
+            return take(search, count, first_written=written, after=after, option=option)
+
+        judged, final = settings.search_windows, settings.final_windows
+        uses = {
+            "calibration": take(calibration, settings.windows),
+            "search": later(judged, 0, "--search-windows"),
+            "final": later(final, judged, "--final-windows") if final else no_windows(),
+        }
+        return cls(model, fingerprint, uses, cache)
 
     def identity(self, settings: SearchSettings) -> dict[str, Any]:
         """What a resumed run must share beside the settings."""
         return {
-            "judge_dtype": str(judging_dtype(self.model.model, settings)),
+            "judge_dtype": str(_judging_dtype(self.model.model, settings)),
             **{f"{use}_tokens": windows.sha256 for use, windows in self.uses.items()},
             "model_weights": self.fingerprint,
         }
@@ -260,23 +167,90 @@ class JudgedModel:
         return {use: windows.describe() for use, windows in self.uses.items()}
 
     def evaluator(self, settings: SearchSettings) -> Evaluator:
-        """The judge of candidates on this model."""
+        """Collect the statistics that the search space needs and bring everything into memory.
+
+        Raises PrunerZeroError for everything that can be found wrong before the search.
+        """
+        model, include = self.model.model, settings.include
+        pattern = _pattern_of(settings, self.model)
+        if isinstance(pattern, UnitMask):
+            # A unit without its columns of the consumer changes no output: only that is masked.
+            include = tuple(pattern.consumers)
+        matrices = find_matrices(model, include, settings.exclude)
+        for matrix in matrices:
+            pattern.check(matrix.name, (matrix.weight.shape[0], matrix.weight.shape[1]))
+        check_weights(matrices)
+        terminals = space_of(settings).terminals
+        step = None if settings.update == "none" else STEPS[settings.update]
+        needed: set[Kind] = {"X", "gram", *collected_for(terminals)}
+        if step is not None and step.shrinks:
+            needed.add("tokens")
         calibration, judged, fresh = self.uses.values()
-        common: dict[str, Any] = {"cache": self.cache, "fingerprint": self.fingerprint}
-        return build_evaluator(self.model, settings, calibration, judged, fresh=fresh, **common)
+        common: dict[str, Any] = {"folder": self.cache, "fingerprint": self.fingerprint}
+        store = open_store(self.model, calibration, **common)
+        calibrate(self.model, calibration, needed, store)
+        dtype = _judging_dtype(model, settings)
+        # Not in float16, where sums over tokens overflow.
+        narrows = dtype == torch.bfloat16 and step is None
+        narrow_dtype = torch.bfloat16 if narrows else torch.float32
+        statistics: dict[str, dict[str, Tensor]] = {}
+        sample: list[SampledMatrix] = []
+        hessians: dict[str, Hessian] = {}
+        reader = DenseStatistics(store, settings.damping)
+        # The same share of every matrix, so that the sample's global threshold is the model's.
+        total = sum(matrix.weight.numel() for matrix in matrices)
+        share = min(1.0, settings.sampled_weights / total)
+        blocks = sorted({matrix.block for matrix in matrices})
+        for block in track(blocks, "statistics", len(blocks)):
+            narrowed: dict[Hessian, Tensor] = {}
+            for matrix in (matrix for matrix in matrices if matrix.block == block):
+                collected = reader.read(matrix, needed)
+                hessian = collected.hessian
+                assert hessian is not None
+                gram, dense = hessian.gram, matrix.weight.detach()
+                # W and S are taken from the weights when a candidate is scored.
+                values = collected.terminals({"X", *terminals} - {"W", "S"}, dense)
+                statistics[matrix.name] = values
+                rows = max(_LEAST_ROWS, round(share * len(dense)))
+                sampled = sample_matrix(matrix.name, matrix.block, dense, values, gram, rows)
+                if hessian not in narrowed:
+                    narrowed[hessian] = gram.to(narrow_dtype)
+                sampled = replace(sampled, gram=narrowed[hessian])
+                if step is not None and gram.any():
+                    hessians[matrix.name] = hessian.prepare() if step.damps else hessian
+                    if isinstance(pattern, UnitMask):
+                        # Every candidate needs the inverse, which the workers share.
+                        _ = hessian.inverse
+                    layer = Layer(sampled.weight, hessian, pattern, name=matrix.name)
+                    sampled = replace(sampled, layer=layer, step=step.name)
+                sample.append(sampled)
+        if not any(matrix.terminals["X"].any() for matrix in sample):
+            raise PrunerZeroError(
+                "calibration reached no matrix: choose another --calibration text"
+            )
+        if pattern.with_scope("row").stacks:
+            sample = stack(sample)
+        weights = {matrix.parameter_name: matrix.parameter.detach() for matrix in matrices}
+        # Candidates mask a copy, so that the model stays intact whatever happens.
+        copy = deepcopy(model)
+        cast_weights(copy, dtype)
+        copied = find_matrices(copy, include, settings.exclude)
+        steps = () if step is None else (step.name,)
+        masked = MaskedModel(copy, copied, weights, statistics, pattern, steps, hessians)
+        return Evaluator(sample, masked, judged.tokens, settings.few_windows, fresh.tokens)
 
 
-def joined(values: Sequence[Mapping[str, Any]], panel: Panel | None) -> dict[str, Any]:
+def joined(values: Sequence[Mapping[str, Any]], models: Models | None) -> dict[str, Any]:
     """The values of one model; of several, for each key those of every model by its name."""
-    if panel is None:
+    if models is None:
         return dict(values[0])
     return {
-        key: dict(zip(panel.models, (each[key] for each in values), strict=True))
+        key: dict(zip(models.names, (each[key] for each in values), strict=True))
         for key in values[0]
     }
 
 
-def judging_dtype(model: nn.Module, settings: SearchSettings) -> torch.dtype:
+def _judging_dtype(model: nn.Module, settings: SearchSettings) -> torch.dtype:
     """The dtype of the candidates' forward passes."""
     weight = next(model.parameters())
     if settings.judge_dtype == "auto":

@@ -158,7 +158,7 @@ class Task:
 
     known: its losses on the first windows of the rung, which are not run again. best: the losses
     of the best candidate so far on all windows; a candidate clearly behind it is stopped. slack:
-    of several models, as `Panel.slack` says.
+    of several models, as `Models.slack` says.
     """
 
     number: int
@@ -262,8 +262,7 @@ class Evaluator(Judge):
         rung, scope = task.rung, task.scope
         if rung == "reconstruction":
             return {"value": self.reconstruction(expression, scope, limit)}
-        windows = {"few": self.windows[: self.few], "all": self.windows, "final": self.fresh}[rung]
-        known = task.known
+        windows, known = self.windows_of(rung), task.known
         losses = self.masked.losses(
             expression,
             scope,
@@ -277,6 +276,10 @@ class Evaluator(Judge):
         if len(losses) < len(windows):
             return {"losses": tuple(losses)}
         return {"value": sum(losses) / len(losses), "losses": tuple(losses)}
+
+    def windows_of(self, rung: Rung) -> Tensor:
+        """The windows (n, tokens) of a rung that has some."""
+        return {"few": self.windows[: self.few], "all": self.windows, "final": self.fresh}[rung]
 
     def reconstruction(
         self, expression: Expression, scope: Group, limit: TimeLimit = UNLIMITED

@@ -13,8 +13,8 @@ from pruner_zero.evolution.archive import Archive, Record
 from pruner_zero.evolution.candidate import Candidate, Template
 from pruner_zero.evolution.evaluator import Outcome, Task
 from pruner_zero.evolution.hall_of_fame import complexity, finite, on_the_highest_rung
-from pruner_zero.evolution.panel import Panel
 from pruner_zero.evolution.racing import outcomes_on
+from pruner_zero.evolution.several_models import Models
 from pruner_zero.execution.executor import Executor
 from pruner_zero.models.loss import to_perplexity
 from pruner_zero.table import Tabular
@@ -31,19 +31,19 @@ class Finalist:
 
     record: Record
     losses: tuple[float, ...]
-    panel: Panel | None = None
+    models: Models | None = None
 
     @property
     def loss(self) -> float:
         """The mean over the windows; the fitness where the models are several."""
-        if self.panel is None:
+        if self.models is None:
             return statistics.mean(self.losses)
-        return self.panel.fitness([*self.panel.parts(self.losses).values()])
+        return self.models.fitness([*self.models.parts(self.losses).values()])
 
     @property
     def perplexity(self) -> float | None:
         """The perplexity of the mean; None where losses are relative to those of Wanda's mask."""
-        return to_perplexity(self.loss) if self.panel is None else None
+        return to_perplexity(self.loss) if self.models is None else None
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -51,7 +51,7 @@ class Finalist:
         error = self._error(self.losses)
         width = float(stats.t.ppf(0.975, len(self.losses) - 1)) * error if error else 0.0
         low, high = self.loss - width, self.loss + width
-        if self.panel is not None:
+        if self.models is not None:
             return low, high
         return finite(to_perplexity(low)), finite(to_perplexity(high))
 
@@ -62,8 +62,8 @@ class Finalist:
 
     def _error(self, values: Sequence[float]) -> float:
         """The standard error of the mean of a value a window; 0 where it is not known."""
-        if self.panel is not None:
-            return self.panel.error(values)
+        if self.models is not None:
+            return self.models.error(values)
         return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
 
 
@@ -87,16 +87,16 @@ class FinalRace(Tabular):
         records: Sequence[Record],
         outcomes: Iterable[Outcome],
         finalists: Sequence[int] | None = None,
-        panel: Panel | None = None,
+        models: Models | None = None,
     ) -> "FinalRace":
         """The race of the records that finished the rung "final".
 
         finalists: the numbers of its candidates; a search that went on after a race may have
-        another. All where None. panel: the models where they are several. Outcomes of candidates
+        another. All where None. models: the models where they are several. Outcomes of candidates
         that are not among the records yet, as in a replay, are left out.
         """
         judged = [
-            Finalist(records[outcome.number], outcome.losses, panel)
+            Finalist(records[outcome.number], outcome.losses, models)
             for outcome in outcomes
             if outcome.rung == "final"
             and outcome.value is not None
@@ -109,14 +109,14 @@ class FinalRace(Tabular):
     @cached_property
     def winner(self) -> Finalist | None:
         """The simplest finalist within one standard error of the lowest loss."""
-        if not self.finalists:
-            return None
         level = []
         for finalist in self.finalists:
             behind, error = finalist.behind(self.finalists[0])
             if behind <= error:
                 level.append(finalist)
-        return min(level, key=lambda finalist: complexity(finalist.record.candidate.expression))
+        return min(
+            level, key=lambda each: complexity(each.record.candidate.expression), default=None
+        )
 
     @property
     def choice(self) -> Record | None:
@@ -129,10 +129,10 @@ class FinalRace(Tabular):
             return "no final race"
         low, high = winner.interval
         candidate = winner.record.candidate
-        if winner.panel is None:
+        if winner.models is None:
             measured = f"perplexity {winner.perplexity:.2f} (95 %: {low:.2f} to {high:.2f})"
         else:
-            parts = winner.panel.parts(winner.losses).items()
+            parts = winner.models.parts(winner.losses).items()
             measured = (
                 f"{winner.loss:+.1%} beside Wanda's divergence (95 %: {low:+.1%} to {high:+.1%}; "
                 + ", ".join(f"{name} {part:+.1%}" for name, part in parts)
@@ -145,30 +145,31 @@ class FinalRace(Tabular):
 
     def to_rows(self) -> list[dict[str, Any]]:
         """A row a finalist, the lowest loss first; behind: the winner, in nats."""
-        if self.winner is None:
-            return []
-        return [
-            {
-                "perplexity": None if (p := finalist.perplexity) is None else finite(p),
+        rows = []
+        for finalist in self.finalists:
+            candidate, perplexity = finalist.record.candidate, finalist.perplexity
+            assert self.winner is not None
+            behind, error = finalist.behind(self.winner)
+            row: dict[str, Any] = {
+                "perplexity": None if perplexity is None else finite(perplexity),
                 "loss": finalist.loss,
                 "interval": list(finalist.interval),
-                "behind": finalist.behind(self.winner)[0],
-                "behind_error": finalist.behind(self.winner)[1],
-                "expression": str(finalist.record.candidate.expression),
-                "scope": finalist.record.candidate.scope,
-                "number": finalist.record.candidate.number,
+                "behind": behind,
+                "behind_error": error,
+                "expression": str(candidate.expression),
+                "scope": candidate.scope,
+                "number": candidate.number,
                 "winner": finalist is self.winner,
-                **(finalist.panel.parts(finalist.losses) if finalist.panel else {}),
             }
-            for finalist in self.finalists
-        ]
+            rows.append(row | (finalist.models.parts(finalist.losses) if finalist.models else {}))
+        return rows
 
 
 def race_finalists(
     archive: Archive,
     executor: Executor[Task, Outcome],
     most: int = FINALISTS,
-    panel: Panel | None = None,
+    models: Models | None = None,
 ) -> FinalRace:
     """Judge the best of each of the `most` best skeletons on the fresh windows; note the losses."""
     best: dict[Template, Candidate] = {}
@@ -176,7 +177,7 @@ def race_finalists(
         best.setdefault(record.candidate.template, record.candidate)
     chosen = [*best.values()][:most]
     outcomes = outcomes_on("final", chosen, archive, executor)
-    return FinalRace.of(archive.records, outcomes, panel=panel)
+    return FinalRace.of(archive.records, outcomes, models=models)
 
 
 def affordable(outcomes: Sequence[Outcome], elapsed: float, windows: int, seconds: float) -> int:

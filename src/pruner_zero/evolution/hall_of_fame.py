@@ -9,7 +9,7 @@ from typing import Any
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.archive import Record
-from pruner_zero.evolution.panel import Panel
+from pruner_zero.evolution.several_models import Models
 from pruner_zero.files import write_json
 from pruner_zero.metric.expression import TERMINALS, Expression
 from pruner_zero.metric.metric import Metric
@@ -32,7 +32,7 @@ def on_the_highest_rung(records: Sequence[Record]) -> list[Record]:
 class HallOfFame(Tabular):
     """The Pareto front of complexity and loss, simplest first, among the highest rung reached.
 
-    winner: of the final race (`FinalRace`); None where there was none. panel: the models where
+    winner: of the final race (`FinalRace`); None where there was none. models: the models where
     they are several; a loss is then a share of what Wanda's mask loses and has no perplexity.
     """
 
@@ -40,21 +40,21 @@ class HallOfFame(Tabular):
 
     front: tuple[Record, ...]
     winner: Record | None = None
-    panel: Panel | None = None
+    models: Models | None = None
 
     @classmethod
     def of(
         cls,
         records: Sequence[Record],
         winner: Record | None = None,
-        panel: Panel | None = None,
+        models: Models | None = None,
     ) -> "HallOfFame":
         """The front of `records`. On equal complexity and loss the earlier candidate stays."""
         front: list[Record] = []
         for record in sorted(on_the_highest_rung(records), key=_simplest_first):
             if not front or record.evaluation.value < front[-1].evaluation.value:
                 front.append(record)
-        return cls(tuple(front), winner, panel)
+        return cls(tuple(front), winner, models)
 
     @property
     def members(self) -> tuple[Record, ...]:
@@ -95,7 +95,7 @@ class HallOfFame(Tabular):
         """
         rows: list[dict[str, Any]] = []
         for record in self.members:
-            perplexity = None if self.panel else record.evaluation.perplexity
+            perplexity = None if self.models else record.evaluation.perplexity
             row = {
                 "complexity": complexity(record.candidate.expression),
                 "loss": record.evaluation.value,
@@ -106,7 +106,7 @@ class HallOfFame(Tabular):
                 "knee": record is self.knee,
                 "best": record is self.best,
             }
-            for name in self.panel.models if self.panel else ():
+            for name in self.models.names if self.models else ():
                 row[name] = record.evaluation.results.get(name)
             rows.append(row)
         return rows

@@ -120,7 +120,7 @@ class Evolution(BatchAlgorithm):
         self._tuner.add(results)
         for candidate, evaluation in results:
             if evaluation.counts:
-                self.niches[candidate.scope].append((candidate, on_one_scale(evaluation)))
+                self.niches[candidate.scope].append((candidate, _on_one_scale(evaluation)))
         for scope, members in self.niches.items():
             self.niches[scope] = survivors(members, self.settings.population)
 
@@ -225,7 +225,7 @@ def tournament(
     return min(near, key=lambda member: (member[0].expression.size, member[1].key))
 
 
-def on_one_scale(evaluation: Evaluation) -> Evaluation:
+def _on_one_scale(evaluation: Evaluation) -> Evaluation:
     """The evaluation with its expected value, which can be compared between all rungs."""
     if evaluation.expected is None:
         return evaluation

@@ -5,6 +5,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from scipy import stats
 from pruner_zero.evolution.archive import Archive, Record
 from pruner_zero.evolution.candidate import STEP, TUNE, Candidate, Evaluation, Template, excess
 from pruner_zero.evolution.evaluator import RUNGS, Outcome, Rung, Task
-from pruner_zero.evolution.panel import Panel
+from pruner_zero.evolution.several_models import Models
 from pruner_zero.execution.executor import Executor
 from pruner_zero.metric.operators import Shape
 
@@ -119,7 +120,7 @@ class Racing:
       A candidate that falls clearly behind the best is stopped (`is_behind`).
 
     All candidates are judged on the same windows. direct: every candidate is judged on all windows
-    and none is stopped, as in the published search. panel: the models where they are several: few
+    and none is stopped, as in the published search. models: the models where they are several: few
     windows are of the first one, and what others gained on further ones says who is stopped.
     """
 
@@ -128,7 +129,7 @@ class Racing:
     few_most: int = 8
     margin: float = 0.005
     direct: bool = False
-    panel: Panel | None = None
+    models: Models | None = None
 
 
 @dataclass
@@ -142,6 +143,10 @@ class _Entry:
     @property
     def alive(self) -> bool:
         return self.evaluation.reason is None and self.evaluation.same_as is None
+
+    @property
+    def record(self) -> Record:
+        return Record(self.candidate, self.evaluation, self.canonical)
 
     def update(self, **changes: Any) -> None:
         self.evaluation = replace(self.evaluation, **changes)
@@ -174,19 +179,18 @@ def judge(
         chosen = _promising(entries, archive, racing)
         _climb("few", chosen, archive, executor)
         chosen = _near_the_best(chosen, archive, racing.margin, surrogate.further)
-        best, slack = _best_losses(archive), _slack(archive, racing.panel)
-        _climb("all", chosen, archive, executor, best, slack)
+        _climb("all", chosen, archive, executor, _to_beat(archive, racing.models))
     earlier = list(archive.records)
     for entry in entries:
         if (first := entry.evaluation.same_as) is not None:
             judged = earlier[first].evaluation
             entry.update(rung=judged.rung, value=judged.value)
-        earlier.append(Record(entry.candidate, entry.evaluation, entry.canonical))
+        earlier.append(entry.record)
     after = Surrogate(earlier)
     for entry in entries:
         counts, results = entry.evaluation.counts, entry.evaluation.results
         entry.update(expected=after.expect(entry.candidate, results) if counts else None)
-    return [Record(entry.candidate, entry.evaluation, entry.canonical) for entry in entries]
+    return [entry.record for entry in entries]
 
 
 def _climb(
@@ -194,13 +198,12 @@ def _climb(
     entries: Sequence[_Entry],
     archive: Archive,
     executor: Executor[Task, Outcome],
-    best: tuple[float, ...] = (),
-    slack: tuple[float, ...] = (),
+    to_beat: Mapping[str, tuple[float, ...]] = MappingProxyType({}),
 ) -> None:
-    """Judge the entries that are neither rejected nor duplicates; best, slack: as in `Task`."""
+    """Judge the entries that are neither rejected nor duplicates."""
     alive = [entry for entry in entries if entry.alive]
     candidates = [entry.candidate for entry in alive]
-    outcomes = outcomes_on(rung, candidates, archive, executor, best, slack)
+    outcomes = outcomes_on(rung, candidates, archive, executor, to_beat)
     for entry, outcome in zip(alive, outcomes, strict=True):
         evaluation = entry.evaluation
         entry.update(seconds=evaluation.seconds + outcome.seconds, reason=outcome.reason)
@@ -216,12 +219,11 @@ def outcomes_on(
     candidates: Sequence[Candidate],
     archive: Archive,
     executor: Executor[Task, Outcome],
-    best: tuple[float, ...] = (),
-    slack: tuple[float, ...] = (),
+    to_beat: Mapping[str, tuple[float, ...]] = MappingProxyType({}),
 ) -> Iterator[Outcome]:
     """The outcomes of the candidates on a rung; those that the archive lacks are judged and noted.
 
-    best, slack: as in `Task`.
+    to_beat: fields of each `Task`.
     """
     earlier = [archive.outcome(candidate.number, rung) for candidate in candidates]
     tasks = []
@@ -231,7 +233,7 @@ def outcomes_on(
         known = few.losses if few is not None else ()
         text, scope = str(candidate.expression), candidate.scope
         if outcome is None:
-            tasks.append(Task(candidate.number, rung, text, scope, known, best, slack))
+            tasks.append(Task(candidate.number, rung, text, scope, known, **to_beat))
     fresh = executor.map(tasks)
     for outcome in earlier:
         judged = outcome or next(fresh)
@@ -239,21 +241,13 @@ def outcomes_on(
         yield judged
 
 
-def _best_losses(archive: Archive) -> tuple[float, ...]:
-    """The losses by window of the candidate with the lowest loss on all windows; none before."""
-    judged = (record for record in archive.distinct() if "all" in record.evaluation.results)
-    best = min(judged, key=lambda record: record.evaluation.results["all"], default=None)
-    outcome = None if best is None else archive.outcome(best.candidate.number, "all")
-    return () if outcome is None else outcome.losses
-
-
-def _slack(archive: Archive, panel: Panel | None) -> tuple[float, ...]:
-    """As `Panel.slack`, of the candidates that were judged on all models; empty for one model."""
-    if panel is None:
-        return ()
-    numbers = [r.candidate.number for r in archive.distinct() if "all" in r.evaluation.results]
-    outcomes = [archive.outcome(number, "all") for number in numbers]
-    return panel.slack([outcome.losses for outcome in outcomes if outcome is not None])
+def _to_beat(archive: Archive, models: Models | None) -> dict[str, tuple[float, ...]]:
+    """The fields `best` and `slack` of tasks on all windows, of the candidates judged there."""
+    judged = [record for record in archive.distinct() if "all" in record.evaluation.results]
+    judged.sort(key=lambda record: record.evaluation.results["all"])
+    outcomes = [archive.outcome(record.candidate.number, "all") for record in judged]
+    losses = [outcome.losses for outcome in outcomes if outcome is not None]
+    return {"best": losses[0] if losses else (), "slack": models.slack(losses) if models else ()}
 
 
 def _promising(entries: Sequence[_Entry], archive: Archive, racing: Racing) -> list[_Entry]:

@@ -28,9 +28,9 @@ from pruner_zero.evolution.final import (
     race_finalists,
 )
 from pruner_zero.evolution.hall_of_fame import HallOfFame
-from pruner_zero.evolution.panel import Panel, several_models
 from pruner_zero.evolution.racing import Racing
 from pruner_zero.evolution.racing import judge as judge_batch
+from pruner_zero.evolution.several_models import Models, judge_several
 from pruner_zero.evolution.study import INTERRUPTED, RUN, Study
 from pruner_zero.execution.executor import Executor, check_executor, make_executor
 from pruner_zero.files import check_writable, locked, write_json, writing
@@ -149,36 +149,36 @@ def search(
     text = checked.search_text if search_text is None else search_text
     judged_on = texts if text is None else load_mixture(text, "search", **writing)
     given = [checked.model if model is None else model, *(others or checked.others)]
-    models = [as_language_model(each, tokenizer, **checked.loading) for each in given]
+    loaded = [as_language_model(each, tokenizer, **checked.loading) for each in given]
     place = None if cache is None else Path(cache)
     # The smallest first: what a candidate loses there says whether the others are asked.
-    models.sort(key=lambda language_model: size_of(language_model.model)[0])
-    judged = [JudgedModel.of(each, checked, texts, judged_on, place) for each in models]
-    panel = None
-    if len(models) > 1:
-        panel = Panel.named([each.name for each in models], checked.fitness == "worst")
+    loaded.sort(key=lambda language_model: size_of(language_model.model)[0])
+    judged = [JudgedModel.of(each, checked, texts, judged_on, place) for each in loaded]
+    models = None
+    if len(loaded) > 1:
+        models = Models.named([each.name for each in loaded], checked.fitness == "worst")
     with locked(folder):
-        identity = checked.identity() | joined([each.identity(checked) for each in judged], panel)
+        identity = checked.identity() | joined([each.identity(checked) for each in judged], models)
         archive = Archive(folder, identity)
         description = {
             "settings": checked.model_dump(mode="json"),
-            **joined([each.describe() for each in judged], panel),
-            "provenance": {**provenance(), "device": str(models[0].device)},
+            **joined([each.describe() for each in judged], models),
+            "provenance": {**provenance(), "device": str(loaded[0].device)},
         }
-        if panel is not None:
-            description["models"] = list(panel.models)
+        if models is not None:
+            description["models"] = list(models.names)
         write_json(folder / RUN, description)
         evaluators = [each.evaluator(checked) for each in judged]
         # Only tensors in main memory can be shared between processes.
         shareable = all(evaluator.masked.device == CPU for evaluator in evaluators)
         judge: Judge = evaluators[0]
-        if panel is not None:
+        if models is not None:
             kept = Journal(folder / "references", identity, overwrite=True)
             scope: Group = "unit" if checked.structure else "row"
-            judge = several_models(panel, evaluators, scope, kept)
+            judge = judge_several(models, evaluators, scope, kept)
         executor = make_executor(checked.executor, judge, workers, shareable=shareable)
         try:
-            stopped = run_batches(algorithm, archive, executor, checked, folder, observer, panel)
+            stopped = run_batches(algorithm, archive, executor, checked, folder, observer, models)
         except KeyboardInterrupt:
             stopped = INTERRUPTED
         finally:
@@ -193,15 +193,15 @@ def run_batches(
     settings: SearchSettings,
     folder: Path,
     observer: Observer,
-    panel: Panel | None = None,
+    models: Models | None = None,
 ) -> str:
     """Ask, judge, tell, until a budget is spent, then the final race; return why it stopped.
 
-    panel: the models where they are several.
+    models: the models where they are several.
     """
     start = time.monotonic() - archive.elapsed
     # The published search judges every candidate on all windows.
-    racing = Racing(direct=settings.algorithm == "published", panel=panel)
+    racing = Racing(direct=settings.algorithm == "published", models=models)
     with_news = 0
     reason: str | None = None
     # The batches of an earlier process are replayed to the end.
@@ -215,8 +215,8 @@ def run_batches(
         algorithm.tell([(record.candidate, record.evaluation) for record in records])
         archive.commit(records, time.monotonic() - start, algorithm.avoided)
         # With the winner of an earlier final race.
-        race = FinalRace.of(archive.records, archive.outcomes, archive.journal.finalists, panel)
-        hall = HallOfFame.of(archive.records, race.choice, panel)
+        race = FinalRace.of(archive.records, archive.outcomes, archive.journal.finalists, models)
+        hall = HallOfFame.of(archive.records, race.choice, models)
         # The files of an earlier process know more than the batches replayed so far.
         if not archive.replaying:
             hall.write(folder)
@@ -232,11 +232,11 @@ def run_batches(
         most = FINALISTS
         if settings.minutes is not None:
             seconds = 60 * settings.minutes * FINAL_SHARE
-            windows = settings.final_windows * (len(panel.models) if panel else 1)
+            windows = settings.final_windows * (len(models.names) if models else 1)
             most = affordable(archive.outcomes, archive.elapsed, windows, seconds)
-        race = race_finalists(archive, executor, most, panel)
+        race = race_finalists(archive, executor, most, models)
         finalists = [finalist.record.candidate.number for finalist in race.finalists]
-        hall = HallOfFame.of(archive.records, race.choice, panel)
+        hall = HallOfFame.of(archive.records, race.choice, models)
         hall.write(folder)
         observer(Status.of(archive, algorithm, settings, hall))
     archive.end(finalists)

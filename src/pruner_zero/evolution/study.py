@@ -1,7 +1,8 @@
 """A search as its folder holds it: what `search` returns, and what analyses and reports read."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,7 +11,6 @@ from typing import Any
 
 from pruner_zero.errors import PrunerZeroError, one_line
 from pruner_zero.evolution.archive import Record, SearchJournal
-from pruner_zero.evolution.evaluator import Outcome
 from pruner_zero.evolution.final import FinalRace
 from pruner_zero.evolution.hall_of_fame import (
     HallOfFame,
@@ -18,10 +18,10 @@ from pruner_zero.evolution.hall_of_fame import (
     metric_of,
     on_the_highest_rung,
 )
-from pruner_zero.evolution.panel import Panel
+from pruner_zero.evolution.several_models import Models
 from pruner_zero.metric.grammar import ParseError
 from pruner_zero.metric.metric import Metric
-from pruner_zero.settings.prune import PruneSettings
+from pruner_zero.settings.search import SearchSettings
 from pruner_zero.table import Tabular
 
 RUN = "run.json"
@@ -66,7 +66,7 @@ class Study(Tabular):
     judged, by the reason. windows: where the tokens come from, by their use (calibration,
     search, final). final_race: the best metrics on windows that no candidate had seen. ended:
     whether it ended, its final race included. provenance: versions and the machine. stopped: why
-    the search ended, empty where it was opened from its folder. panel: the models where they are
+    the search ended, empty where it was opened from its folder. models: the models where they are
     several.
     """
 
@@ -83,7 +83,7 @@ class Study(Tabular):
     ended: bool = True
     provenance: Mapping[str, Any] = field(default_factory=dict)
     stopped: str = ""
-    panel: Panel | None = None
+    models: Models | None = None
 
     @classmethod
     def open(cls, folder: str | Path, stopped: str = "") -> "Study":
@@ -94,24 +94,26 @@ class Study(Tabular):
                 raise PrunerZeroError(f"{path} holds no search: give the folder that search wrote")
             run = read_json(path / RUN) if (path / RUN).is_file() else {}
             header = journal.settings.items()
-            panel = None
+            models = None
             if "models" in run:
-                worst = run["settings"]["fitness"] == "worst"
-                panel = Panel(tuple(run["models"]), worst)
+                models = Models(tuple(run["models"]), run["settings"]["fitness"] == "worst")
             asked = {name: value for name, value in header if name not in _NOT_ASKED}
+            seconds: dict[str, list[float]] = defaultdict(list)
+            for outcome in journal.outcomes:
+                seconds[outcome.rung].append(outcome.seconds)
             return cls(
                 path,
                 dict(run.get("settings", asked)),
                 journal.records,
                 tuple(journal.batches),
-                _seconds(journal.outcomes),
+                dict(seconds),
                 journal.avoided,
                 {name: dict(run[name]) for name in _USES if name in run},
-                FinalRace.of(journal.records, journal.outcomes, journal.finalists, panel),
+                FinalRace.of(journal.records, journal.outcomes, journal.finalists, models),
                 journal.ended,
                 dict(run.get("provenance", {})),
                 stopped,
-                panel,
+                models,
             )
 
     @cached_property
@@ -122,7 +124,7 @@ class Study(Tabular):
     @cached_property
     def hall_of_fame(self) -> HallOfFame:
         """The best metric of every complexity."""
-        return HallOfFame.of(self.judged, self.final_race.choice, self.panel)
+        return HallOfFame.of(self.judged, self.final_race.choice, self.models)
 
     @property
     def candidates(self) -> Candidates:
@@ -140,28 +142,39 @@ class Study(Tabular):
         return metric_of(self.hall_of_fame.knee)
 
     @property
-    def prune_options(self) -> dict[str, Any]:
-        """The settings with which `prune` applies the best metric as the search judged it.
+    def loss(self) -> float | None:
+        """The loss of the best metric, on fresh windows where there was a final race.
 
-        The metric as METRIC@SCOPE, and the mode: candidates are judged by statistics of the dense
-        model. Where they are not the defaults, the damping, on which the terminal D depends too,
-        and the weight update; for a metric of units also the structure and the number of units.
-        Raises PrunerZeroError where no metric works.
+        Of several models it is below 0 where the metric is better than Wanda's.
         """
-        best = self.best
-        names = ["damping"]
-        chosen = {"metric": f"{best.expression}@{best.scope}", "mode": "one-shot"}
-        if self.settings.get("structure"):
+        if self.final_race.winner:
+            return self.final_race.winner.loss
+        best = self.hall_of_fame.best
+        return best.evaluation.value if best else None
+
+    @property
+    def prune_options(self) -> dict[str, Any]:
+        """The settings of `prune` that the best metric needs.
+
+        The metric as METRIC@SCOPE and, where they are not the defaults, the matrices and the
+        damping, on which the terminal D depends. A metric that was judged with an update, or of
+        units, is applied as it was judged: with the update, the structure and the number of units,
+        and by statistics of the dense model (mode). Raises PrunerZeroError where no metric works.
+        """
+        best, asked = self.best, self.settings
+        names = ["damping", "include", "exclude"]
+        chosen = {"metric": f"{best.expression}@{best.scope}"}
+        if asked.get("structure"):
             chosen["metric"] = str(best.expression)
             names += ["structure", "sparsity", "parameters", "multiple_of"]
         for name in names:
-            default = PruneSettings.model_fields[name].default
-            if (value := self.settings.get(name, default)) != default:
+            default = SearchSettings.model_fields[name].default
+            if (value := asked.get(name)) not in (None, [], default):
                 chosen[name] = value
-        update = self.settings.get("update", "none")
+        update = asked.get("update", "none")
         # Whole units are followed by an update unless the option says otherwise.
         if update != "none" or "structure" in chosen:
-            chosen["update"] = update
+            chosen |= {"mode": "one-shot", "update": update}
         return chosen
 
     @property
@@ -210,11 +223,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise PrunerZeroError(f"{path} is damaged: it holds no object")
     return value
-
-
-def _seconds(outcomes: Iterable[Outcome]) -> dict[str, list[float]]:
-    """The seconds of each judgement, by rung."""
-    seconds: dict[str, list[float]] = {}
-    for outcome in outcomes:
-        seconds.setdefault(outcome.rung, []).append(outcome.seconds)
-    return seconds

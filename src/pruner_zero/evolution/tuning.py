@@ -14,7 +14,7 @@ from pruner_zero.evolution.candidate import TUNE, Candidate, Template, excess
 from pruner_zero.evolution.space import SearchSpace, on_grid
 from pruner_zero.metric.expression import Expression
 
-Array = NDArray[np.float64]
+_Array = NDArray[np.float64]
 
 # A proposal after whether it explores, its predicted loss (expected or, where it explores,
 # plausible), and the number of its parent.
@@ -122,7 +122,7 @@ class _Points:
         first = int(np.argmin(losses))
         self.best: Candidate = results[first][0]
         self.lowest = float(losses[first])
-        self.center: Array = exponents[first]
+        self.center: _Array = exponents[first]
         near = np.abs(exponents - self.center).max(axis=1) <= _RADIUS
         near &= losses <= self.lowest + _HEIGHT
         design = _features(exponents[near] - self.center)
@@ -134,13 +134,13 @@ class _Points:
         self._covariance = np.linalg.inv(precision)
         self._coefficients = self._covariance @ right
 
-    def predict(self, exponents: Array) -> tuple[Array, Array]:
+    def predict(self, exponents: _Array) -> tuple[_Array, _Array]:
         """The expected loss and its standard deviation, for each row of `exponents`."""
         design = _features(exponents - self.center)
         variance = np.einsum("ij,jk,ik->i", design, self._covariance, design)
         return self.lowest + design @ self._coefficients, np.sqrt(variance)
 
-    def vertex(self) -> Array:
+    def vertex(self) -> _Array:
         """The step from the center to the minimum of the quadratic, within the radius."""
         count = len(self.center)
         gradient = self._coefficients[1 : count + 1]
@@ -149,18 +149,20 @@ class _Points:
         curvature[pairs] = self._coefficients[2 * count + 1 :]
         curvature[pairs[::-1]] = curvature[pairs]
         values, vectors = np.linalg.eigh(curvature)
-        step: Array = -vectors @ ((vectors.T @ gradient) / np.maximum(values, _CURVATURE_MEAN / 10))
+        step: _Array = -vectors @ (
+            (vectors.T @ gradient) / np.maximum(values, _CURVATURE_MEAN / 10)
+        )
         return np.clip(step, -_RADIUS / 2, _RADIUS / 2)
 
 
-def _features(steps: Array) -> Array:
+def _features(steps: _Array) -> _Array:
     """1, every step, half of its square, and the products of two steps, by column."""
     first, second = np.triu_indices(steps.shape[1], 1)
     ones = np.ones((len(steps), 1))
     return np.hstack([ones, steps, steps**2 / 2, steps[:, first] * steps[:, second]])
 
 
-def _prior(count: int) -> tuple[Array, Array]:
+def _prior(count: int) -> tuple[_Array, _Array]:
     """Mean and standard deviation of the coefficients of `_features`, before any loss."""
     pairs = count * (count - 1) // 2
     mean = np.repeat([0.0, 0.0, _CURVATURE_MEAN, 0.0], [1, count, count, pairs])

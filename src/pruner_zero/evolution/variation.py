@@ -1,6 +1,7 @@
 """Random expressions, and children of expressions: crossover, mutations, the nearest products."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import wraps
 from itertools import combinations
 from itertools import product as pairs
 from types import MappingProxyType
@@ -145,7 +146,7 @@ def _normalised(generator: Generator, space: SearchSpace, expression: Expression
     return Call(operators[generator.integers(len(operators))], (expression,))
 
 
-def random_exponent(generator: Generator) -> Constant:
+def _random_exponent(generator: Generator) -> Constant:
     """One of the exponents of a new power."""
     return Constant(EXPONENTS[generator.integers(len(EXPONENTS))])
 
@@ -153,7 +154,7 @@ def random_exponent(generator: Generator) -> Constant:
 def apply_operator(generator: Generator, operator: Operator, *operands: Expression) -> Call:
     """The operator applied to its operands; the exponent of a power is drawn."""
     if operator.exponent == "operand":
-        return Call(operator, (*operands, random_exponent(generator)))
+        return Call(operator, (*operands, _random_exponent(generator)))
     return Call(operator, operands)
 
 
@@ -174,26 +175,22 @@ def _subtree(
     return apply_operator(generator, form.operator, *operands)
 
 
-def _allowed(
-    draw: Callable[[], Expression | None], parent: Expression, space: SearchSpace
-) -> Expression | None:
-    """The first draw that the space allows and that is not the parent; None after some tries."""
-    for _ in range(_TRIES):
-        try:
-            child = draw()
-        except PrunerZeroError:
-            # The space is so narrow that no random subtree fits into it.
-            return None
-        if child is not None and child != parent and space.allows(child):
-            return child
-    return None
-
-
 def _tried(draw: Mutation) -> Mutation:
     """`draw`, repeated until the space allows the child and it is not the parent."""
-    return lambda generator, parent, space: _allowed(
-        lambda: draw(generator, parent, space), parent, space
-    )
+
+    @wraps(draw)
+    def mutate(generator: Generator, parent: Expression, space: SearchSpace) -> Child:
+        for _ in range(_TRIES):
+            try:
+                child = draw(generator, parent, space)
+            except PrunerZeroError:
+                # The space is so narrow that no random subtree fits into it.
+                return None
+            if child is not None and child != parent and space.allows(child):
+                return child
+        return None
+
+    return mutate
 
 
 def crossover(
@@ -207,14 +204,16 @@ def crossover(
     """
     subtrees = [node for _, node in positions(father)]
 
-    def draw() -> Child:
+    @_tried
+    def cross(generator: Generator, mother: Expression, space: SearchSpace) -> Child:
         index, old = pick(generator, list(positions(mother)))
         fair = [new for new in subtrees if new.shape is old.shape and new.size <= 2 * old.size + 1]
         return mother.replace(index, pick(generator, fair)) if fair else None
 
-    return _allowed(draw, mother, space)
+    return cross(generator, mother, space)
 
 
+@_tried
 def grow(generator: Generator, expression: Expression, space: SearchSpace) -> Child:
     """One more operator: around a node, with a small tree beside it, or in place of a leaf."""
     index, node = pick(generator, list(positions(expression)))
@@ -233,6 +232,7 @@ def grow(generator: Generator, expression: Expression, space: SearchSpace) -> Ch
     return expression.replace(index, apply_operator(generator, form.operator, *operands))
 
 
+@_tried
 def shrink(generator: Generator, expression: Expression, space: SearchSpace) -> Child:
     """An operator replaced by one of its operands."""
     if not (calls := _calls(expression)):
@@ -241,6 +241,7 @@ def shrink(generator: Generator, expression: Expression, space: SearchSpace) -> 
     return expression.replace(index, pick(generator, operands_of(node)))
 
 
+@_tried
 def operator(generator: Generator, expression: Expression, space: SearchSpace) -> Child:
     """An operator replaced by another of equal arity; a power counts as unary."""
     if not (calls := _calls(expression)):
@@ -252,6 +253,7 @@ def operator(generator: Generator, expression: Expression, space: SearchSpace) -
     return expression.replace(index, apply_operator(generator, symbol, *operands_of(node)))
 
 
+@_tried
 def exponent(generator: Generator, expression: Expression, space: SearchSpace) -> Child:
     """An exponent moved by a few steps of the grid, or a node raised to a power.
 
@@ -263,9 +265,10 @@ def exponent(generator: Generator, expression: Expression, space: SearchSpace) -
     if isinstance(node, Call) and node.operator.family == "power":
         assert node.exponent is not None
         return expression.replace(index, node.operands[0] ** _moved(generator, node.exponent))
-    return expression.replace(index, node ** random_exponent(generator).value)
+    return expression.replace(index, node ** _random_exponent(generator).value)
 
 
+@_tried
 def terminal(generator: Generator, expression: Expression, space: SearchSpace) -> Child:
     """A leaf replaced by another terminal, of any shape that leaves the result a matrix."""
     leaves = [index for index, node in positions(expression) if not node.operands]
@@ -274,14 +277,14 @@ def terminal(generator: Generator, expression: Expression, space: SearchSpace) -
 
 
 MUTATIONS: Mapping[str, Mutation] = MappingProxyType(
-    {draw.__name__: _tried(draw) for draw in (grow, shrink, operator, exponent, terminal)}
+    {mutate.__name__: mutate for mutate in (grow, shrink, operator, exponent, terminal)}
 )
 
 
 def neighbours(expression: Expression, space: SearchSpace) -> list[Expression]:
     """The products one step from `expression`: a factor less, one more, or one exchanged.
 
-    First the `relative_factors` are added. Any other new factor is a terminal, or the product of a
+    First the `_relative_factors` are added. Any other new factor is a terminal, or the product of a
     column and a row of statistics, such as O * X, which has a value for each weight as a matrix
     has. A new factor takes the exponent of the factor that it replaces, added to its own exponent
     where the product has it already; an additional factor takes the exponent 0.5. An order depends
@@ -293,7 +296,7 @@ def neighbours(expression: Expression, space: SearchSpace) -> list[Expression]:
     alternatives = [*((name,) for name in space.terminals), *outer]
     made = {
         product(coefficient, {**bases, factor: _RELATIVE}): None
-        for factor in relative_factors(expression, space)
+        for factor in _relative_factors(expression, space)
         if factor not in bases
     }
     for base, exponent in [*bases.items(), (None, 0.5)]:
@@ -308,7 +311,7 @@ def neighbours(expression: Expression, space: SearchSpace) -> list[Expression]:
     return [form for form in made if form != expression and space.allows(form)]
 
 
-def relative_factors(expression: Expression, space: SearchSpace) -> list[Expression]:
+def _relative_factors(expression: Expression, space: SearchSpace) -> list[Expression]:
     """`expression` relative to its L2 norm over rows, columns and the matrix.
 
     A score of the whole model times a power of one of these lies between a comparison within the

@@ -108,15 +108,22 @@ class SerialExecutor(Executor[T, R]):
 
 AnyWork = Work[Any, Any]
 
-EXECUTORS = Registry[Callable[[AnyWork, Workers], Executor[Any, Any]]](
-    "executors",
-    object,
-    {"serial": SerialExecutor},
+
+def _processes(work: AnyWork, workers: Workers) -> Executor[Any, Any]:
+    from pruner_zero.execution.processes import ProcessExecutor
+
+    return ProcessExecutor(work, workers)
+
+
+def _ray(work: AnyWork, workers: Workers) -> Executor[Any, Any]:
     # Ray is optional, and takes seconds to import.
-    {
-        "processes": "pruner_zero.execution.processes:ProcessExecutor",
-        "ray": "pruner_zero.execution.ray_actors:RayExecutor",
-    },
+    from pruner_zero.execution.ray_actors import RayExecutor
+
+    return RayExecutor(work, workers)
+
+
+EXECUTORS = Registry[Callable[[AnyWork, Workers], Executor[Any, Any]]](
+    "executors", object, {"serial": SerialExecutor, "processes": _processes, "ray": _ray}
 )
 
 

@@ -20,7 +20,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 # Seconds a cluster has to answer.
-CONNECT_TIMEOUT = 10.0
+_CONNECT_TIMEOUT = 10.0
 
 # The names in Ray's options, and in the resources of its nodes.
 _NAMES = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}
@@ -87,18 +87,7 @@ class _Handle:
         return started
 
     def run(self, task: Any) -> Future[Any]:
-        result: Future[Any] = Future()
-
-        def hand_on(answer: Future[Any]) -> None:
-            try:
-                result.set_result(answer.result())
-            except self.ray.exceptions.RayTaskError as error:
-                # Ray wraps the error of the task and adds the traceback to its text.
-                result.set_exception(error.cause)
-            except BaseException as error:
-                result.set_exception(error)
-
-        self.actor.run.remote(task).future().add_done_callback(hand_on)
+        result: Future[Any] = self.actor.run.remote(task).future()
         return result
 
     def kill(self) -> None:
@@ -159,7 +148,7 @@ def _reach(address: str | None) -> str:
     with _usable(address):
         if host:
             where = host.strip("[]"), int(port)
-            socket.create_connection(where, timeout=CONNECT_TIMEOUT).close()
+            socket.create_connection(where, timeout=_CONNECT_TIMEOUT).close()
     return address
 
 

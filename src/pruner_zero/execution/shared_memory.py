@@ -17,8 +17,8 @@ from torch import Tensor
 from pruner_zero.devices import CPU
 from pruner_zero.files import writing
 
-Bytes = NDArray[np.uint8]
-Packed = tuple[bytes, list[Bytes]]
+_Bytes = NDArray[np.uint8]
+Packed = tuple[bytes, list[_Bytes]]
 
 # Products round alike wherever a tensor begins at a multiple of this many bytes.
 _ALIGNMENT = 64
@@ -85,7 +85,7 @@ def unpack(packed: Packed, device: torch.device = CPU) -> Any:
 class _Pickler(pickle.Pickler):
     def __init__(self, stream: io.BytesIO, buffers: list[pickle.PickleBuffer]) -> None:
         super().__init__(stream, protocol=5, buffer_callback=buffers.append)
-        self.storages: dict[int, Bytes] = {}
+        self.storages: dict[int, _Bytes] = {}
 
     def persistent_id(self, value: Any) -> Any:
         """A tensor as its layout in its storage; tensors of one storage keep sharing it."""
@@ -98,7 +98,7 @@ class _Pickler(pickle.Pickler):
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, stream: bytes, arrays: list[Bytes], device: torch.device) -> None:
+    def __init__(self, stream: bytes, arrays: list[_Bytes], device: torch.device) -> None:
         super().__init__(io.BytesIO(stream), buffers=arrays)
         self.device = device
         self.storages: dict[int, Tensor] = {}

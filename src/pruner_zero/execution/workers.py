@@ -16,9 +16,9 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 # Tasks started ahead of the one waited for, per worker, so that a slow task idles no other worker.
-AHEAD = 8
+_AHEAD = 8
 # Workers that die in a row while they start, before the run gives up.
-FAILED_STARTS = 3
+_FAILED_STARTS = 3
 
 
 class Worker(Protocol):
@@ -93,7 +93,7 @@ class WorkerExecutor(Executor[T, R], ABC):
         source = iter(tasks)
         ahead: deque[_Job[T, R]] = deque()
         while True:
-            ahead.extend(map(_Job, islice(source, AHEAD * len(self.places) - len(ahead))))
+            ahead.extend(map(_Job, islice(source, _AHEAD * len(self.places) - len(ahead))))
             if not ahead:
                 return
             self._advance(ahead)
@@ -133,7 +133,8 @@ class WorkerExecutor(Executor[T, R], ABC):
             self._replace(place)
             self._count_death(job, error, out_of_memory)
         elif error is not None:
-            raise error
+            # Ray wraps the error of a task and adds the traceback to its text.
+            raise getattr(error, "cause", error)
         elif job is None:
             self.failed_starts = 0
         else:
@@ -145,7 +146,7 @@ class WorkerExecutor(Executor[T, R], ABC):
         """Run the job again once; a lack of memory is not the task's fault and ends the run."""
         if job is None:
             self.failed_starts += 1
-            if self.failed_starts == FAILED_STARTS:
+            if self.failed_starts == _FAILED_STARTS:
                 raise PrunerZeroError(
                     "workers die while they start: choose fewer --workers, for each needs the "
                     "model in its memory; a Python script must call search under "

@@ -121,6 +121,12 @@ def _zero_divisor(expression: Expression) -> Expression | None:
         name: 10 ** torch.empty(statistic.shape.sizes((8, 9))).uniform_(-6, 6, generator=generator)
         for name, statistic in TERMINALS.items()
     }
+    for name, statistic in TERMINALS.items():
+        if statistic.magnitude is not None:
+            # S is W with signs: drawn above zero, S - abs(S) would be zero.
+            values = drawn[statistic.magnitude]
+            signs = torch.empty_like(values).uniform_(-1, 1, generator=generator)
+            drawn[name] = values.copysign(signs)
     return next((divisor for divisor in divisors if not _value(divisor, drawn).any()), None)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,10 +15,13 @@ from pruner_zero.metric.expression import TERMINALS, Expression, collected_for
 from pruner_zero.metric.metric import Metric
 from pruner_zero.models.structure import Matrix
 from pruner_zero.progress import track
-from pruner_zero.pruning.recipe import Scored
 from pruner_zero.pruning.statistics import Statistics
 from pruner_zero.sparsity.pattern import Lazy, Pattern
-from pruner_zero.structure.cut import Cut
+
+if TYPE_CHECKING:
+    # The search takes masks from here and knows no recipes or cuts.
+    from pruner_zero.pruning.recipe import Scored
+    from pruner_zero.structure.cut import Cut
 
 # Scores of 268 million weights: the scores of a small model are computed once; those of a large
 # model, which take more memory than its weights, are computed again when needed.
@@ -38,7 +42,7 @@ class Mask:
 
 def masks_of(
     matrices: Sequence[Matrix],
-    chosen: Scored,
+    chosen: "Scored",
     read: Callable[[Matrix], Statistics],
     *,
     sweep: bool = False,
@@ -73,7 +77,7 @@ def masks_of(
     return Lazy(by_name, mask)
 
 
-def masks_of_cut(matrices: Sequence[Matrix], cut: Cut) -> Mapping[str, Mask]:
+def masks_of_cut(matrices: Sequence[Matrix], cut: "Cut") -> Mapping[str, Mask]:
     """The masks of matrices that a decided `cut` removes whole or not at all."""
     by_name = {matrix.name: matrix for matrix in matrices}
 

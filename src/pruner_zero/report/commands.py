@@ -45,9 +45,14 @@ def repeatable(result: Result) -> bool:
 
 
 def prune_with(run: Study) -> str:
-    """The command that prunes with the best metric of a search as the search judged it."""
-    path = _named(run.path)
-    settings = {**_shared(run), **run.prune_options}
+    """The command that prunes the searched model with the best metric.
+
+    Where the search judged masks alone, the text and the training that follow are those of `prune`.
+    """
+    path, best = _named(run.path), run.prune_options
+    left_out = () if "mode" in best else ("windows", "seqlen", "update")
+    settings = {name: value for name, value in _shared(run).items() if name not in left_out}
+    settings |= {**best, "metric": str(run.path / "best.json")}
     return command("prune", PruneSettings, settings, path.with_name(f"{path.name}-pruned"))
 
 
@@ -68,7 +73,7 @@ def compare_with(run: Study) -> str:
         classics = f"dense,magnitude{units}{update},wanda{units}{update}"
     settings = _shared(run) | {
         "methods": f"{classics},{quoted(best['metric'])}{units}{update}",
-        "mode": best["mode"],
+        "mode": "one-shot",
         "text": text if text in SOURCES else "TEXT",
     }
     return command("compare", CompareSettings, settings, run.path / "comparison.json")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 
 from pruner_zero.plugins import Registry
@@ -24,13 +25,18 @@ class TextSource:
     whole: Callable[[], Iterable[str]] | None = None
 
 
+def _built_in(name: str) -> TextSource:
+    # These modules import this one.
+    from pruner_zero.text.hub import C4, PTB, WIKITEXT2
+    from pruner_zero.text.pydoc import PYDOC
+
+    return {source.name: source for source in (PYDOC, WIKITEXT2, C4, PTB)}[name]
+
+
 SOURCES = Registry[TextSource](
     "texts",
     TextSource,
     deferred={
-        "builtin:pydoc": "pruner_zero.text.pydoc:PYDOC",
-        "wikitext2": "pruner_zero.text.hub:WIKITEXT2",
-        "c4": "pruner_zero.text.hub:C4",
-        "ptb": "pruner_zero.text.hub:PTB",
+        name: partial(_built_in, name) for name in ("builtin:pydoc", "wikitext2", "c4", "ptb")
     },
 )

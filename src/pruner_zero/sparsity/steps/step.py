@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 from torch import Tensor
@@ -97,15 +98,21 @@ class Step:
     estimate: Callable[[Layer], Updated] | None = None
 
 
-_FOLDER = "pruner_zero.sparsity.steps"
+def _built_in(name: str) -> Step:
+    # These modules import this one.
+    from pruner_zero.sparsity.steps.exact_swaps import REFINE_EXACT
+    from pruner_zero.sparsity.steps.least_squares import EXACT
+    from pruner_zero.sparsity.steps.swaps import REFINE
+    from pruner_zero.sparsity.steps.sweep import OBS
+
+    return {step.name: step for step in (REFINE, OBS, EXACT, REFINE_EXACT)}[name]
+
+
 STEPS: Registry[Step] = Registry(
     "steps",
     Step,
     deferred={
-        "refine": f"{_FOLDER}.swaps:REFINE",
-        "obs": f"{_FOLDER}.sweep:OBS",
-        "exact": f"{_FOLDER}.least_squares:EXACT",
-        "refine+exact": f"{_FOLDER}.exact_swaps:REFINE_EXACT",
+        name: partial(_built_in, name) for name in ("refine", "obs", "exact", "refine+exact")
     },
 )
 
