@@ -113,25 +113,20 @@ class LanguageModel:
 def check_tokens(model: PreTrainedModel, tokens: Tensor, generated: int = 0) -> None:
     """Raise PrunerZeroError where windows `tokens` (n, seqlen) do not fit `model`.
 
-    generated: tokens that the model adds to each window.
-
-    Every token needs a row of the embedding and of the head, and every position a row of the table
-    of positions where a model has learned one (GPT-2, OPT); rotary models have no such limit.
+    Every token needs a row of the embedding and of the head, and every position one of the table
+    of positions where a model has learned one (GPT-2, OPT). generated: tokens that the model adds
+    to each window.
     """
     if not len(tokens):
         return
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    rows, largest = embedding.weight.shape[0], int(tokens.max())
-    if largest >= rows:
-        raise PrunerZeroError(
-            f"the tokenizer produces token {largest} but the model embeds only {rows}: "
-            "use the tokenizer that belongs to the model"
-        )
-    if head is not None and largest >= (scores := head.weight.shape[0]):
-        raise PrunerZeroError(
-            f"the tokenizer produces token {largest} but the model's head scores only {scores}: "
-            "use the tokenizer that belongs to the model"
-        )
+    largest = int(tokens.max())
+    for does, table in (("model embeds", embedding), ("model's head scores", head)):
+        if table is not None and largest >= (rows := table.weight.shape[0]):
+            raise PrunerZeroError(
+                f"the tokenizer produces token {largest} but the {does} only {rows}: "
+                "use the tokenizer that belongs to the model"
+            )
     length = tokens.shape[-1] + generated
     for name, table in model.named_modules():
         learned = isinstance(table, torch.nn.Embedding) and table is not embedding

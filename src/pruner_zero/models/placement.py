@@ -42,13 +42,13 @@ def place_model(
     for block, home in zip(blocks, homes, strict=True):
         block.to(home)
     for module in model.modules():
-        if id(module) not in inside:
+        apart = id(module) not in inside
+        if apart:
             # As `Module.to`, without its submodules; tied parameters stay tied.
             module._apply(lambda tensor: tensor.to(devices.first), recurse=False)
-            if any(True for _ in module.parameters(recurse=False)):
-                _take_inputs_first(module)
-    for block in blocks:
-        _take_inputs_first(block)
+        takes = module in blocks or (apart and list(module.parameters(recurse=False)))
+        if takes and take_inputs not in module._forward_pre_hooks.values():
+            module.register_forward_pre_hook(take_inputs, with_kwargs=True)
 
 
 def devices_needed(total: int, free: Sequence[int]) -> int:
@@ -100,15 +100,6 @@ def _fill(blocks: Sequence[int], room: Sequence[float], outside: int) -> list[in
     return chosen if outside <= room[0] else None
 
 
-def _take_inputs_first(module: nn.Module) -> None:
-    if take_inputs not in module._forward_pre_hooks.values():
-        module.register_forward_pre_hook(take_inputs, with_kwargs=True)
-
-
 def _bytes(module: nn.Module, device: torch.device | None = None) -> int:
     """The bytes of the parameters of `module`, only those on `device` where one is given."""
-    return sum(
-        parameter.numel() * parameter.element_size()
-        for parameter in module.parameters()
-        if device is None or parameter.device == device
-    )
+    return sum(p.nbytes for p in module.parameters() if device in (None, p.device))

@@ -122,8 +122,6 @@ def load_mixture(
     The arguments are those of `load_text`. Raises PrunerZeroError as that does.
     """
     shares = source if isinstance(source, Mapping) else {}
-    texts = tuple(
-        load_text(text, role, prompts=prompts, scripts=scripts)
-        for text in (shares if isinstance(source, Mapping) else [source])
-    )
-    return Mixture(texts, tuple(shares.values()) or (1.0,))
+    sources = shares if isinstance(source, Mapping) else [source]
+    texts = (load_text(text, role, prompts=prompts, scripts=scripts) for text in sources)
+    return Mixture(tuple(texts), tuple(shares.values()) or (1.0,))
