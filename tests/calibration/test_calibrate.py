@@ -102,19 +102,12 @@ def test_nothing_is_computed_twice(tmp_path: Path) -> None:
     assert work.of(lambda: calibrate(language_model, text, KINDS, again)) == NOTHING
 
 
-def test_gram_brings_x_along(tmp_path: Path) -> None:
-    store = open_store(tiny(), windows(), folder=tmp_path)
-    calibrate(tiny(), windows(), ["gram"], store)
-    assert store.has("X")
-    assert store.has("gram")
-    assert not store.has("G")
-
-
-def test_no_kind_costs_nothing(tmp_path: Path) -> None:
+def test_gram_brings_x_along_and_no_kind_costs_nothing(tmp_path: Path) -> None:
     language_model = tiny()
-    work = Work(language_model.model)
-    store = open_store(language_model, windows(), folder=tmp_path)
+    work, store = Work(language_model.model), open_store(tiny(), windows(), folder=tmp_path)
     assert work.of(lambda: calibrate(language_model, windows(), [], store)) == NOTHING
+    calibrate(tiny(), windows(), ["gram"], store)
+    assert [store.has(kind) for kind in KINDS] == [False, True, True]
 
 
 @pytest.mark.fault("a bit flipped in, or the end torn off, a file of the statistics cache")
@@ -222,11 +215,10 @@ def test_a_store_that_another_process_fills_is_left_to_it(tmp_path: Path) -> Non
 
 
 def test_tokens_that_the_model_does_not_know_are_refused(tmp_path: Path) -> None:
-    language_model, text = tiny(), windows()
+    text = windows()
     text.tokens[0, 0] = 10_000
-    store = open_store(language_model, text, folder=tmp_path)
-    message = refusal(lambda: calibrate(language_model, text, ["X"], store))
-    assert "token 10000" in message
+    store = open_store(tiny(), text, folder=tmp_path)
+    assert "token 10000" in refusal(lambda: calibrate(tiny(), text, ["X"], store))
 
 
 def test_an_interrupted_calibration_leaves_its_kind_absent(tmp_path: Path) -> None:
@@ -237,10 +229,11 @@ def test_an_interrupted_calibration_leaves_its_kind_absent(tmp_path: Path) -> No
         if (store.folder / "X-0000.safetensors").is_file():
             raise KeyboardInterrupt
 
-    handle = find_blocks(language_model.model)[1].register_forward_hook(interrupt)
-    with pytest.raises(KeyboardInterrupt):
+    with (
+        find_blocks(language_model.model)[1].register_forward_hook(interrupt),
+        pytest.raises(KeyboardInterrupt),
+    ):
         calibrate(language_model, text, ["X"], store)
-    handle.remove()
     assert not store.has("X")
     calibrate(language_model, text, ["X"], store)
     assert store.has("X")
