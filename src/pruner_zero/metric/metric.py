@@ -93,9 +93,9 @@ class Metric:
     def of(cls, spec: "Metric | Expression | Mapping[str, Any] | str | Path") -> "Metric":
         """The metric that `spec` stands for.
 
-        spec: a Metric, an Expression, a tree (with optional root keys name and scope), the name
-            of a known metric, the path of a JSON tree file, or the text of an expression. Names
-            come before files, files before expressions; text that ends in .json is a path.
+        spec: also a tree (with optional root keys name and scope), the name of a known metric, the
+            path of a JSON tree file, or the text of an expression. Names come before files, files
+            before expressions; text that ends in .json is a path.
         Raises PrunerZeroError in one line that names the file, the column or a near name.
         """
         if isinstance(spec, Metric):

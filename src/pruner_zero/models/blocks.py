@@ -247,7 +247,8 @@ def blocks_recomputed(model: nn.Module) -> AbstractContextManager[None]:
     That computes each block again before its gradients, so that the activations of one block at a
     time are in memory.
     """
-    blocks, once = find_blocks(model), {"use_reentrant": False, "preserve_rng_state": False}
+    blocks = find_blocks(model)
+    once: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
     return _forwards_replaced(
         blocks, lambda index: partial(checkpoint, blocks[index].forward, **once)
     )

@@ -63,10 +63,9 @@ def devices_needed(total: int, free: Sequence[int]) -> int:
 def spread_blocks(blocks: Sequence[int], free: Sequence[int], outside: int = 0) -> list[int]:
     """The index of the device of each block: contiguous ranges that leave the most room.
 
-    blocks: bytes of each block, in order. free: bytes of each device. outside: bytes of the modules
-    outside the blocks, on the first device. The largest share of a device that is filled is as
-    small as possible, found by bisection. Raises PrunerZeroError where the devices cannot hold it
-    all.
+    blocks, free, outside: bytes of each block, of each device, and of the modules outside the
+    blocks, which are on the first device. The largest share of a device that is filled is as small
+    as possible. Raises PrunerZeroError where the devices cannot hold it all.
     """
     chosen = _fill(blocks, free, outside)
     if chosen is None:
