@@ -222,15 +222,8 @@ def test_blocks_that_run_one_after_the_other_pass_the_check(architecture: str) -
 def within(model: nn.Module) -> dict[str, bool]:
     """Whether the model's own forward pass is running, under "model"."""
     inside = {"model": False}
-
-    def enter(*_args: object) -> None:
-        inside["model"] = True
-
-    def leave(*_args: object) -> None:
-        inside["model"] = False
-
-    model.register_forward_pre_hook(enter)
-    model.register_forward_hook(leave, always_call=True)
+    model.register_forward_pre_hook(lambda *_: inside.update(model=True))
+    model.register_forward_hook(lambda *_: inside.update(model=False), always_call=True)
     return inside
 
 
@@ -307,11 +300,10 @@ def scaled(blocks: Sequence[nn.Module]) -> Sequence[Callable[..., Any]]:
 
 def scaled_in_place(blocks: Sequence[nn.Module]) -> Sequence[Callable[..., Any]]:
     """As `scaled`, without a new tensor."""
-
-    def call(run: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        return run(*args, **kwargs).mul_(2)
-
-    return [partial(call, run) for run in first_values(blocks)]
+    return [
+        lambda *args, run=run, **kwargs: run(*args, **kwargs).mul_(2)
+        for run in first_values(blocks)
+    ]
 
 
 def told(blocks: Sequence[nn.Module], share: float = 1.0) -> Sequence[Callable[..., Any]]:
