@@ -68,7 +68,7 @@ def test_every_matrix_of_every_block_has_every_statistic(architecture: str, tmp_
     calibrate(language_model, text, KINDS, store)
     matrices, inputs = find_matrices(model), plain_inputs(model, text.tokens)
     gradients = collect_gradients(model, matrices, text.tokens)
-    close: dict[str, float] = {"rtol": 1e-4, "atol": 1e-4}
+    close: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
     for block in range(2):
         G, X, gram = (store.read(kind, block) for kind in KINDS)
         block_matrices = {m.name: m.weight.shape[1] for m in matrices if m.block == block}

@@ -44,7 +44,8 @@ def random_scores(shape: tuple[int, int], seed: int) -> Tensor:
         values = rng.choice(AWKWARD, shape)
     elif kind == 2:
         # Both zeros among them.
-        values = rng.integers(-3, 4, shape) * np.where(rng.random(shape) < 0.5, 1.0, -1.0)
+        values = rng.integers(-3, 4, shape).astype(np.float64)
+        values *= np.where(rng.random(shape) < 0.5, 1.0, -1.0)
     elif kind == 3:
         values = np.full(shape, rng.standard_normal())
     elif kind == 4:

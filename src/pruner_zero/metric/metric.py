@@ -167,7 +167,7 @@ class Metric:
     def score(self, terminals: Mapping[str, Tensor]) -> Tensor:
         """The scores of one matrix, fp32 (out, in), the lowest pruned first.
 
-        Raises ScoreError where there are none to rank, as `score` does.
+        Raises ScoreError where there are none to rank, as the function of that name does.
         """
         return score(self.expression, terminals)
 

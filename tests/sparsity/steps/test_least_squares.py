@@ -39,8 +39,8 @@ def aimed_elsewhere(rows: int, columns: int, seed: int) -> tuple[Tensor, Tensor,
     incoming[:, 7:8] = 0.0
     gram = incoming.T @ incoming
     pull = (0.01 * gram.diagonal().double().mean()).sqrt() * torch.eye(columns).double()
-    roots = (torch.cat([inputs.double(), pull]) for inputs in (incoming, dense))
-    return *roots, gram, dense.T @ incoming
+    root, aimed = (torch.cat([inputs.double(), pull]) for inputs in (incoming, dense))
+    return root, aimed, gram, dense.T @ incoming
 
 
 def loud_layer(rows: int, columns: int, seed: int = 0) -> tuple[Tensor, Tensor]:
