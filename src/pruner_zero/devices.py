@@ -86,10 +86,10 @@ def free_bytes(device: torch.device) -> int:
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """The memory that this process can still take on a device; None where no one tells.
+    """The bytes that this process can still take on a device; None where they are unknown.
 
-    Of main memory, what is left to the machine and to the control groups of this process, by which
-    containers and batch systems limit it; on systems without /proc, all memory of the machine.
+    Of main memory, what is left to the machine and to the control groups of this process (limits of
+    containers and batch systems); without /proc, all memory of the machine.
     """
     if device.type == "cuda":
         return free_bytes(device)
@@ -138,9 +138,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     message = str(error).lower()
-    return isinstance(error, RuntimeError | OSError) and any(
-        words in message for words in _OUT_OF_MEMORY
-    )
+    told = any(words in message for words in _OUT_OF_MEMORY)
+    return told and isinstance(error, RuntimeError | OSError)
 
 
 @contextmanager
@@ -157,8 +156,7 @@ def naming_out_of_memory(change: str) -> Iterator[None]:
 def has_fast_bfloat16(device: torch.device = CPU) -> bool:
     """Whether `device` multiplies bfloat16 natively, about twice as fast as float32."""
     if device.type == "cuda":
-        native: bool = torch.cuda.is_bf16_supported(including_emulation=False)
-        return native
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and _has_instructions("avx512_bf16", "amx_bf16")
 
 

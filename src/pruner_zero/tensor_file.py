@@ -30,8 +30,8 @@ _MAPPED_ELEMENTS = 1 << 22
 class TensorFile:
     """The tensors of one safetensors file, read on demand into memory of their own.
 
-    The file is mapped only while a part of a tensor is read: the pages of a mapped file count as
-    memory of the process. Raises PrunerZeroError where the file is truncated or not of this format.
+    It is mapped only while a part is read: mapped pages count as memory of the process. Raises
+    PrunerZeroError where the file is truncated or not of this format.
     """
 
     def __init__(self, path: Path) -> None:

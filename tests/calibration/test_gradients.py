@@ -1,11 +1,8 @@
 """G equals the gradients of plain backward passes, accumulated window by window."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from pruner_zero.calibration.gradients import collect_gradients
@@ -83,14 +80,15 @@ def test_flags_are_put_back_after_a_failure_too() -> None:
     assert all(not parameter._post_accumulate_grad_hooks for parameter in model.parameters())
 
 
-def test_only_the_matrices_asked_for_are_differentiated() -> None:
+@pytest.mark.parametrize("kind", ["G", "O"])
+def test_only_the_matrices_asked_for_are_watched(kind: str) -> None:
     model = tiny_model("llama")
     wanted = find_matrices(model, include=["*.down_proj"])
-    statistics = collect_gradients(model, wanted, tiny_windows())
-    everything = gradients(model, tiny_windows())
+    statistics = collect_gradients(model, wanted, tiny_windows(), [kind])
+    everything = collect_gradients(model, find_matrices(model), tiny_windows(), [kind])
     assert list(statistics) == [matrix.name for matrix in wanted]
     for name in statistics:
-        torch.testing.assert_close(statistics[name]["G"], everything[name])
+        torch.testing.assert_close(statistics[name][kind], everything[name][kind])
 
 
 def test_a_bfloat16_model_gives_fp32_g_near_g_of_the_fp32_model() -> None:
@@ -104,29 +102,22 @@ def test_a_bfloat16_model_gives_fp32_g_near_g_of_the_fp32_model() -> None:
 
 def test_float16_is_refused_before_any_work() -> None:
     model = tiny_model("llama").half()
-    with forward_forbidden(model):
-        message = refusal(lambda: gradients(model, tiny_windows()))
-    assert "float16" in message
-    assert "--dtype bfloat16" in message
 
-
-@contextmanager
-def forward_forbidden(model: nn.Module) -> Iterator[None]:
     def fail(*_: object) -> None:
         raise AssertionError("the model was run")
 
-    handle = model.register_forward_pre_hook(fail)
-    yield
-    handle.remove()
+    model.register_forward_pre_hook(fail)
+    message = refusal(lambda: gradients(model, tiny_windows()))
+    assert "float16" in message
+    assert "--dtype bfloat16" in message
 
 
 @pytest.mark.fault("a gradient or a score that is NaN or infinite")
 def test_a_gradient_that_is_no_number_names_its_matrix() -> None:
     model = tiny_model("llama")
     wanted = find_matrices(model)[9]
-    handle = wanted.parameter.register_hook(lambda grad: grad * torch.inf)
+    wanted.parameter.register_hook(lambda grad: grad * torch.inf)
     message = refusal(lambda: gradients(model, tiny_windows()))
-    handle.remove()
     assert f"the gradient of {wanted.name} is not finite" in message
 
 
@@ -138,18 +129,16 @@ def test_a_gradient_that_is_no_number_names_its_expert(architecture: str) -> Non
     stack = wanted[0].parameter
     spoilt = torch.zeros_like(stack)
     spoilt[5, 0, 0] = torch.nan
-    handle = stack.register_hook(lambda grad: grad + spoilt)
+    stack.register_hook(lambda grad: grad + spoilt)
     message = refusal(lambda: collect_gradients(model, wanted, tiny_windows()))
-    handle.remove()
     assert f"the gradient of {wanted[5].name} is not finite" in message
 
 
+@pytest.mark.parametrize("kind", ["G", "O"])
 @pytest.mark.parametrize("architecture", FUSED_EXPERTS)
-def test_an_expert_that_no_token_reaches_has_g_zero(architecture: str) -> None:
+def test_an_expert_that_no_token_reaches_has_zeros(architecture: str, kind: str) -> None:
     model = tiny_model(architecture)
-    collected = gradients(model, tiny_windows(1, 2))
-    experts = [
-        collected[m.name] for m in find_matrices(model) if m.expert is not None and m.block == 1
-    ]
-    silent = [G for G in experts if not G.any()]
+    experts = find_matrices(model, include=["*.1.*experts*"])
+    collected = collect_gradients(model, experts, tiny_windows(1, 2), [kind]).values()
+    silent = [values for values in collected if not values[kind].any()]
     assert 8 <= len(silent) < len(experts)

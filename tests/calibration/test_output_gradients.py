@@ -21,7 +21,7 @@ from tests.calibration.test_gradients import every_architecture
 from tests.conftest import save_sharded
 from tests.text.refusals import refusal
 from tests.tiny import FOX, tiny_tokenizer
-from tests.tiny_models import FUSED_EXPERTS, VOCABULARY, tiny_model, tiny_windows
+from tests.tiny_models import VOCABULARY, tiny_model, tiny_windows
 
 
 def outputs(model: PreTrainedModel, windows: Tensor) -> dict[str, Tensor]:
@@ -101,6 +101,9 @@ def test_no_weight_needs_a_gradient(architecture: str) -> None:
     assert ran
     assert all(column.any() for name, column in columns.items() if "experts" not in name)
     assert all(parameter.requires_grad for parameter in model.parameters())
+    for matrix in find_matrices(model):
+        # No tensor as large as a weight is kept.
+        assert columns[matrix.name].untyped_storage().nbytes() == 4 * matrix.weight.shape[0]
 
 
 def test_no_weight_of_an_offloaded_model_needs_a_gradient(tmp_path: Path) -> None:
@@ -120,13 +123,6 @@ def test_no_weight_of_an_offloaded_model_needs_a_gradient(tmp_path: Path) -> Non
             assert torch.equal(column, expected[name])
 
 
-def test_no_tensor_as_large_as_a_weight_is_kept() -> None:
-    model = tiny_model("llama")
-    columns = outputs(model, tiny_windows())
-    for matrix in find_matrices(model):
-        assert columns[matrix.name].untyped_storage().nbytes() == 4 * matrix.weight.shape[0]
-
-
 def test_g_collected_beside_o_stays_the_same() -> None:
     model, windows = tiny_model("llama"), tiny_windows()
     matrices = find_matrices(model)
@@ -138,16 +134,6 @@ def test_g_collected_beside_o_stays_the_same() -> None:
         torch.testing.assert_close(of_matrix["O"], only[name]["O"])
 
 
-def test_only_the_matrices_asked_for_are_watched() -> None:
-    model, windows = tiny_model("llama"), tiny_windows()
-    wanted = find_matrices(model, include=["*.down_proj"])
-    statistics = collect_gradients(model, wanted, windows, ["O"])
-    everything = outputs(model, windows)
-    assert list(statistics) == [matrix.name for matrix in wanted]
-    for name in statistics:
-        torch.testing.assert_close(statistics[name]["O"], everything[name])
-
-
 def test_a_model_may_write_to_the_output_of_its_first_matrix() -> None:
     model, windows = tiny_model("llama"), tiny_windows()
     expected = outputs(model, windows)
@@ -156,20 +142,8 @@ def test_a_model_may_write_to_the_output_of_its_first_matrix() -> None:
     # This hook runs after the hook of the statistic, as the block itself would.
     query._forward_hooks.move_to_end(handle.id)
     columns = outputs(model, windows)
-    handle.remove()
     for name in expected:
         torch.testing.assert_close(columns[name], expected[name])
-
-
-@pytest.mark.parametrize("architecture", FUSED_EXPERTS)
-def test_an_expert_that_no_token_reaches_has_o_zero(architecture: str) -> None:
-    model = tiny_model(architecture)
-    columns = outputs(model, tiny_windows(1, 2))
-    experts = [
-        columns[m.name] for m in find_matrices(model) if m.expert is not None and m.block == 1
-    ]
-    silent = [column for column in experts if not column.any()]
-    assert 8 <= len(silent) < len(experts)
 
 
 @pytest.mark.fault("a gradient or a score that is NaN or infinite")

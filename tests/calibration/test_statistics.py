@@ -1,6 +1,7 @@
 """One entry makes a new statistic: every pass collects it, and the store keeps it."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,26 +53,22 @@ def test_a_new_statistic_is_collected_in_memory_and_from_disk(
         store = open_store(language_model, windows, folder=tmp_path / load.__name__)
         calibrate(language_model, windows, [*NEW, "G"], store)
         stores.append(store)
-    inputs, gradients = plain_inputs(model, windows.tokens), []
-    for window in windows.tokens:
-        gradients.append(plain_gradients(model, window[None]))
+    inputs = plain_inputs(model, windows.tokens)
+    gradients = [plain_gradients(model, window[None]) for window in windows.tokens]
+    close: dict[str, Any] = {"rtol": 1e-3, "atol": 1e-4}
     for matrix in find_matrices(model):
-        values = [
-            {kind: store.read(kind, matrix.block)[matrix.name] for kind in (*NEW, "G")}
-            for store in stores
-        ]
-        for kind in values[0]:
-            assert torch.equal(values[0][kind], values[1][kind])
-        rows = inputs.rows.get(matrix.name, [])
-        if rows and sum(map(len, rows)):
+        for kind in (*NEW, "G"):
+            left, right = (store.read(kind, matrix.block)[matrix.name] for store in stores)
+            assert torch.equal(left, right)
+        deviation, largest = (stores[0].read(kind, matrix.block)[matrix.name] for kind in NEW)
+        expected = torch.zeros_like(deviation)
+        if rows := [part for part in inputs.rows.get(matrix.name, []) if len(part)]:
             expected = torch.cat(rows).std(0, correction=0, keepdim=True).float()
-            torch.testing.assert_close(values[0]["deviation"], expected, rtol=1e-3, atol=1e-4)
-        else:
-            assert not values[0]["deviation"].any()
-        largest = torch.stack([of_window[matrix.parameter_name] for of_window in gradients])
-        expected = largest.amax(0).float()
+        torch.testing.assert_close(deviation, expected, **close)
+        stacked = torch.stack([of_window[matrix.parameter_name] for of_window in gradients])
+        expected = stacked.amax(0).float()
         expected = expected if matrix.expert is None else expected[matrix.expert]
-        torch.testing.assert_close(values[0]["largest"], expected, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(largest, expected, **close)
 
 
 def test_every_terminal_is_of_the_weight_or_of_a_statistic_that_is_collected() -> None:

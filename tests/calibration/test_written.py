@@ -8,12 +8,9 @@ from pruner_zero.text.mixture import SelfText
 from tests.tiny import Notes, tiny_tokenizer
 
 
-def test_four_tokens_that_stood_before_are_repeated() -> None:
+def test_four_tokens_that_stood_before_are_repeated_but_for_pieces_of_a_template() -> None:
     windows = torch.tensor([[*range(12)], [7] * 12, [1, 2, 3, 4, 5, 6, 1, 2, 3, 4, 9, 9]])
     assert repeated_shares(windows, [((0,),)]).tolist() == [0, 1 - 1 / 9, 1 - 8 / 9]
-
-
-def test_pieces_of_a_template_are_not_counted_as_repeated() -> None:
     window = torch.tensor([[1, 2, 3, 4, 5, 6, 1, 2, 3, 4, 5, 6]])
     pieces = [((1, 2, 3, 4, 5), (6,))]
     assert repeated_shares(window, pieces).item() == 1 - 4 / 5

@@ -15,7 +15,8 @@ lightly = settings(deadline=None, max_examples=30)
 
 terminals = st.sampled_from(sorted(TERMINALS)).map(Terminal)
 constants = st.floats(allow_nan=False, allow_infinity=False).map(Constant)
-tame_constants = st.floats(-3, 3).map(lambda value: Constant(round(value, 3)))
+# Leaves of moderate size.
+tame = terminals | st.floats(-3, 3).map(lambda value: Constant(round(value, 3)))
 
 
 def expressions(

@@ -14,14 +14,7 @@ from pruner_zero.metric.evaluate import ScoreError, _zero_divisor, evaluate, eva
 from pruner_zero.metric.expression import Call, Constant, Expression, Terminal
 from pruner_zero.metric.grammar import parse
 from pruner_zero.metric.operators import Operator
-from tests.metric.strategies import (
-    expressions,
-    lightly,
-    matrices,
-    tame_constants,
-    terminals,
-    terminals_of,
-)
+from tests.metric.strategies import expressions, lightly, matrices, tame, terminals_of
 
 W = Terminal("W")
 TINY = torch.finfo(torch.float32).tiny
@@ -75,7 +68,7 @@ def plain(expression: Expression, tensors: dict[str, Tensor]) -> Tensor:
 
 
 @lightly
-@given(expressions(leaves=terminals | tame_constants), matrices())
+@given(expressions(leaves=tame), matrices())
 def test_evaluation_equals_a_plain_recursion(
     expression: Expression, tensors: dict[str, Tensor]
 ) -> None:
@@ -132,11 +125,6 @@ def test_half_precision_inputs_are_computed_in_fp32() -> None:
     assert not result.requires_grad
 
 
-def test_what_is_smaller_than_the_matrix_is_broadcast() -> None:
-    x = torch.tensor([[1.0, 2.0, 3.0]])
-    assert torch.equal(evaluate(parse("X"), {"X": x, "W": torch.ones(2, 3)}), x.expand(2, 3))
-
-
 def test_the_largest_expression_is_cheap_when_it_repeats_itself() -> None:
     doubled: Expression = W
     for _ in range(12):
@@ -185,12 +173,9 @@ def test_every_kind_of_bad_score_is_counted() -> None:
     assert str(caught.value) == "3 of 4 scores are not finite (1 nan, 1 +inf, 1 -inf)"
 
 
-def test_two_weights_are_enough_to_have_nothing_to_rank_by() -> None:
+def test_what_is_not_rejected() -> None:
     with pytest.raises(ScoreError, match="all 2 scores equal 3"):
         score(parse("W"), {"W": torch.full((1, 2), 3.0)})
-
-
-def test_what_is_not_rejected() -> None:
     assert score(parse("W * 0"), {"W": torch.ones(1, 1)}).tolist() == [[0.0]]
     extreme = torch.tensor([[-3e38, 3e38]])
     assert torch.equal(score(parse("S"), {"S": extreme}), extreme)

@@ -20,8 +20,9 @@ W, G, X = Terminal("W"), Terminal("G"), Terminal("X")
 
 @lightly
 @given(expressions())
-def test_formatting_is_lossless(expression: Expression) -> None:
+def test_text_and_json_are_lossless(expression: Expression) -> None:
     assert parse(str(expression)) == expression
+    assert from_tree(json.loads(json.dumps(to_tree(expression)))) == expression
 
 
 @lightly
@@ -96,10 +97,6 @@ def test_other_spellings(text: str, canonical: str) -> None:
     ("text", "message"),
     [
         ("", "column 1: expected a terminal, a number or an operator before the end of the text"),
-        (
-            "W +",
-            "column 4: expected a terminal, a number or an operator before the end of the text",
-        ),
         ("W * * X", "column 5: expected a terminal, a number or an operator before '*'"),
         ("W ** 2", "column 3: write ^ for a power, not **"),
         ("w * X", "column 1: unknown name 'w': did you mean 'W'?"),
@@ -133,11 +130,6 @@ def test_errors_name_the_column_and_what_to_change(text: str, message: str) -> N
     assert str(pickle.loads(pickle.dumps(caught.value))) == message
 
 
-def test_an_unknown_name_lists_the_known_ones_where_none_is_near() -> None:
-    with pytest.raises(ParseError, match=r"^column 1: unknown name 'foobar': known: .*zsn$"):
-        parse("foobar")
-
-
 @pytest.mark.parametrize(
     "text",
     ["(" * 20000, "-" * 20000 + "W", "abs(" * 20000, "W + (" * 15000, "(" * 101 + "W" + ")" * 101],
@@ -147,20 +139,16 @@ def test_deep_nesting_is_refused(text: str) -> None:
         parse(text)
 
 
-def test_the_deepest_expressions_can_be_written() -> None:
+def test_the_deepest_expressions_can_be_written_and_deeper_ones_are_refused() -> None:
     assert parse("(" * 100 + "W" + ")" * 100) == W
     negated: Expression = W
     powers: Expression = W
     sums: Expression = W
     for _ in range(99):
-        negated, sums = -negated, X - sums
-        powers = powers**2
+        negated, sums, powers = -negated, X - sums, powers**2
     for expression in (negated, powers, sums):
         assert expression.depth == 100
         assert parse(str(expression)) == expression
-
-
-def test_long_sums_are_refused_at_the_operator_that_is_too_much() -> None:
     with pytest.raises(ParseError, match="column 200: an expression can have at most 100 levels"):
         parse("+".join(["W"] * 200))
 
@@ -173,8 +161,9 @@ def test_huge_text_is_refused_at_once_and_in_a_short_line() -> None:
             read(huge)
         assert len(str(caught.value)) < 300
     assert time.process_time() - started < 3
-    with pytest.raises(ParseError, match=r"^column 1: unknown name 'a{39}…'"):
-        parse("a" * 100_000)
+    for name, shown in (("a" * 100_000, "'a{39}…'"), ("foobar", "'foobar': known: .*zsn$")):
+        with pytest.raises(ParseError, match=rf"^column 1: unknown name {shown}"):
+            parse(name)
 
 
 RELEASED = """
@@ -191,18 +180,9 @@ def test_the_released_tree() -> None:
     assert to_tree(expression) == json.loads(RELEASED)
 
 
-@lightly
-@given(expressions())
-def test_json_is_lossless(expression: Expression) -> None:
-    assert from_tree(json.loads(json.dumps(to_tree(expression)))) == expression
-
-
 def test_numbers_may_be_strings_and_absent_sides_null() -> None:
-    tree = {
-        "data": "mul",
-        "left": {"data": "0.25", "left": None, "right": None},
-        "right": {"data": "W"},
-    }
+    number = {"data": "0.25", "left": None, "right": None}
+    tree = {"data": "mul", "left": number, "right": {"data": "W"}}
     assert from_tree(tree) == parse("0.25 * W")
     assert to_tree(parse("0.25 * W"))["left"] == {"data": 0.25}
 
@@ -272,7 +252,7 @@ def test_dictionaries_that_unfold_without_end_are_refused() -> None:
         from_tree(doubled)
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"data": LEAF}', "9" * 5000])
-def test_invalid_json(text: str) -> None:
-    with pytest.raises(PrunerZeroError, match=r"^invalid JSON: [^\n]*$"):
-        load_json(text)
+def test_invalid_json() -> None:
+    for text in ("", "{", '{"data": LEAF}', "9" * 5000):
+        with pytest.raises(PrunerZeroError, match=r"^invalid JSON: [^\n]*$"):
+            load_json(text)

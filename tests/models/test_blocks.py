@@ -57,11 +57,8 @@ def test_windows_in_one_call_give_what_they_give_apart(architecture: str) -> Non
 
 def test_windows_of_other_arguments_are_not_run_in_one_call() -> None:
     calls = record_block_calls(model := tiny_model("llama"), tiny_windows(2, 12))
-    hidden, block, [first, (args, kwargs)] = (
-        list(calls.hidden),
-        find_blocks(model)[0],
-        calls.arguments[0],
-    )
+    hidden, block = list(calls.hidden), find_blocks(model)[0]
+    first, (args, kwargs) = calls.arguments[0]
     cos, sin = kwargs["position_embeddings"]
     arguments = [first, (args, {**kwargs, "position_embeddings": (sin, cos)})]
     apart = torch.cat([run_block(block, *c) for c in zip(hidden, arguments, strict=True)])
@@ -110,28 +107,23 @@ def test_recording_leaves_the_model_as_it_was(architecture: str) -> None:
         assert not module._forward_pre_hooks
 
 
-def test_a_forward_that_someone_else_replaced_is_put_back() -> None:
-    model = tiny_model("llama")
-    block = find_blocks(model)[0]
-    forward = block.forward
-    block.forward = forward  # as accelerate does
-    record_block_calls(model, tiny_windows())
-    assert vars(block)["forward"] is forward
-
-
 def test_recording_that_fails_leaves_the_model_as_it_was() -> None:
     model = tiny_model("llama")
-    beyond = torch.full((1, 4), 10_000)
+    first, second = find_blocks(model)
+    first.forward = forward = first.forward  # as accelerate does
     with pytest.raises(IndexError):
-        record_block_calls(model, beyond)
-    assert all("forward" not in vars(block) for block in find_blocks(model))
-    assert not any(block._forward_hooks for block in find_blocks(model))
+        record_block_calls(model, torch.full((1, 4), 10_000))
+    record_block_calls(model, tiny_windows())
+    assert vars(first)["forward"] is forward
+    assert "forward" not in vars(second)
+    assert not first._forward_hooks
 
 
 @every_architecture
 def test_arguments_that_windows_share_are_kept_once(architecture: str) -> None:
     # A mask or rotary table for each of 128 windows and 32 blocks would not fit in memory.
     calls = record_block_calls(tiny_model(architecture), tiny_windows(4))
+    assert not any(hidden.requires_grad for hidden in calls.hidden)
     for windows in calls.arguments:
         first, *later = [tensors(arguments) for arguments in windows]
         for leaves in later:
@@ -141,12 +133,6 @@ def test_arguments_that_windows_share_are_kept_once(architecture: str) -> None:
 def tensors(arguments: object) -> list[Tensor]:
     leaves = torch.utils._pytree.tree_leaves(arguments)
     return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-
-
-def test_recording_keeps_no_graph() -> None:
-    model, windows = tiny_model("llama"), tiny_windows()
-    calls = record_block_calls(model, windows)
-    assert not any(hidden.requires_grad for hidden in calls.hidden)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -236,15 +222,8 @@ def test_blocks_that_run_one_after_the_other_pass_the_check(architecture: str) -
 def within(model: nn.Module) -> dict[str, bool]:
     """Whether the model's own forward pass is running, under "model"."""
     inside = {"model": False}
-
-    def enter(*_args: object) -> None:
-        inside["model"] = True
-
-    def leave(*_args: object) -> None:
-        inside["model"] = False
-
-    model.register_forward_pre_hook(enter)
-    model.register_forward_hook(leave, always_call=True)
+    model.register_forward_pre_hook(lambda *_: inside.update(model=True))
+    model.register_forward_hook(lambda *_: inside.update(model=False), always_call=True)
     return inside
 
 
@@ -321,11 +300,10 @@ def scaled(blocks: Sequence[nn.Module]) -> Sequence[Callable[..., Any]]:
 
 def scaled_in_place(blocks: Sequence[nn.Module]) -> Sequence[Callable[..., Any]]:
     """As `scaled`, without a new tensor."""
-
-    def call(run: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        return run(*args, **kwargs).mul_(2)
-
-    return [partial(call, run) for run in first_values(blocks)]
+    return [
+        lambda *args, run=run, **kwargs: run(*args, **kwargs).mul_(2)
+        for run in first_values(blocks)
+    ]
 
 
 def told(blocks: Sequence[nn.Module], share: float = 1.0) -> Sequence[Callable[..., Any]]:

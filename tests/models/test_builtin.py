@@ -39,14 +39,6 @@ def gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "tiny.gguf"
 
 
-def forbid_reading_gguf(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(path: Path, *rest: Any) -> LanguageModel:
-        assert path.suffix != ".gguf", f"{path} was read again"
-        return read_model(path, *rest)
-
-    monkeypatch.setattr(builtin, "read_model", fail)
-
-
 def test_the_copy_is_the_model_in_the_file(gguf: Path, cache: Path) -> None:
     plain = load_model(gguf)
     for _ in ("converts", "reads the copy"):
@@ -57,38 +49,31 @@ def test_the_copy_is_the_model_in_the_file(gguf: Path, cache: Path) -> None:
     assert len(list(cache.iterdir())) == 1
 
 
-def test_a_second_load_reads_the_copy_alone(
+def test_a_later_load_reads_the_copy_alone_also_after_an_error_of_the_options(
     gguf: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load_model(SMOLLM2)
-    forbid_reading_gguf(monkeypatch)
+
+    def fail(path: Path, *rest: Any) -> LanguageModel:
+        assert path.suffix != ".gguf", f"{path} was read again"
+        return read_model(path, *rest)
+
+    monkeypatch.setattr(builtin, "read_model", fail)
+    message = refusal(lambda: load_model(SMOLLM2, attn_implementation="flash_attention_2"))
+    assert "cannot be loaded" in message
     assert load_model(SMOLLM2, "bfloat16").model.dtype == torch.bfloat16
 
 
-def test_an_error_of_the_options_leaves_the_copy(
+def test_another_file_or_transformers_has_another_copy(
     gguf: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load_model(SMOLLM2)
-    forbid_reading_gguf(monkeypatch)
-    message = refusal(lambda: load_model(SMOLLM2, attn_implementation="flash_attention_2"))
-    assert "cannot be loaded" in message
-    load_model(SMOLLM2)
-
-
-def test_another_file_has_another_copy(gguf: Path, cache: Path) -> None:
     first = load_model(SMOLLM2).fingerprint()
     write_gguf(tiny_model("llama", seed=1), gguf)
     assert load_model(SMOLLM2).fingerprint() != first
     assert len(list(cache.iterdir())) == 2
-
-
-def test_another_transformers_has_another_copy(
-    gguf: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    load_model(SMOLLM2)
     monkeypatch.setattr(builtin, "transformers", SimpleNamespace(__version__="99"))
     load_model(SMOLLM2)
-    assert len(list(cache.iterdir())) == 2
+    assert len(list(cache.iterdir())) == 3
 
 
 @pytest.mark.parametrize("load", [load_model, load_offloaded])

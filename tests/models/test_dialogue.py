@@ -34,6 +34,12 @@ def test_a_dialogue_is_left_open_where_its_speakers_stand() -> None:
     assert words(model, pieces) == ["Be kind.<user>", "<s><assistant>"]
     assert turn_ends(model, pieces) == {0}
 
+    # Turns that end with words have no token of their own.
+    model = tiny(TEMPLATE.replace("<s>", "[/INST]"))
+    pieces = dialogue(model)
+    assert pieces is not None
+    assert not turn_ends(model, pieces)
+
 
 @pytest.mark.parametrize(
     "template",
@@ -51,27 +57,15 @@ def test_a_template_that_does_not_surround_the_words_gives_no_dialogue(
     assert dialogue(tiny(template)) is None
 
 
-def test_turns_that_end_with_words_have_no_token_of_their_own() -> None:
-    model = tiny(TEMPLATE.replace("<s>", "[/INST]"))
-    pieces = dialogue(model)
-    assert pieces is not None
-    assert not turn_ends(model, pieces)
-
-
-def test_a_prompt_is_shown_by_the_template() -> None:
+def test_a_prompt_is_shown_by_the_template_which_may_refuse_it() -> None:
     model = tiny(TEMPLATE)
     answered = [*PROMPT, {"role": "assistant", "content": "So."}, *PROMPT]
     assert words(model, prompt_document(model, answered)) == [
         "Be kind.<user>Why?<s><assistant>So.<s><user>Why?<s><assistant>"
     ]
-
-
-def test_without_a_template_a_prompt_begins_a_document() -> None:
+    # Without a template, a prompt begins a document.
     model = tiny(None)
     assert plain_document(model) == ((0,),)
     assert words(model, prompt_document(model, PROMPT)) == ["<s>Why?"]
-
-
-def test_a_prompt_that_the_template_refuses_is_named() -> None:
     with pytest.raises(PrunerZeroError, match="of tiny refuses the prompt that begins with 'Why"):
         prompt_document(tiny("{{ raise_exception('no') }}"), PROMPT)

@@ -15,7 +15,7 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.blocks import record_block_calls
 from pruner_zero.models.loss import next_token_loss
 from pruner_zero.models.placement import devices_needed, place_model, spread_blocks
-from pruner_zero.models.structure import find_blocks, find_matrices
+from pruner_zero.models.structure import find_blocks, find_matrices, size_of
 from tests.elsewhere import HERE, THERE, elsewhere
 from tests.tiny_models import ARCHITECTURES, tiny_model, tiny_windows
 
@@ -26,12 +26,11 @@ BOTH = Devices((HERE, THERE), spread=True)
 
 def fullest(chosen: tuple[int, ...], blocks: list[int], free: list[int], outside: int) -> float:
     """The largest share of a device that is taken, infinite where a device has no room."""
-    shares = []
-    for device, room in enumerate(free):
-        held = outside * (device == 0)
-        held += sum(size for size, place in zip(blocks, chosen, strict=True) if place == device)
-        shares.append(held / room if room else float("inf") if held else 0.0)
-    return max(shares)
+    held = [outside, *[0] * (len(free) - 1)]
+    for size, place in zip(blocks, chosen, strict=True):
+        held[place] += size
+    shares = zip(held, free, strict=True)
+    return max(used / room if room else float("inf") if used else 0.0 for used, room in shares)
 
 
 @given(SIZES, ROOM, st.integers(0, 5))
@@ -52,12 +51,8 @@ def test_no_other_ranges_leave_the_fullest_device_emptier(
 
 def place_block_after_block(model: nn.Module) -> None:
     """The first block HERE and the second THERE: neither device has room for more."""
-    size = {
-        id(parameter): parameter.numel() * parameter.element_size()
-        for parameter in model.parameters()
-    }
-    second = sum(size[id(parameter)] for parameter in find_blocks(model)[1].parameters())
-    place_model(model, BOTH, {HERE: sum(size.values()) - second, THERE: second}.__getitem__)
+    whole, second = (size_of(module)[1] for module in (model, find_blocks(model)[1]))
+    place_model(model, BOTH, {HERE: whole - second, THERE: second}.__getitem__)
     places = [next(block.parameters()).device for block in find_blocks(model)]
     assert places == [HERE, THERE]
 
@@ -94,7 +89,7 @@ def test_a_model_is_cut_only_where_the_first_device_is_too_small(
     room: float, places: set[torch.device]
 ) -> None:
     model = tiny_model("llama")
-    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    _, size = size_of(model)
     with elsewhere():
         place_model(model, Devices((HERE, THERE)), lambda _: int(room * size))
         assert {parameter.device for parameter in model.parameters()} == places
@@ -121,9 +116,8 @@ def test_statistics_lie_on_the_device_of_their_block_and_equal_those_of_one_devi
         hidden, collected = calls.hidden, {}
         for index, block in enumerate(find_blocks(model)):
             matrices = [matrix for matrix in find_matrices(model) if matrix.block == index]
-            statistics, hidden = collect_inputs(
-                block, matrices, hidden, calls.arguments[index], ["gram"]
-            )
+            arguments = calls.arguments[index]
+            statistics, hidden = collect_inputs(block, matrices, hidden, arguments, ["gram"])
             for matrix in matrices:
                 values = statistics[matrix.name]
                 assert values["gram"].device == values["X"].device == matrix.weight.device

@@ -79,14 +79,12 @@ def test_every_token_is_drawn_from_its_document_so_far(
     assert torch.equal(write(model, ends=ends), write_plainly(model, 3, ends))
 
 
-def test_windows_are_int64_and_begin_with_the_start_token() -> None:
-    tokens = write(tiny_model("llama"))
-    assert (tokens.shape, tokens.dtype) == ((3, SEQLEN), torch.int64)
-    assert (tokens[:, 0] == START).all()
-
-
 def test_a_document_that_ends_is_followed_by_the_start_token() -> None:
-    tokens = write(tiny_model("llama"), windows=8, ends=ENDS)
+    model, state = tiny_model("llama"), torch.get_rng_state()
+    tokens = write(model, windows=8, ends=ENDS)
+    assert torch.equal(state, torch.get_rng_state())
+    assert (tokens.shape, tokens.dtype) == ((8, SEQLEN), torch.int64)
+    assert (tokens[:, 0] == START).all()
     ended = torch.isin(tokens[:, :-1], torch.tensor(ENDS))
     assert ended.sum() > 8
     assert (tokens[:, 1:][ended] == START).all()
@@ -133,9 +131,9 @@ def test_the_temperature_is_one() -> None:
     model = tiny_model("llama")
     prompt = torch.full((1, 1), START)
     expected = model(prompt).logits[0, -1].softmax(-1)
-    tokens = sample_windows(model, plain(20_000), 2, generator())
+    tokens = sample_windows(model, plain(5_000), 2, generator())
     shares = tokens[:, 1].bincount(minlength=VOCABULARY) / len(tokens)
-    assert (shares - expected).abs().sum() < 0.15
+    assert (shares - expected).abs().sum() < 0.3
 
 
 @pytest.mark.parametrize("vocabulary", [3, 1024, 5000])
@@ -174,13 +172,6 @@ def test_a_model_in_float32_writes_in_bfloat16_where_it_is_fast(
     assert {tensor.dtype for tensor in after.values()} == {torch.float32}
 
 
-def test_the_global_generator_stays_untouched() -> None:
-    model = tiny_model("llama")
-    before = torch.get_rng_state()
-    write(model)
-    assert torch.equal(before, torch.get_rng_state())
-
-
 def named(bos: Any = None, eos: Any = None, **vocabulary: int) -> SimpleNamespace:
     return SimpleNamespace(bos_token_id=bos, eos_token_id=eos, get_vocab=lambda: vocabulary)
 
@@ -208,9 +199,6 @@ def test_the_tokenizer_names_the_start_token_before_the_configuration(
     tokenizer: SimpleNamespace, config: SimpleNamespace, expected: int
 ) -> None:
     assert start_token(with_tokens(tokenizer, config)) == expected
-
-
-def test_a_model_without_a_start_token_says_what_to_set() -> None:
     with pytest.raises(PrunerZeroError, match="some-model names no token"):
         start_token(with_tokens(named(), named()))
 
@@ -224,23 +212,19 @@ def test_every_named_end_ends_a_document() -> None:
     assert end_tokens(tiny) == {0}
 
 
-def test_a_model_that_takes_no_cache_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny_model("llama")
-    monkeypatch.setattr(model, "forward", lambda input_ids: None)
-    with pytest.raises(PrunerZeroError, match="LlamaForCausalLM keeps no keys and values"):
-        write(model)
-
-
-def test_a_model_that_leaves_its_cache_empty_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_takes_no_cache_or_leaves_it_empty_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model = tiny_model("llama")
     forward = model.forward
 
     def forgetful(input_ids: Tensor, cache: Any = None, **_: Any) -> Any:
         return forward(input_ids)
 
-    monkeypatch.setattr(model, "forward", forgetful)
-    with pytest.raises(PrunerZeroError, match="keeps no keys and values"):
-        write(model)
+    for without in (forgetful, lambda input_ids: None):
+        monkeypatch.setattr(model, "forward", without)
+        with pytest.raises(PrunerZeroError, match="LlamaForCausalLM keeps no keys and values"):
+            write(model)
 
 
 def test_damaged_weights_are_refused() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import load_model
@@ -23,7 +23,7 @@ def tiny(architecture: str) -> LanguageModel:
 
 
 @every_architecture
-def test_saving_and_loading_keeps_every_bit(architecture: str, tmp_path: Path) -> None:
+def test_saving_and_loading_keeps_every_bit_and_the_ties(architecture: str, tmp_path: Path) -> None:
     saved = tiny(architecture)
     save_model(saved, tmp_path)
     loaded = load_model(tmp_path)
@@ -33,18 +33,13 @@ def test_saving_and_loading_keeps_every_bit(architecture: str, tmp_path: Path) -
         assert after[name].dtype == tensor.dtype
         assert torch.equal(after[name], tensor), name
     assert loaded.fingerprint() == saved.fingerprint()
+    assert tied(loaded.model) == tied(saved.model)
 
 
-@every_architecture
-def test_tied_embeddings_stay_tied(architecture: str, tmp_path: Path) -> None:
-    saved = tiny(architecture)
-    save_model(saved, tmp_path)
-    pairs = [
-        (model.get_input_embeddings().weight, model.get_output_embeddings().weight)
-        for model in (saved.model, load_model(tmp_path).model)
-    ]
-    before, after = ((left.data_ptr() == right.data_ptr()) for left, right in pairs)
-    assert after == before
+def tied(model: PreTrainedModel) -> bool:
+    """Whether the embedding and the head share their memory."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    return bool(embedding.weight.data_ptr() == head.weight.data_ptr())
 
 
 @every_architecture
@@ -63,15 +58,13 @@ def test_zeros_are_saved_as_zeros_and_plain_transformers_loads_them(
         assert torch.equal(plain(windows).logits, saved.model(windows).logits)
 
 
-def test_a_large_model_is_saved_in_shards(tmp_path: Path) -> None:
+def test_a_large_model_is_saved_in_shards_of_which_a_newer_one_leaves_nothing(
+    tmp_path: Path,
+) -> None:
     saved = tiny("llama")
     save_model(saved, tmp_path, shard_size="40KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     assert load_model(tmp_path).fingerprint() == saved.fingerprint()
-
-
-def test_saving_over_an_older_model_leaves_nothing_of_it(tmp_path: Path) -> None:
-    save_model(tiny("llama"), tmp_path, shard_size="40KB")
     newer = LanguageModel(tiny_model("llama", seed=1), tiny_tokenizer(), "newer")
     save_model(newer, tmp_path)
     assert [path.name for path in tmp_path.glob("*.safetensors")] == ["model.safetensors"]
@@ -89,14 +82,10 @@ def test_sampling_defaults_that_transformers_warns_about_are_carried_along(
     assert load_model(tmp_path / "again").model.generation_config.temperature == 0.6
 
 
-def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("x")
-    message = refusal(lambda: save_model(tiny("llama"), tmp_path / "file"))
-    assert str(tmp_path / "file") in message
-
-
-def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
-    saved = tiny("llama")
+def test_a_file_in_the_place_of_the_folder_and_a_full_disk_are_one_line(tmp_path: Path) -> None:
+    saved, file = tiny("llama"), tmp_path / "file"
+    file.write_text("x")
+    assert str(file) in refusal(lambda: save_model(saved, file))
     with full_disk():
         message = refusal(lambda: save_model(saved, tmp_path / "out"))
     assert str(tmp_path / "out") in message

@@ -31,34 +31,21 @@ def test_the_blocks_are_found_in_order(architecture: str, blocks: int) -> None:
 
 
 @every_architecture
-def test_the_matrices_are_the_linear_maps_inside_the_blocks(architecture: str) -> None:
-    matrices = find_matrices(tiny_model(architecture))
+def test_the_matrices_are_the_linear_maps_inside_the_blocks_block_by_block(
+    architecture: str,
+) -> None:
+    model = tiny_model(architecture)
+    matrices = find_matrices(model)
     shapes = {matrix.name: tuple(matrix.weight.shape) for matrix in matrices}
     assert shapes == expected_matrices(architecture)
     assert len(matrices) == len(shapes)
-
-
-@every_architecture
-def test_matrices_come_block_by_block_and_know_their_kind(architecture: str) -> None:
-    matrices = find_matrices(tiny_model(architecture))
     assert [matrix.block for matrix in matrices] == sorted(matrix.block for matrix in matrices)
     for matrix in matrices:
         assert matrix.name.endswith(f".{matrix.block}.{matrix.local_name}")
-
-
-@every_architecture
-def test_the_embedding_and_the_head_are_never_among_them(architecture: str) -> None:
-    model = tiny_model(architecture)
-    addresses = {matrix.parameter.data_ptr() for matrix in find_matrices(model)}
+        assert model.get_parameter(matrix.parameter_name) is matrix.parameter
+    addresses = {matrix.parameter.data_ptr() for matrix in matrices}
     assert model.get_input_embeddings().weight.data_ptr() not in addresses
     assert model.get_output_embeddings().weight.data_ptr() not in addresses
-
-
-@every_architecture
-def test_the_parameter_is_the_model_s_own_under_its_own_name(architecture: str) -> None:
-    model = tiny_model(architecture)
-    for matrix in find_matrices(model):
-        assert model.get_parameter(matrix.parameter_name) is matrix.parameter
 
 
 @every_architecture
@@ -155,13 +142,10 @@ def test_a_pattern_that_matches_nothing_is_refused_with_an_example(option: str) 
     assert "model.layers.0.self_attn.q_proj" in message
 
 
-def test_leaving_nothing_to_prune_is_refused() -> None:
+def test_a_model_without_blocks_or_nothing_to_prune_is_refused() -> None:
+    assert "Linear" in refusal(lambda: find_blocks(nn.Linear(2, 2)))
     model = tiny_model("llama")
     assert "--exclude" in refusal(lambda: find_matrices(model, exclude=["*"]))
-
-
-def test_a_model_without_blocks_is_refused() -> None:
-    assert "Linear" in refusal(lambda: find_blocks(nn.Linear(2, 2)))
 
 
 def test_quantized_weights_are_refused() -> None:

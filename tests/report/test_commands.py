@@ -42,9 +42,7 @@ def options(command: str | None) -> dict[str, list[str]]:
 
 
 def search_run(folder: Path, **settings: Any) -> Study:
-    run = read_result(write_search(folder, **settings))
-    assert isinstance(run, Study)
-    return run
+    return Study.open(write_search(folder, **settings))
 
 
 def test_the_command_that_repeats_a_search(run: Path) -> None:
@@ -96,25 +94,28 @@ def test_values_whose_default_depends_on_other_settings_are_stated(tmp_path: Pat
         assert options(commands.repeat(run))["--update"] == [update]
 
 
-def test_settings_that_this_version_does_not_know_are_left_out(tmp_path: Path) -> None:
-    settings = {**SETTINGS, "metric": "wanda", "gradient_seqlen": 64}
+@pytest.mark.parametrize(
+    ("settings", "written", "absent"),
+    [
+        ({"gradient_seqlen": 64}, "--metric wanda -o", "gradient"),
+        ({"device": "cuda:7"}, "--device cuda:7", ""),
+        ({"refine": True, "offload": False}, "words.txt --metric wanda --refine", "offload"),
+        (
+            {"calibration": {"words.txt": 0.5, "self": 2.0}},
+            "words.txt=0.5 --calibration self=2",
+            "",
+        ),
+    ],
+    ids=["unknown to this version", "a missing device", "an option without a value", "a mixture"],
+)
+def test_the_words_of_a_setting(
+    settings: dict[str, Any], written: str, absent: str, tmp_path: Path
+) -> None:
+    settings = {**SETTINGS, "metric": "wanda", **settings}
     command = commands.repeat(read_result(write_prune(tmp_path, settings=settings)))
     assert command is not None
-    assert "gradient" not in command
-
-
-def test_a_result_of_a_missing_device_has_the_same_command(tmp_path: Path) -> None:
-    settings = {**SETTINGS, "metric": "wanda", "seqlen": 1024, "device": "cuda:7"}
-    values = options(commands.repeat(read_result(write_prune(tmp_path, settings=settings))))
-    assert values["--device"] == ["cuda:7"]
-
-
-def test_an_option_that_is_set_has_no_value(tmp_path: Path) -> None:
-    settings = {**SETTINGS, "metric": "wanda", "refine": True, "offload": False}
-    command = commands.repeat(read_result(write_prune(tmp_path, settings=settings)))
-    assert command is not None
-    assert "--calibration words.txt --metric wanda --refine" in command
-    assert "offload" not in command
+    assert written in command
+    assert not absent or absent not in command
 
 
 def test_the_commands_that_repeat_a_prune_and_a_comparison(tmp_path: Path) -> None:
@@ -135,8 +136,7 @@ def test_the_commands_that_repeat_a_prune_and_a_comparison(tmp_path: Path) -> No
 
 
 def test_the_commands_that_follow_a_search(run: Path) -> None:
-    study = read_result(run)
-    assert isinstance(study, Study)
+    study = Study.open(run)
     assert options(commands.prune_with(study)) == {
         "--metric": [str(run / "best.json")],
         "--calibration": ["words.txt"],
@@ -159,8 +159,7 @@ def test_the_following_commands_prune_the_matrices_of_the_search(tmp_path: Path)
 
 
 def test_the_following_commands_update_weights_as_the_search_did(run: Path) -> None:
-    study = read_result(run)
-    assert isinstance(study, Study)
+    study = Study.open(run)
     updated = replace(study, settings={**study.settings, "update": "exact"})
     following = options(commands.prune_with(updated))
     assert (following["--update"], following["--mode"]) == (["exact"], ["one-shot"])
@@ -172,8 +171,7 @@ def test_the_following_commands_update_weights_as_the_search_did(run: Path) -> N
 def test_whole_units_are_updated_as_the_search_judged_them(
     run: Path, update: str, written: str
 ) -> None:
-    study = read_result(run)
-    assert isinstance(study, Study)
+    study = Study.open(run)
     units = {"structure": "channels", "sparsity": 0.25, "update": update}
     removed = replace(study, settings={**study.settings, **units})
     assert options(commands.prune_with(removed))["--update"] == [update]
@@ -183,33 +181,21 @@ def test_whole_units_are_updated_as_the_search_judged_them(
     assert parse_recipe(methods[2], sparsity=0.25).steps == (() if written else ("exact",))
 
 
-def test_a_metric_with_a_comma_is_one_method(tmp_path: Path) -> None:
-    run = search_run(tmp_path, judged=[("max(W, G)", "row", {"all": 4.0})])
-    methods = options(commands.compare_with(run))["--methods"][0]
-    assert split_methods(methods)[-1] == "max(W, G)@row"
+def test_a_metric_with_a_comma_and_a_corpus_with_parts_are_compared(tmp_path: Path) -> None:
+    judged = [("max(W, G)", "row", {"all": 4.0})]
+    run = search_run(tmp_path, judged=judged, search_text="builtin:pydoc")
+    compared = options(commands.compare_with(run))
+    assert split_methods(compared["--methods"][0])[-1] == "max(W, G)@row"
+    assert compared["--text"] == ["builtin:pydoc"]
 
 
-def test_a_corpus_with_parts_is_compared_on_its_test_part(tmp_path: Path) -> None:
-    run = search_run(tmp_path, search_text="builtin:pydoc")
-    assert options(commands.compare_with(run))["--text"] == ["builtin:pydoc"]
-
-
-def test_every_text_of_a_mixture_is_repeated(tmp_path: Path) -> None:
-    settings = {**SETTINGS, "calibration": {"words.txt": 0.5, "self": 2.0}}
-    command = commands.repeat(read_result(write_prune(tmp_path, settings=settings)))
-    assert options(command)["--calibration"] == ["words.txt=0.5", "self=2"]
-
-
-def test_strings_have_no_name(tmp_path: Path) -> None:
+def test_strings_have_no_name_and_measurements_no_command(tmp_path: Path) -> None:
+    """What evaluate writes does not hold its settings."""
+    assert commands.repeat(read_result(write_evaluation(tmp_path / "m.json"))) is None
     assert commands.repeatable(search_run(tmp_path / "files"))
     mixed = search_run(tmp_path / "mixed", calibration={"(strings)": 1.0, "self": 1.0})
     assert not commands.repeatable(mixed)
     assert not commands.repeatable(search_run(tmp_path / "strings", calibration="(strings)"))
-
-
-def test_measurements_have_no_command(tmp_path: Path) -> None:
-    """What evaluate writes does not hold its settings."""
-    assert commands.repeat(read_result(write_evaluation(tmp_path / "m.json"))) is None
 
 
 @pytest.mark.parametrize("name", [".", ".."])
@@ -219,7 +205,6 @@ def test_a_result_in_the_current_folder_is_named_by_its_path(
     run = write_search(tmp_path / "run")
     (run / "inside").mkdir()
     monkeypatch.chdir(run / "inside" if name == ".." else run)
-    result = read_result(Path(name))
-    assert isinstance(result, Study)
+    result = Study.open(Path(name))
     assert options(commands.repeat(result))["-o"] == [f"{run}-again"]
     assert options(commands.prune_with(result))["-o"] == [f"{run}-pruned"]

@@ -16,9 +16,8 @@ HOLDS = '{"rows": [%s], "provenance": {"settings": {}}}'
 def test_a_search(run: Path) -> None:
     study = read_result(run)
     assert isinstance(study, Study)
-    assert [str(record.candidate.expression) for record in study.records] == [
-        text for text, _, _ in JUDGED
-    ]
+    tried = [str(record.candidate.expression) for record in study.records]
+    assert tried == [text for text, _, _ in JUDGED]
     assert study.batches == ((2, 10.0), (4, 20.0), (5, 30.0))
     assert study.settings == SEARCH
     assert study.provenance == PROVENANCE
@@ -44,12 +43,8 @@ def test_a_pruned_model(pruned: Path) -> None:
     result = read_result(pruned)
     assert isinstance(result, PruneRun)
     assert (str(result.expression), result.sparsity, result.timing) == ("W * X", 0.375, {})
-    assert [(matrix.block, matrix.zeros) for matrix in result.matrices] == [
-        (0, 16),
-        (0, 8),
-        (1, 16),
-        (1, 8),
-    ]
+    zeros = [(matrix.block, matrix.zeros) for matrix in result.matrices]
+    assert zeros == [(0, 16), (0, 8), (1, 16), (1, 8)]
     (pruned / "timing.json").write_text('{"seconds": 3.5}')
     result = read_result(pruned)
     assert isinstance(result, PruneRun)
@@ -138,12 +133,7 @@ def test_a_path_without_a_result_is_refused_in_one_line(
 
 @pytest.mark.parametrize(
     "line",
-    [
-        '{"kind": "candidate", "number": 5}',
-        '{"kind": "batch"}',
-        '{"no": "kind"}',
-        "nonsense",
-    ],
+    ['{"kind": "candidate", "number": 5}', '{"kind": "batch"}', '{"no": "kind"}', "nonsense"],
 )
 def test_a_damaged_journal_is_one_line(line: str, run: Path) -> None:
     with open(run / "journal.jsonl", "a") as file:

@@ -3,6 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from pruner_zero.report import figures
 from pruner_zero.report.page import page
 from pruner_zero.report.read import read_result
 from tests.report.conftest import (
@@ -15,6 +18,12 @@ from tests.report.conftest import (
     write_search,
 )
 from tests.report.html import Page
+
+
+@pytest.fixture(autouse=True)
+def no_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sentences need none, and they take most of the time of a page."""
+    monkeypatch.setattr(figures, "to_img", lambda *_: "")
 
 
 def text_of(path: Path) -> str:

@@ -19,20 +19,18 @@ from tests.sparsity.steps.test_sweep import assert_close, layer
 NEARLY_SINGULAR = torch.full((8, 8), 1.05).fill_diagonal_(1.0)
 
 
-def test_the_factor_is_the_cholesky_factor_of_the_inverse() -> None:
+def test_the_factor_is_the_cholesky_factor_of_the_inverse_and_the_terminal_its_diagonal() -> None:
     _, gram = layer(1, 60)
-    hessian = Hessian(gram)
+    hessian, copy = Hessian(gram), gram.clone()
     expected = torch.linalg.cholesky(torch.linalg.inv(reference.damped(gram)), upper=True)
     assert hessian.used_damping == 0.01
     assert_close(hessian.inverse_factor, expected)
     assert torch.equal(hessian.inverse_factor, hessian.inverse_factor.triu())
-
-
-def test_the_terminal_is_the_diagonal_of_the_factor() -> None:
-    _, gram = layer(1, 60)
     terminal = Hessian(gram).diagonal
     assert terminal.shape == (1, 60)
-    assert_close(terminal[0], Hessian(gram).inverse_factor.diagonal())
+    assert_close(terminal[0], expected.diagonal())
+    _ = hessian.nystrom, hessian.damped()
+    assert torch.equal(gram, copy)
 
 
 def test_channels_that_were_never_active_get_what_the_damping_leaves() -> None:
@@ -47,15 +45,12 @@ def test_channels_that_were_never_active_get_what_the_damping_leaves() -> None:
     assert Hessian(torch.zeros(8, 8)).diagonal.tolist() == [[1.0] * 8]
 
 
-def test_a_failed_factorisation_raises_the_damping() -> None:
+def test_a_failed_factorisation_raises_the_damping_up_to_1() -> None:
     hessian = Hessian(NEARLY_SINGULAR)
     U = hessian.inverse_factor
     assert hessian.used_damping == pytest.approx(0.1)
     assert_close(U.T @ U, torch.linalg.inv(reference.damped(NEARLY_SINGULAR, 0.1)))
     assert_close(hessian.damped(), reference.damped(NEARLY_SINGULAR, 0.1))
-
-
-def test_no_damping_mends_an_indefinite_gram() -> None:
     gram = torch.full((4, 4), -5.0).fill_diagonal_(1.0)
     with pytest.raises(PrunerZeroError, match="down_proj is not positive definite even at damping"):
         _ = Hessian(gram, name="down_proj").diagonal
@@ -89,9 +84,7 @@ def test_the_nystrom_factor_holds_the_dominant_directions() -> None:
     eigenvalues = torch.linalg.eigvalsh(hessian.damped().double())
     assert torch.linalg.eigvalsh(left)[-1] < 2 * eigenvalues[-33]
     assert torch.linalg.eigvalsh(left)[0] > -1e-4 * eigenvalues[-1]
-
-
-def test_up_to_three_inputs_have_no_dominant_directions() -> None:
+    # Up to three inputs have no dominant directions.
     for columns, rank in ((1, 0), (3, 0), (4, 1)):
         assert Hessian(layer(2, columns)[1]).nystrom.shape == (columns, rank)
 
@@ -127,14 +120,6 @@ def test_without_a_target_nothing_drifts() -> None:
     assert drift is not None
     assert_close(drift, weight.sum(1, keepdim=True).expand(4, 24))
     assert Hessian(gram).without_target() is not None
-
-
-def test_the_gram_is_left_alone() -> None:
-    _, gram = layer(4, 24)
-    copy = gram.clone()
-    hessian = Hessian(gram)
-    _ = hessian.inverse_factor, hessian.diagonal, hessian.nystrom, hessian.damped()
-    assert torch.equal(gram, copy)
 
 
 def test_the_diagonal_of_the_inverse_is_kept_without_the_factor() -> None:

@@ -20,21 +20,15 @@ def test_the_hash_is_that_of_the_utf8_text() -> None:
     assert load_corpus(["größe"]).sha256 == hashlib.sha256("größe".encode()).hexdigest()
 
 
-def test_a_corpus_passes_through() -> None:
-    corpus = Corpus("mine", "words")
+def test_a_corpus_passes_through_and_keeps_its_text_out_of_the_repr() -> None:
+    corpus = Corpus("mine", "secret")
     assert load_corpus(corpus, "test") is corpus
+    assert "secret" not in repr(corpus)
 
 
-def test_a_long_text_stays_out_of_the_repr() -> None:
-    assert "secret" not in repr(Corpus("mine", "secret"))
-
-
-@pytest.mark.parametrize("source", [[], [""], ["", " \n"]])
-def test_an_empty_corpus_is_refused(source: list[str]) -> None:
-    assert line(source) == "corpus strings is empty: choose a text with words in it"
-
-
-def test_half_a_surrogate_pair_is_refused() -> None:
+def test_an_empty_corpus_and_half_a_surrogate_pair_are_refused() -> None:
+    for source in ([], [""], ["", " \n"]):
+        assert line(source) == "corpus strings is empty: choose a text with words in it"
     assert "half a surrogate pair at character 2" in line(["ab\ud800"])
 
 
@@ -51,30 +45,20 @@ def test_other_things_are_refused() -> None:
     assert line(7) == "a corpus is a name, a file or strings, not int: pass one of them"
 
 
-def test_an_unknown_role_names_a_near_one() -> None:
+def test_an_unknown_role_built_in_text_or_part_names_a_near_one() -> None:
     assert line("c4", role="tests") == "unknown role 'tests': did you mean 'test'?"
-
-
-def test_an_unknown_builtin_names_a_near_one() -> None:
     text = line("builtin:pydocs")
     assert text == "unknown corpus 'builtin:pydocs': did you mean 'builtin:pydoc'?"
-
-
-def test_an_unknown_part_names_a_near_one() -> None:
     assert line("wikitext2/tset") == "wikitext2 has no part 'tset': did you mean 'test'?"
     assert "known: all, calibration, search, test" in line("builtin:pydoc/x")
     assert "has no part 'all'" in line("c4/all")
 
 
 def test_an_unknown_name_is_no_file_either() -> None:
-    text = line("wikitext")
-    assert (
-        text == "there is no file 'wikitext' and no corpus of that name: did you mean 'wikitext2'?"
-    )
+    known = "there is no file 'wikitext' and no corpus of that name: did you mean 'wikitext2'?"
+    assert line("wikitext") == known
     assert "known: builtin:pydoc, c4, ptb, wikitext2" in line("missing.txt")
-
-
-def test_a_text_passed_as_a_name_is_one_short_line() -> None:
+    # A text passed as a name.
     assert len(line("a text\nof its own " * 1000)) < 400
 
 

@@ -47,13 +47,10 @@ def test_jsonl_joins_its_documents_by_a_blank_line(tmp_path: Path) -> None:
     assert corpus.joined == r"2 documents joined by '\n\n'"
 
 
-def test_parquet_reads_its_text_column(tmp_path: Path) -> None:
+def test_parquet_reads_its_text_column_or_its_only_string_column(tmp_path: Path) -> None:
     path = parquet(tmp_path / "a.parquet", url=["x", "y", "z"], text=["one", None, "two"])
     assert load_corpus(path).text == "one\n\ntwo"
-
-
-def test_parquet_reads_its_only_string_column(tmp_path: Path) -> None:
-    path = parquet(tmp_path / "a.parquet", id=[1, 2], sentence=["one", "two"])
+    path = parquet(tmp_path / "b.parquet", id=[1, 2], sentence=["one", "two"])
     assert load_corpus(path).text == "one\n\ntwo"
 
 
@@ -88,12 +85,9 @@ def test_a_bad_parquet_file_is_refused(tmp_path: Path) -> None:
     assert "(none)" in line(parquet(tmp_path / "c.parquet", text=[1]))
 
 
-def test_text_that_is_not_utf8_names_the_byte(tmp_path: Path) -> None:
+def test_text_that_is_not_utf8_or_holds_a_nul_names_the_byte(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", b"\xef\xbb\xbfgr\xf6\xdfe")
     assert line(path) == f"{path} is not UTF-8 at byte 5: convert it to UTF-8"
-
-
-def test_a_file_with_nul_bytes_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", "words".encode("utf-16-le"))
     assert line(path) == f"{path} is no text, with a NUL at byte 1: convert it to UTF-8"
 

@@ -30,9 +30,10 @@ def serve(monkeypatch: pytest.MonkeyPatch, load: Callable[..., object]) -> Calls
     return calls
 
 
-@pytest.mark.parametrize(
-    ("role", "split"), [("calibration", "train"), ("search", "validation"), ("test", "test")]
-)
+ROLES_AND_SPLITS = [("calibration", "train"), ("search", "validation"), ("test", "test")]
+
+
+@pytest.mark.parametrize(("role", "split"), ROLES_AND_SPLITS)
 def test_wikitext2_joins_its_rows_by_two_newlines(
     monkeypatch: pytest.MonkeyPatch, role: Role, split: str
 ) -> None:
@@ -46,9 +47,7 @@ def test_wikitext2_joins_its_rows_by_two_newlines(
     assert (calls[0]["name"], calls[0]["split"]) == ("wikitext-2-raw-v1", split)
 
 
-@pytest.mark.parametrize(
-    ("role", "split"), [("calibration", "train"), ("search", "validation"), ("test", "test")]
-)
+@pytest.mark.parametrize(("role", "split"), ROLES_AND_SPLITS)
 def test_ptb_joins_its_sentences_by_spaces(
     monkeypatch: pytest.MonkeyPatch, role: Role, split: str
 ) -> None:

@@ -36,11 +36,9 @@ def test_windows_are_as_long_as_before_and_say_where_tokens_end(name: str) -> No
     for window, row, places in zip(tokens.tolist(), windows.tolist(), ends.tolist(), strict=True):
         pieces = [(p, n) for n, token in enumerate(window) for p in translation.pieces[token]]
         assert row == [piece for piece, _ in pieces[:12]]
-        last = [
-            i for i, (_, n) in enumerate(pieces) if i + 1 == len(pieces) or pieces[i + 1][1] > n
-        ]
-        assert [place >= 0 for place in places] == [i in last for i in range(12)]
-        assert all(place in (-1, pieces[i][1]) for i, place in enumerate(places))
+        following = [n for _, n in pieces[1:]] + [12]
+        last = [n if after > n else -1 for (_, n), after in zip(pieces, following, strict=True)]
+        assert places == last[:12]
     for number in kept:
         assert translation.pieces[number] == (kept.index(number),)
 

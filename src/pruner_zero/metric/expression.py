@@ -91,9 +91,8 @@ def _infix(name: str) -> tuple["_Method", "_Method"]:
 class Expression:
     """A node of a tree with everything below it: immutable, hashable, compared by structure.
 
-    `operands`, `size` (nodes), `depth` (levels, a leaf is 1), `shape`, `terminals` (names) and
-    `nonnegative` (known never to be negative) are computed once, at construction.
-    Raises PrunerZeroError where a tree has more than 100 levels or 10,000 nodes.
+    size: in nodes. depth: in levels, 1 for a leaf. terminals: their names. nonnegative: known never
+    to be negative. Raises PrunerZeroError for more than 100 levels or 10,000 nodes.
     """
 
     __slots__ = ("_hash", "_key", "depth", "nonnegative", "operands", "shape", "size", "terminals")
@@ -146,9 +145,8 @@ class Expression:
         """What each terminal and function in its text means: {"W": …, "mms": …}."""
         text, used = str(self), self.operator_counts()
         functions = {name: OPERATORS[name].described for name in used if f"{name}(" in text}
-        return {name: TERMINALS[name].meaning for name in TERMINALS if name in self.terminals} | (
-            functions
-        )
+        letters = {name: each.meaning for name, each in TERMINALS.items() if name in self.terminals}
+        return letters | functions
 
     def _remember(
         self,
@@ -229,17 +227,11 @@ class Terminal(Expression):
     name: str
 
     def __post_init__(self) -> None:
-        if self.name not in TERMINALS:
-            raise PrunerZeroError(
-                f"unknown terminal '{self.name}': {did_you_mean(self.name, TERMINALS)}"
-            )
-        statistic = TERMINALS[self.name]
-        self._remember(
-            self.name,
-            nonnegative=statistic.sign != "any",
-            shape=statistic.shape,
-            terminals=frozenset((self.name,)),
-        )
+        name, statistic = self.name, TERMINALS.get(self.name)
+        if statistic is None:
+            raise PrunerZeroError(f"unknown terminal '{name}': {did_you_mean(name, TERMINALS)}")
+        signed, names = statistic.sign == "any", frozenset((name,))
+        self._remember(name, nonnegative=not signed, shape=statistic.shape, terminals=names)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -278,19 +270,14 @@ class Call(Expression):
     def __post_init__(self) -> None:
         operator, operands = self.operator, self.operands
         if len(operands) != operator.arity:
-            plural = "s" if operator.arity > 1 else ""
-            raise PrunerZeroError(
-                f"{operator.name} takes {operator.arity} operand{plural}, not {len(operands)}"
-            )
+            wanted = f"{operator.arity} operand{'s' if operator.arity > 1 else ''}"
+            raise PrunerZeroError(f"{operator.name} takes {wanted}, not {len(operands)}")
         if operator.exponent == "operand" and not isinstance(operands[-1], Constant):
             raise PrunerZeroError("the exponent of a power must be a number")
-        self._remember(
-            operator,
-            operands,
-            nonnegative=operator.sign == "nonnegative"
-            or (operator.sign == "keeps" and all(operand.nonnegative for operand in operands)),
-            shape=operator.shape(*(operand.shape for operand in operands)),
-        )
+        kept = operator.sign == "keeps" and all(operand.nonnegative for operand in operands)
+        shape = operator.shape(*(operand.shape for operand in operands))
+        nonnegative = kept or operator.sign == "nonnegative"
+        self._remember(operator, operands, nonnegative=nonnegative, shape=shape)
 
     @property
     def exponent(self) -> float | None:

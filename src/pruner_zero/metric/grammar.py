@@ -38,6 +38,7 @@ _TOKEN = re.compile(
     r"|(?P<name>[A-Za-z_][A-Za-z0-9_]*)"
     r"|(?P<symbol>[-+*/^(),])"
     r"|(?P<space>\s+)"
+    r"|(?P<unknown>.)"
 )
 
 
@@ -69,14 +70,13 @@ class _Token(NamedTuple):
 
 
 def _tokens(text: str) -> list[_Token]:
-    tokens, position = [], 0
-    while position < len(text):
-        match = _TOKEN.match(text, position)
-        if match is None:
-            raise ParseError(f"unexpected character {text[position]!a}", position + 1)
-        if match.lastgroup != "space":
-            tokens.append(_Token(match.lastgroup or "", match.group(), position + 1))
-        position = match.end()
+    tokens = []
+    for match in _TOKEN.finditer(text):
+        kind, column = str(match.lastgroup), match.start() + 1
+        if kind == "unknown":
+            raise ParseError(f"unexpected character {match.group()!a}", column)
+        if kind != "space":
+            tokens.append(_Token(kind, match.group(), column))
     return [*tokens, _Token("end", "", len(text) + 1)]
 
 
@@ -100,6 +100,9 @@ class _Parser:
     def shown(self) -> str:
         return f"'{excerpt(self.token.text, 40)}'" if self.token.text else "the end of the text"
 
+    def expected(self, what: str, why: str = "") -> ParseError:
+        return ParseError(f"expected {what} before {self.shown()}{why}", self.token.column)
+
     def nested(self, token: _Token, rule: Callable[[], Expression]) -> Expression:
         """What `rule` reads one level deeper, after the opening `token`."""
         self.nesting += 1
@@ -118,7 +121,7 @@ class _Parser:
     def whole(self) -> Expression:
         expression = self.sum()
         if self.token.kind != "end":
-            raise ParseError(f"expected an operator before {self.shown()}", self.token.column)
+            raise self.expected("an operator")
         return expression
 
     def sum(self, minimum: int = SUM) -> Expression:
@@ -144,8 +147,7 @@ class _Parser:
         if self.token.text != "^":
             return base
         column = self.take().column
-        negative = self.token.text == "-"
-        if negative:
+        if negative := self.token.text == "-":
             self.take()
         if self.token.kind != "number":
             raise ParseError(
@@ -174,19 +176,14 @@ class _Parser:
         if before.text == token.text == "*" and before.column == token.column - 1:
             raise ParseError("write ^ for a power, not **", before.column)
         if token.text != "(":
-            raise ParseError(
-                f"expected a terminal, a number or an operator before {self.shown()}", token.column
-            )
+            raise self.expected("a terminal, a number or an operator")
         expression = self.nested(self.take(), self.sum)
         self.close(token)
         return expression
 
     def close(self, opening: _Token) -> None:
         if self.token.text != ")":
-            raise ParseError(
-                f"expected ')' before {self.shown()} to close the '(' at column {opening.column}",
-                self.token.column,
-            )
+            raise self.expected("')'", f" to close the '(' at column {opening.column}")
         self.take()
 
     def named(self, name: _Token) -> Expression:
@@ -255,12 +252,12 @@ def _read(tree: object, path: tuple[str, ...], nodes: Iterator[int]) -> Expressi
             word = excerpt(key, 40)
             raise _wrong(path, f"unknown key {word!a}: {did_you_mean(word, ('data', *_SIDES))}")
     label = tree["data"]
-    given = [side for side in _SIDES if tree.get(side) is not None]
+    given = tuple(side for side in _SIDES if tree.get(side) is not None)
     if not isinstance(label, str) or label not in OPERATORS:
         if given:
             raise _wrong(path, f"{excerpt(repr(label), 40)} is no operator: remove {given[0]}")
         return _leaf(label, path)
-    wanted = list(_SIDES[: OPERATORS[label].arity])
+    wanted = _SIDES[: OPERATORS[label].arity]
     if given != wanted:
         raise _wrong(
             path, f"{label} needs {' and '.join(wanted)}, not {' and '.join(given) or 'none'}"

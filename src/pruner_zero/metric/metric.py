@@ -38,51 +38,30 @@ class NamedMetric:
 
 _ALPHA = "0.7 * (1 - 0.3 * small(S))"
 
+# fmt: off
 _ALL = (
-    NamedMetric(
-        "magnitude",
-        "W",
-        "the weight's magnitude",
-        "Han et al. 2015, Learning both Weights and Connections, arXiv 1506.02626",
-    ),
-    NamedMetric(
-        "wanda",
-        "W * X",
-        "magnitude times the norm of the input it multiplies",
-        "Sun et al. 2023, Wanda, arXiv 2306.11695, eq. 1",
-    ),
-    NamedMetric(
-        "gblm",
-        "W * X + W * G",
-        "magnitude times input norm plus gradient",
-        "Das et al. 2023, GBLM-Pruner, arXiv 2311.04902",
-    ),
-    NamedMetric(
-        "ria",
-        "(row_share(W) + column_share(W)) * X^0.5",
-        "the weight's share of its row and of its column, times the root of the input norm",
-        "Zhang et al. 2024, Plug-and-Play (RIA), ICLR 2024",
-    ),
-    NamedMetric(
-        "sparsegpt-score",
-        "sqr(W) / sqr(D)",
-        "the layer error that removing the weight causes after the best update of the rest",
-        "Frantar & Alistarh 2023, SparseGPT, arXiv 2301.00774",
-    ),
-    NamedMetric(
-        "pruner-zero",
-        "abs(W * W) * mms(G)",
-        "squared weight times the scaled gradient: the tree the authors' search found",
-        "Dong et al. 2024, Pruner-Zero, arXiv 2406.02924",
-    ),
-    NamedMetric(
-        "z-pruner",
-        f"({_ALPHA} * abs(zsn(row_normalize(S)))^3"
-        f" + (1 - {_ALPHA}) * abs(zsn(column_normalize(S)))^3) * X^1.5",
-        "cubed z-scores of row- and column-normalised weights, times the input norm to 1.5",
-        "Bhuiyan et al. 2025, Z-Pruner, arXiv 2508.15828, as released",
-    ),
+    NamedMetric("magnitude", "W", "the weight's magnitude",
+                "Han et al. 2015, Learning both Weights and Connections, arXiv 1506.02626"),
+    NamedMetric("wanda", "W * X", "magnitude times the norm of the input it multiplies",
+                "Sun et al. 2023, Wanda, arXiv 2306.11695, eq. 1"),
+    NamedMetric("gblm", "W * X + W * G", "magnitude times input norm plus gradient",
+                "Das et al. 2023, GBLM-Pruner, arXiv 2311.04902"),
+    NamedMetric("ria", "(row_share(W) + column_share(W)) * X^0.5",
+                "the weight's share of its row and of its column, times the root of the input norm",
+                "Zhang et al. 2024, Plug-and-Play (RIA), ICLR 2024"),
+    NamedMetric("sparsegpt-score", "sqr(W) / sqr(D)",
+                "the layer error that removing the weight causes after the best update of the rest",
+                "Frantar & Alistarh 2023, SparseGPT, arXiv 2301.00774"),
+    NamedMetric("pruner-zero", "abs(W * W) * mms(G)",
+                "squared weight times the scaled gradient: the tree the authors' search found",
+                "Dong et al. 2024, Pruner-Zero, arXiv 2406.02924"),
+    NamedMetric("z-pruner",
+                f"({_ALPHA} * abs(zsn(row_normalize(S)))^3"
+                f" + (1 - {_ALPHA}) * abs(zsn(column_normalize(S)))^3) * X^1.5",
+                "cubed z-scores of row- and column-normalised weights, times the input norm to 1.5",
+                "Bhuiyan et al. 2025, Z-Pruner, arXiv 2508.15828, as released"),
 )
+# fmt: on
 
 NAMED = Registry("metrics", NamedMetric, {metric.name: metric for metric in _ALL})
 
@@ -102,9 +81,8 @@ class Metric:
 
     def __post_init__(self) -> None:
         if self.scope is not None and self.scope not in (scopes := get_args(Group)):
-            raise PrunerZeroError(
-                f"unknown scope '{excerpt(self.scope, 40)}': {did_you_mean(self.scope, scopes)}"
-            )
+            word = excerpt(self.scope, 40)
+            raise PrunerZeroError(f"unknown scope '{word}': {did_you_mean(self.scope, scopes)}")
         if self.expression.shape is not Shape.MATRIX:
             names = sorted(self.expression.terminals)
             used = [name for name in names if TERMINALS[name].shape is Shape.MATRIX]
@@ -115,9 +93,9 @@ class Metric:
     def of(cls, spec: "Metric | Expression | Mapping[str, Any] | str | Path") -> "Metric":
         """The metric that `spec` stands for.
 
-        spec: a Metric, an Expression, a tree (with optional root keys name and scope), the name
-            of a known metric, the path of a JSON tree file, or the text of an expression. Names
-            come before files, files before expressions; text that ends in .json is a path.
+        spec: also a tree (with optional root keys name and scope), the name of a known metric, the
+            path of a JSON tree file, or the text of an expression. Names come before files, files
+            before expressions; text that ends in .json is a path.
         Raises PrunerZeroError in one line that names the file, the column or a near name.
         """
         if isinstance(spec, Metric):
@@ -189,7 +167,7 @@ class Metric:
     def score(self, terminals: Mapping[str, Tensor]) -> Tensor:
         """The scores of one matrix, fp32 (out, in), the lowest pruned first.
 
-        Raises ScoreError where there are none to rank; see `evaluate.score`.
+        Raises ScoreError where there are none to rank, as the function of that name does.
         """
         return score(self.expression, terminals)
 
@@ -207,6 +185,6 @@ class Metric:
         return str(self.expression) + (f"@{self.scope}" if self.scope else "")
 
     def _repr_html_(self) -> str:
-        scope = f"@{self.scope}" if self.scope else ""
-        caption = element("div", f"{self.name or ''} {scope}".strip())
+        scope = f" @{self.scope}" if self.scope else ""
+        caption = element("div", f"{self.name or ''}{scope}".strip())
         return Markup(self.expression._repr_html_()) + caption

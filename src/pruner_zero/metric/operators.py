@@ -250,4 +250,3 @@ _EXTENDED = (
 
 OPERATORS = Registry("operators", Operator, {each.name: each for each in _PUBLISHED + _EXTENDED})
 PUBLISHED = tuple(each.name for each in _PUBLISHED)
-EXTENDED = tuple(each.name for each in _EXTENDED)

@@ -2,7 +2,7 @@
 
 from collections import UserDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -51,9 +51,8 @@ class _StopForwardError(Exception):
 class BlockCalls:
     """The arguments with which a model calls its blocks.
 
-    hidden: the input of the first block, a (1, tokens, width) tensor for each window.
-    arguments: by block and window, the other arguments of the call.
-    as_tuple: whether blocks return their output inside a tuple.
+    hidden: the input of the first block, a (1, tokens, width) tensor for each window. arguments: by
+    block and window, the others. as_tuple: whether blocks return their output inside a tuple.
     """
 
     hidden: Activations
@@ -93,9 +92,7 @@ def record_block_calls(
         return forward
 
     device = next(model.parameters()).device
-    with torch.no_grad(), in_float32(model), ExitStack() as stack:
-        for index, block in enumerate(blocks):
-            stack.enter_context(_forward_replaced(block, bypass(index)))
+    with torch.no_grad(), in_float32(model), _forwards_replaced(blocks, bypass):
         for window in windows:
             with suppress(_StopForwardError):
                 model(window[None].to(device), use_cache=False)
@@ -109,10 +106,9 @@ def check_block_calls(model: PreTrainedModel, windows: Tensor, *, bypass: bool =
 
     Statistics are collected block by block, so that they would be wrong where blocks pass on a
     second value, or run twice. Compared is the last block's output for the first tokens of
-    `windows` (n, tokens).
-    bypass: where only the first block and what is outside the blocks, but for the head, have
-    weights: compared are the calls of bypassed blocks, which do not show what blocks keep in
-    attributes for each other.
+    `windows` (n, tokens). bypass: only the first block and what is outside the blocks, but for the
+    head, have weights; compared are the calls of bypassed blocks, which do not show what blocks
+    keep in attributes for each other.
     """
     if not len(windows):
         return
@@ -139,13 +135,12 @@ def _outputs_are_equal(model: PreTrainedModel, tokens: Tensor) -> bool:
     """Whether the last block has the same output in `model` as where blocks are called apart."""
     blocks = find_blocks(model)
     expected: list[Tensor] = []
-    hook = blocks[-1].register_forward_hook(
-        lambda _module, _inputs, output: expected.append(_hidden_of(output))
-    )
-    try:
+
+    def note(_block: nn.Module, _inputs: Any, output: Any) -> None:
+        expected.append(_hidden_of(output))
+
+    with blocks[-1].register_forward_hook(note):
         model(tokens, use_cache=False)
-    finally:
-        hook.remove()
     calls = record_block_calls(model, tokens)
     hidden = calls.hidden[0]
     for block, arguments in zip(blocks, calls.arguments, strict=True):
@@ -188,13 +183,10 @@ def _calls_are_a_chain(model: PreTrainedModel, tokens: Tensor) -> bool:
                 return last.clone()
             return (last.clone(), *pytree.tree_map_only(Tensor, change, returned[1:]))
 
-        with ExitStack() as stack:
-            for index, block in enumerate(blocks):
-                stack.enter_context(_forward_replaced(block, partial(called, index)))
-            if head is not None:
-                stack.callback(head.register_forward_pre_hook(_stop).remove)
-            with suppress(_StopForwardError):
-                model(tokens, use_cache=False)
+        stopped = nullcontext() if head is None else head.register_forward_pre_hook(_stop)
+        replaced = _forwards_replaced(blocks, lambda index: partial(called, index))
+        with replaced, stopped, suppress(_StopForwardError):
+            model(tokens, use_cache=False)
         return chain, others
 
     (chain, plain), (_, changed) = calls(lambda value: value), calls(_shifted)
@@ -219,8 +211,9 @@ def shares_state(calls: BlockCalls) -> bool:
     return any(isinstance(value, UserDict) for value in given)
 
 
-@contextmanager
-def blocks_replaced(model: nn.Module, hidden: Tensor, as_tuple: bool) -> Iterator[None]:
+def blocks_replaced(
+    model: nn.Module, hidden: Tensor, as_tuple: bool
+) -> AbstractContextManager[None]:
     """Within the context, `model` computes no block; every block returns `hidden`.
 
     So the model computes its last norm and its head from `hidden`. as_tuple: as in `BlockCalls`.
@@ -229,10 +222,7 @@ def blocks_replaced(model: nn.Module, hidden: Tensor, as_tuple: bool) -> Iterato
     def forward(*_args: Any, **_kwargs: Any) -> Any:
         return (hidden, None) if as_tuple else hidden
 
-    with ExitStack() as stack:
-        for block in find_blocks(model):
-            stack.enter_context(_forward_replaced(block, forward))
-        yield
+    return _forwards_replaced(find_blocks(model), lambda _index: forward)
 
 
 def run_blocks(model: nn.Module, windows: Tensor) -> tuple[Tensor, bool]:
@@ -246,39 +236,32 @@ def run_blocks(model: nn.Module, windows: Tensor) -> tuple[Tensor, bool]:
         last.append((_hidden_of(output), isinstance(output, tuple | list)))
         raise _StopForwardError
 
-    hook = find_blocks(model)[-1].register_forward_hook(stop)
-    try:
-        with suppress(_StopForwardError):
-            model(windows, use_cache=False)
-    finally:
-        hook.remove()
+    with find_blocks(model)[-1].register_forward_hook(stop), suppress(_StopForwardError):
+        model(windows, use_cache=False)
     return last[0]
 
 
-@contextmanager
-def blocks_recomputed(model: nn.Module) -> Iterator[None]:
+def blocks_recomputed(model: nn.Module) -> AbstractContextManager[None]:
     """Within the context, a forward pass keeps of each block only the input for a backward pass.
 
     That computes each block again before its gradients, so that the activations of one block at a
     time are in memory.
     """
-    with ExitStack() as stack:
-        for block in find_blocks(model):
-            again = partial(
-                checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
-            )
-            stack.enter_context(_forward_replaced(block, again))
-        yield
+    blocks = find_blocks(model)
+    once: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+    return _forwards_replaced(
+        blocks, lambda index: partial(checkpoint, blocks[index].forward, **once)
+    )
 
 
 @contextmanager
 def first_token_apart(model: nn.Module) -> Iterator[None]:
     """Outputs (n, tokens, width) of blocks in the context have no gradient for the first token.
 
-    Later tokens attend to it wherever they have nothing to attend to, so that it gets gradients of
-    all of them (attention sinks induce gradient sinks, 2603.17771). They agree from step to step,
-    and within 40 steps of an optimizer whose steps do not depend on their size they halve that
-    token's massive activations (2402.17762), which the kept weights rely on (benchmarks/why.md).
+    Later tokens attend to it where they have nothing else to attend to, so that it gets gradients
+    of all of them (attention sinks induce gradient sinks, 2603.17771), in one direction at every
+    step. Within 40 steps of an optimizer that ignores their size they halve that token's massive
+    activations (2402.17762), which the kept weights rely on (benchmarks/why.md).
     """
 
     def without_first(gradient: Tensor) -> Tensor:
@@ -291,7 +274,7 @@ def first_token_apart(model: nn.Module) -> Iterator[None]:
 
     with ExitStack() as stack:
         for block in find_blocks(model):
-            stack.callback(block.register_forward_hook(hook).remove)
+            stack.enter_context(block.register_forward_hook(hook))
         yield
 
 
@@ -318,8 +301,8 @@ def run_batch(block: nn.Module, hidden: Sequence[Tensor], arguments: Sequence[Ar
 
 def _hold_for_all(arguments: Sequence[Arguments]) -> bool:
     def same(left: Any, right: Any) -> bool:
-        plain = isinstance(left, int | float | str)
-        return left is right or (plain and type(left) is type(right) and left == right)
+        plain = isinstance(left, int | float | str) and type(left) is type(right)
+        return left is right or (plain and left == right)
 
     first, *others = (pytree.tree_leaves(of_window) for of_window in arguments)
     return all(
@@ -391,14 +374,17 @@ def _equal(left: Tensor, right: Tensor) -> bool:
 
 
 @contextmanager
-def _forward_replaced(block: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    # Set on the instance, where an earlier replacement may be, and not on the class.
-    before = vars(block).get("forward")
-    vars(block)["forward"] = forward
+def _forwards_replaced(
+    blocks: Sequence[nn.Module], forward: Callable[[int], Callable[..., Any]]
+) -> Iterator[None]:
+    """Within the context, `forward(index)` is called in the place of each block."""
+    # On the instances, where earlier replacements may be, and not on their classes.
+    before = [vars(block).get("forward") for block in blocks]
+    for index, block in enumerate(blocks):
+        vars(block)["forward"] = forward(index)
     try:
         yield
     finally:
-        if before is None:
-            del vars(block)["forward"]
-        else:
-            vars(block)["forward"] = before
+        for block, earlier in zip(blocks, before, strict=True):
+            vars(block).pop("forward", None)
+            vars(block).update({} if earlier is None else {"forward": earlier})

@@ -113,10 +113,9 @@ class LanguageModel:
 def check_tokens(model: PreTrainedModel, tokens: Tensor, generated: int = 0) -> None:
     """Raise PrunerZeroError where windows `tokens` (n, seqlen) do not fit `model`.
 
-    generated: tokens that the model adds to each window.
-
-    Every token needs a row of the embedding and of the head, and every position a row of the table
-    of positions where a model has learned one (GPT-2, OPT); rotary models have no such limit.
+    Every token needs a row of the embedding and of the head, and every position one of the table
+    of positions where a model has learned one (GPT-2, OPT). generated: tokens that the model adds
+    to each window.
     """
     if not len(tokens):
         return

@@ -42,13 +42,13 @@ def place_model(
     for block, home in zip(blocks, homes, strict=True):
         block.to(home)
     for module in model.modules():
-        if id(module) not in inside:
+        apart = id(module) not in inside
+        if apart:
             # As `Module.to`, without its submodules; tied parameters stay tied.
             module._apply(lambda tensor: tensor.to(devices.first), recurse=False)
-            if any(True for _ in module.parameters(recurse=False)):
-                _take_inputs_first(module)
-    for block in blocks:
-        _take_inputs_first(block)
+        takes = module in blocks or (apart and list(module.parameters(recurse=False)))
+        if takes and take_inputs not in module._forward_pre_hooks.values():
+            module.register_forward_pre_hook(take_inputs, with_kwargs=True)
 
 
 def devices_needed(total: int, free: Sequence[int]) -> int:
@@ -63,10 +63,9 @@ def devices_needed(total: int, free: Sequence[int]) -> int:
 def spread_blocks(blocks: Sequence[int], free: Sequence[int], outside: int = 0) -> list[int]:
     """The index of the device of each block: contiguous ranges that leave the most room.
 
-    blocks: bytes of each block, in order. free: bytes of each device. outside: bytes of the modules
-    outside the blocks, on the first device. The largest share of a device that is filled is as
-    small as possible, found by bisection. Raises PrunerZeroError where the devices cannot hold it
-    all.
+    blocks, free, outside: bytes of each block, of each device, and of the modules outside the
+    blocks, which are on the first device. The largest share of a device that is filled is as small
+    as possible. Raises PrunerZeroError where the devices cannot hold it all.
     """
     chosen = _fill(blocks, free, outside)
     if chosen is None:
@@ -100,15 +99,6 @@ def _fill(blocks: Sequence[int], room: Sequence[float], outside: int) -> list[in
     return chosen if outside <= room[0] else None
 
 
-def _take_inputs_first(module: nn.Module) -> None:
-    if take_inputs not in module._forward_pre_hooks.values():
-        module.register_forward_pre_hook(take_inputs, with_kwargs=True)
-
-
 def _bytes(module: nn.Module, device: torch.device | None = None) -> int:
     """The bytes of the parameters of `module`, only those on `device` where one is given."""
-    return sum(
-        parameter.numel() * parameter.element_size()
-        for parameter in module.parameters()
-        if device is None or parameter.device == device
-    )
+    return sum(p.nbytes for p in module.parameters() if device in (None, p.device))

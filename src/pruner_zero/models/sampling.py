@@ -1,6 +1,6 @@
 """Text that a model writes: windows of tokens, drawn one token after the other."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -101,7 +101,7 @@ def sample_windows(
     Source: Williams et al., arXiv 2410.17170; here the temperature is 1 throughout, and a window
     holds several documents. Dialogues: Magpie, arXiv 2406.08464.
     """
-    next_logits = _NextLogits(model, seqlen)
+    next_logits = _next_logits(model, seqlen)
     states = [_Window(of_window, frozenset(ends)) for of_window in documents]
     tokens = torch.empty(len(states), seqlen, dtype=torch.int64)
     visible = torch.ones_like(tokens)
@@ -184,32 +184,33 @@ def _invert(weights: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
     return found, (1 - (cumulative.gather(1, found) - target) / weight).clamp(0, 1)
 
 
-class _NextLogits:
-    """The logits of the next token, from the last tokens and the cache of earlier tokens."""
+def _next_logits(model: PreTrainedModel, capacity: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """A function that gives the logits of the next token, and keeps all that it was given.
 
-    def __init__(self, model: PreTrainedModel, capacity: int) -> None:
-        self.model = model
-        self.cache = DynamicCache(config=model.config)
-        self.cache.layers = [
-            _RoomyLayer(capacity) if type(layer) is DynamicLayer else layer
-            for layer in self.cache.layers
-        ]
-        arguments = cache_arguments(model, self.cache)
-        if arguments is None:
-            raise _no_cache(model)
-        self.arguments = arguments
+    Its arguments: the last tokens of the windows (n, 1), and for all tokens so far (n, tokens) 0
+    where they are masked. The logits (n, vocabulary) have the model's dtype. capacity: how many
+    tokens a window has in the end.
+    """
+    cache, device = DynamicCache(config=model.config), model.device
+    cache.layers = [
+        _RoomyLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers
+    ]
+    arguments = cache_arguments(model, cache)
+    refusal = PrunerZeroError(
+        f"{type(model).__name__} keeps no keys and values of earlier tokens, without which writing "
+        "text takes too long: give a text as --calibration"
+    )
+    if arguments is None:
+        raise refusal
 
-    def __call__(self, tokens: Tensor, visible: Tensor) -> Tensor:
-        """Logits (n, vocabulary) in the model's dtype.
-
-        tokens: the last of each window (n, 1). visible: (n, tokens so far), 0 where it is masked.
-        """
-        device = self.model.device
-        output = self.model(tokens.to(device), attention_mask=visible.to(device), **self.arguments)
-        if self.cache.get_seq_length() != visible.shape[1]:
-            raise _no_cache(self.model)
+    def following(tokens: Tensor, visible: Tensor) -> Tensor:
+        output = model(tokens.to(device), attention_mask=visible.to(device), **arguments)
+        if cache.get_seq_length() != visible.shape[1]:
+            raise refusal
         logits: Tensor = output.logits[:, -1]
         return logits
+
+    return following
 
 
 class _RoomyLayer(DynamicLayer):  # type: ignore[misc]
@@ -242,10 +243,3 @@ class _RoomyLayer(DynamicLayer):  # type: ignore[misc]
             room[:, :, start:end] = states
         self.keys, self.values = (room[:, :, :end] for room in self.room)
         return self.keys, self.values
-
-
-def _no_cache(model: PreTrainedModel) -> PrunerZeroError:
-    return PrunerZeroError(
-        f"{type(model).__name__} keeps no keys and values of earlier tokens, without which writing "
-        "text takes too long: give a text as --calibration"
-    )

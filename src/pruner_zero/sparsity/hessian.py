@@ -24,11 +24,10 @@ class Hessian:
     where updates aim at the outputs W·Tᵀ of the dense weights W on other inputs T, such as the
     dense model's or a weighted mean of those and X; None where T is X.
     damping: the share of the mean diagonal that is added to the diagonal. shrinkage: the share of
-    each diagonal element that is added to it, which weakens the products of different channels
-    (`shrinkage_for`). Both matrices are held in float32. Factors are computed when they are first
-    asked for and kept with this value. Raises PrunerZeroError naming the matrix `name` where a
-    number is not finite, for a damping outside (0, 1], and, when it is factored, where no damping
-    up to 1 makes it positive definite.
+    each diagonal element that is added to it (`shrinkage_for`). Both matrices are held in float32;
+    each factor is computed when first asked for, once. Raises PrunerZeroError naming the matrix
+    `name` where a number is not finite, for a damping outside (0, 1], and, when it is factored,
+    where no damping up to 1 makes it positive definite.
     Source: Frantar & Alistarh 2023 (2301.00774), section 3, without shrinkage.
     """
 
@@ -56,19 +55,15 @@ class Hessian:
 
     @property
     def used_damping(self) -> float:
-        """The damping at which the Cholesky factorisation succeeds.
-
-        A factorisation that fails is repeated with ten times the damping, up to 1.
-        """
+        """`damping`, raised tenfold, up to 1, until the Cholesky factorisation succeeds."""
         return self._factored[0]
 
     @cached_property
     def diagonal(self) -> Tensor:
         """The terminal `D`: (1, in) float32, positive, the diagonal of `inverse_factor`.
 
-        A multiple c of the gram divides it by √c. SparseGPT's score is W² / D². A channel that was
-        never active gets the largest value, that of the damping alone, so that its weights are
-        pruned first, as SparseGPT zeroes them.
+        A channel that was never active gets the largest value, that of the damping alone, so that
+        its weights are pruned first by SparseGPT's score W² / D², as SparseGPT zeroes them.
         """
         damping, diagonal = self._factored
         channels = self.gram.diagonal()
@@ -80,8 +75,8 @@ class Hessian:
     def inverse_factor(self) -> Tensor:
         """U (in, in), upper triangular, UᵀU = H⁻¹ for H = `damped()`.
 
-        Source: Frantar & Alistarh 2023 (2301.00774), section 3. They invert H and factor the
-        inverse; here H with rows and columns reversed is factored once, and the factor inverted.
+        Frantar & Alistarh invert H and factor the inverse; here H with rows and columns reversed is
+        factored once, and the factor inverted.
         """
         L, *factored = self._reversed_cholesky()
         self.__dict__.setdefault("_factored", factored)
@@ -180,9 +175,8 @@ class Hessian:
 def shrinkage_for(inputs: int, tokens: float) -> float:
     """The shrinkage of a gram of that many `inputs`, summed over that many `tokens`, or one.
 
-    Where the tokens are few beside the inputs, least squares fit the noise in the products of
-    different channels. The factor was chosen by errors on held-out windows
-    (benchmarks/decisions.md).
+    Where tokens are few beside the inputs, least squares fit the noise in the products of different
+    channels. The factor was chosen by errors on held-out windows (benchmarks/decisions.md).
     Source: shrinking an estimated covariance towards its diagonal, Schäfer & Strimmer 2005
     (10.2202/1544-6115.1175); that pruning by reconstruction overfits its calibration text, Shin et
     al. 2024 (2406.15524). The amount is ours.

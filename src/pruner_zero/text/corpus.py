@@ -105,10 +105,9 @@ def _load_file(path: Path) -> Corpus:
     suffix = path.suffix.lower()
     if suffix in STREAMS:
         return Corpus(str(path), read_stream(path))
-    if suffix == ".jsonl":
-        return _join(str(path), read_jsonl(path), BLANK_LINE)
-    if suffix == ".parquet":
-        return _join(str(path), read_parquet(path), BLANK_LINE)
+    if suffix in (".jsonl", ".parquet"):
+        documents = (read_jsonl if suffix == ".jsonl" else read_parquet)(path)
+        return _join(str(path), documents, BLANK_LINE)
     raise PrunerZeroError(
         f"{path} has the unknown suffix {suffix!r}: convert it to one of {', '.join(SUFFIXES)}"
     )

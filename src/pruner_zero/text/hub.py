@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 
 from pruner_zero.errors import PrunerZeroError, one_line
@@ -29,17 +28,47 @@ class Part:
 class HubCorpus:
     """A corpus on the hub.
 
-    column: the column of the documents. separator: what joins them. local: a file name to suggest
-    where the hub cannot be reached.
+    where: what `datasets.load_dataset` takes to find it. column: that of the documents. local: a
+    file name to suggest where the hub cannot be reached.
     """
 
-    repository: str
+    name: str
+    where: Mapping[str, str]
     column: str
-    separator: str
     local: str
     parts: Mapping[Role, Part]
-    config: str | None = None
-    revision: str | None = None
+
+    def documents(self, role: Role) -> list[str]:
+        """The documents for `role`.
+
+        With HF_HUB_OFFLINE set, `datasets` reads its cache alone. Raises PrunerZeroError where
+        `datasets` is not installed, the hub cannot be reached, or it lacks the corpus.
+        """
+        instead = f"pass a local file such as {self.local}, or builtin:pydoc"
+        try:
+            import datasets
+        except ImportError as error:
+            raise PrunerZeroError(
+                f"{self.name} needs the datasets library: pip install datasets, or {instead}"
+            ) from error
+        away = f"{self.name} needs the Hugging Face hub, which cannot be reached: {instead}"
+        if not hub_reachable():
+            raise PrunerZeroError(away)
+        part = self.parts[role]
+        streamed = {"data_files": {part.split: part.file}, "streaming": True} if part.file else {}
+        try:
+            rows = datasets.load_dataset(**self.where, split=part.split, **streamed)
+            stop = None if part.count is None else part.first + part.count
+            chosen = islice(rows, part.first, stop)
+            return [row[self.column] for row in track(chosen, self.name, part.count)]
+        except ConnectionError as error:
+            raise PrunerZeroError(away) from error
+        except Exception as error:
+            # `datasets` lets every error of its storage and transport layers through.
+            raise PrunerZeroError(
+                f"{self.name} could not be loaded from the Hugging Face hub ({one_line(error)}): "
+                f"{instead}"
+            ) from error
 
 
 _C4_TRAIN = "en/c4-train.00000-of-01024.json.gz"
@@ -49,79 +78,36 @@ _BY_SPLIT: Mapping[Role, Part] = {
     "search": Part("validation"),
     "test": Part("test"),
 }
+_WIKITEXT2 = HubCorpus(
+    "wikitext2",
+    {"path": "Salesforce/wikitext", "name": "wikitext-2-raw-v1"},
+    column="text",
+    local="wiki.valid.raw",
+    parts=_BY_SPLIT,
+)
+# The papers report perplexity on the first 1100 validation documents, joined by spaces; the search
+# takes the documents after them. The papers cut each calibration window from one document, and so
+# from long documents only; here windows are cut from the joined stream.
+_C4 = HubCorpus(
+    "c4",
+    {"path": "allenai/c4"},
+    column="text",
+    local="c4-validation.jsonl",
+    parts={
+        "calibration": Part("train", _C4_TRAIN, count=4096),
+        "search": Part("validation", _C4_VALIDATION, first=1100, count=1100),
+        "test": Part("validation", _C4_VALIDATION, count=1100),
+    },
+)
+# The repository is a script, which `datasets` 4 no longer runs; the rows are here as parquet.
+_PTB = HubCorpus(
+    "ptb",
+    {"path": "ptb-text-only/ptb_text_only", "revision": "refs/convert/parquet"},
+    column="sentence",
+    local="ptb.valid.txt",
+    parts=_BY_SPLIT,
+)
 
-HUB: Mapping[str, HubCorpus] = {
-    "wikitext2": HubCorpus(
-        "Salesforce/wikitext",
-        column="text",
-        separator="\n\n",
-        local="wiki.valid.raw",
-        parts=_BY_SPLIT,
-        config="wikitext-2-raw-v1",
-    ),
-    # The papers report perplexity on the first 1100 validation documents, joined by spaces;
-    # the search takes the documents after them. The papers cut each calibration window from one
-    # document, and so from long documents only; here windows are cut from the joined stream.
-    "c4": HubCorpus(
-        "allenai/c4",
-        column="text",
-        separator=" ",
-        local="c4-validation.jsonl",
-        parts={
-            "calibration": Part("train", _C4_TRAIN, count=4096),
-            "search": Part("validation", _C4_VALIDATION, first=1100, count=1100),
-            "test": Part("validation", _C4_VALIDATION, count=1100),
-        },
-    ),
-    # The repository is a script, which `datasets` 4 no longer runs; its rows are kept as parquet
-    # on this branch.
-    "ptb": HubCorpus(
-        "ptb-text-only/ptb_text_only",
-        column="sentence",
-        separator=" ",
-        local="ptb.valid.txt",
-        parts=_BY_SPLIT,
-        revision="refs/convert/parquet",
-    ),
-}
-
-
-def hub_documents(name: str, role: Role) -> list[str]:
-    """The documents of corpus `name` (a key of HUB) for `role`.
-
-    With HF_HUB_OFFLINE set, `datasets` reads its cache alone. Raises PrunerZeroError where
-    `datasets` is not installed, the hub cannot be reached, or it lacks the corpus.
-    """
-    corpus = HUB[name]
-    instead = f"pass a local file such as {corpus.local}, or builtin:pydoc"
-    try:
-        import datasets
-    except ImportError as error:
-        raise PrunerZeroError(
-            f"{name} needs the datasets library: pip install datasets, or {instead}"
-        ) from error
-    away = f"{name} needs the Hugging Face hub, which cannot be reached: {instead}"
-    if not hub_reachable():
-        raise PrunerZeroError(away)
-    part = corpus.parts[role]
-    streamed = {"data_files": {part.split: part.file}, "streaming": True} if part.file else {}
-    how = {"name": corpus.config, "revision": corpus.revision, "split": part.split, **streamed}
-    try:
-        rows = datasets.load_dataset(corpus.repository, **how)
-        stop = None if part.count is None else part.first + part.count
-        chosen = islice(rows, part.first, stop)
-        return [row[corpus.column] for row in track(chosen, name, part.count)]
-    except ConnectionError as error:
-        raise PrunerZeroError(away) from error
-    except Exception as error:
-        # `datasets` lets every error of its storage and transport layers through.
-        raise PrunerZeroError(
-            f"{name} could not be loaded from the Hugging Face hub ({one_line(error)}): {instead}"
-        ) from error
-
-
-def _source(name: str) -> TextSource:
-    return TextSource(name, partial(hub_documents, name), HUB[name].separator)
-
-
-WIKITEXT2, C4, PTB = map(_source, ("wikitext2", "c4", "ptb"))
+WIKITEXT2 = TextSource("wikitext2", _WIKITEXT2.documents)
+C4 = TextSource("c4", _C4.documents, separator=" ")
+PTB = TextSource("ptb", _PTB.documents, separator=" ")

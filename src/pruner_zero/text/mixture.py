@@ -67,10 +67,7 @@ class Mixture:
         return sum(count for text, count in counts if isinstance(text, SelfText))
 
     def halves(self, other: "Mixture") -> tuple["Mixture", "Mixture"]:
-        """Both mixtures, without the same text in both.
-
-        Of a corpus that both have, this mixture gets the first half and `other` the second half.
-        """
+        """Both mixtures; of a corpus in both, this one has the first half, `other` the second."""
         shared = self.hashes() & other.hashes()
         return self._halved(shared, 0), other._halved(shared, 1)
 
@@ -117,13 +114,8 @@ def load_mixture(
     prompts: str | None = None,
     scripts: str | None = None,
 ) -> Mixture:
-    """Load one text, or those of a mapping from texts to shares.
-
-    The arguments are those of `load_text`. Raises PrunerZeroError as that does.
-    """
+    """Load one text, or those of a mapping from texts to shares, as `load_text` does."""
     shares = source if isinstance(source, Mapping) else {}
-    texts = tuple(
-        load_text(text, role, prompts=prompts, scripts=scripts)
-        for text in (shares if isinstance(source, Mapping) else [source])
-    )
-    return Mixture(texts, tuple(shares.values()) or (1.0,))
+    sources = shares if isinstance(source, Mapping) else [source]
+    texts = (load_text(text, role, prompts=prompts, scripts=scripts) for text in sources)
+    return Mixture(tuple(texts), tuple(shares.values()) or (1.0,))

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 
@@ -15,31 +15,19 @@ from pruner_zero.text.corpus import Corpus
 RANDOM_CHARACTERS = 2**24
 
 
-class Tokenizer(Protocol):
-    """The part of a transformers tokenizer that is used here."""
-
-    def __call__(
-        self,
-        text: str,
-        *,
-        add_special_tokens: bool,
-        verbose: bool,
-        return_offsets_mapping: bool = False,
-    ) -> Mapping[str, Any]: ...
-
-    def decode(self, token_ids: Sequence[int]) -> str: ...
+# A tokenizer of transformers.
+Tokenizer = Any
 
 
 @dataclass(frozen=True, eq=False)
 class Windows:
     """Windows of one corpus: `tokens` int64 (n, seqlen), and where they come from.
 
-    `available` counts the tokens of the stream they were cut from; it and `text_sha256` are None
-    for windows that a model wrote (sampled) or that are of several `sources` (mixed). `seed` is
-    None for consecutive windows. `written` says what text that a model wrote is like. `text_bytes`
-    counts the bytes of text, in UTF-8, behind all but the first token of each consecutive window,
-    which are those that a model predicts; None where the tokenizer does not tell. `start` is
-    what every window begins with, by `start_of`.
+    available: tokens of the stream they were cut from; it and `text_sha256` are None for windows
+    that a model wrote (sampled) or that are of several `sources` (mixed). seed: None for
+    consecutive windows. written: what text that a model wrote is like. text_bytes: bytes of UTF-8
+    text behind the tokens of consecutive windows that a model predicts; None where the tokenizer
+    does not tell. start: what every window begins with, by `start_of`.
     """
 
     tokens: torch.Tensor
@@ -124,24 +112,20 @@ def random_windows(
     the first RANDOM_CHARACTERS characters of the corpus are tokenized. Raises PrunerZeroError where
     the corpus has too few tokens.
     """
-    start = start_of(tokenizer)
-    _check(windows, seqlen, start)
     if not 0 <= seed < 2**63:
         raise PrunerZeroError(f"--seed is {seed}: choose one from 0 to 2**63 - 1")
-    coded = _encode(corpus, corpus.text[:RANDOM_CHARACTERS], tokenizer, seqlen, start)
-    stream = torch.tensor(coded["input_ids"], dtype=torch.int64)
+    text = corpus.text[:RANDOM_CHARACTERS]
+    start, stream, _ = _encode(corpus, text, tokenizer, windows, seqlen)
     length = seqlen - len(start)
     step = length if apart else 1
     offsets = (len(stream) - length) // step + 1
     if windows > offsets:
-        options = "--search-windows, --final-windows" if apart else "--windows"
-        options += " or --seqlen"
-        raise _too_few(corpus, len(stream), offsets, windows, seqlen, options)
+        option = "--search-windows, --final-windows" if apart else "--windows"
+        raise _too_few(corpus, len(stream), offsets, windows, seqlen, f"{option} or --seqlen")
     generator = torch.Generator().manual_seed(seed)
     starts = torch.randperm(offsets, generator=generator)[:windows] * step
     tokens = begun(stream[starts[:, None] + torch.arange(length)], start)
-    origin = corpus.name, corpus.sha256, _joined(corpus, start, tokenizer), len(stream)
-    return Windows(tokens, *origin, "random", seed, start=start)
+    return Windows(tokens, *_origin(corpus, start, tokenizer, stream), "random", seed, start=start)
 
 
 def consecutive_windows(
@@ -156,16 +140,12 @@ def consecutive_windows(
     Used for perplexity, as in the papers. suffix: of the options --windows and --seqlen, in
     messages. Raises PrunerZeroError where the corpus has too few tokens.
     """
-    start = start_of(tokenizer)
-    _check(windows, seqlen, start)
     fast = getattr(tokenizer, "is_fast", False)
     asked = {"return_offsets_mapping": fast}
-    coded = _encode(corpus, corpus.text, tokenizer, seqlen, start, suffix, **asked)
-    stream = torch.tensor(coded["input_ids"], dtype=torch.int64)
+    start, stream, coded = _encode(corpus, corpus.text, tokenizer, windows, seqlen, suffix, **asked)
     length = seqlen - len(start)
     whole = len(stream) // length
-    if windows is None:
-        windows = whole
+    windows = whole if windows is None else windows
     if windows > whole:
         options = f"--windows{suffix} or --seqlen{suffix}"
         raise _too_few(corpus, len(stream), whole, windows, seqlen, options)
@@ -178,7 +158,7 @@ def consecutive_windows(
         firsts = ends[not start :: length][:windows]
         spans = zip(firsts, ends[length::length], strict=True)
         count = sum(len(corpus.text[first:last].encode()) for first, last in spans)
-    origin = corpus.name, corpus.sha256, _joined(corpus, start, tokenizer), len(stream)
+    origin = _origin(corpus, start, tokenizer, stream)
     return Windows(tokens, *origin, "consecutive", text_bytes=count, start=start)
 
 
@@ -209,29 +189,31 @@ def tokens_sha256(tokens: torch.Tensor) -> str:
     return hashlib.sha256(tokens.contiguous().numpy().astype("<i8").tobytes()).hexdigest()
 
 
-def _check(windows: int | None, seqlen: int, start: tuple[int, ...]) -> None:
-    if windows is not None and windows < 1:
-        raise PrunerZeroError(f"--windows is {windows}: choose at least 1")
-    if seqlen < (least := max(2, len(start) + 1)):
-        raise PrunerZeroError(
-            f"--seqlen is {seqlen}: choose at least {least}, a token and the next one to predict"
-        )
-
-
-def _joined(corpus: Corpus, start: tuple[int, ...], tokenizer: Tokenizer) -> str:
-    """How the texts of a corpus were joined, and what each window begins with."""
-    return f"{corpus.joined}, {tokenizer.decode(start)} first" if start else corpus.joined
+def _origin(
+    corpus: Corpus, start: tuple[int, ...], tokenizer: Tokenizer, stream: torch.Tensor
+) -> tuple[str, str, str, int]:
+    """Name, hash, joining and number of tokens of a corpus whose windows begin with `start`."""
+    first = f", {tokenizer.decode(start)} first" if start else ""
+    return corpus.name, corpus.sha256, corpus.joined + first, len(stream)
 
 
 def _encode(
     corpus: Corpus,
     text: str,
     tokenizer: Tokenizer,
+    windows: int | None,
     seqlen: int,
-    start: tuple[int, ...],
     suffix: str = "",
     **asked: bool,
-) -> Mapping[str, Any]:
+) -> tuple[tuple[int, ...], torch.Tensor, Mapping[str, Any]]:
+    """What every window begins with, the tokens of `text`, and all that the tokenizer gives."""
+    start = start_of(tokenizer)
+    if windows is not None and windows < 1:
+        raise PrunerZeroError(f"--windows is {windows}: choose at least 1")
+    if seqlen < (least := max(2, len(start) + 1)):
+        raise PrunerZeroError(
+            f"--seqlen is {seqlen}: choose at least {least}, a token and the next one to predict"
+        )
     # verbose=False suppresses the warning about a text longer than the model's context, which every
     # corpus is.
     coded = tokenizer(text, add_special_tokens=False, verbose=False, **asked)
@@ -240,7 +222,7 @@ def _encode(
             f"corpus {corpus.name} has {count} tokens, fewer than one window of {seqlen}: "
             f"choose a longer text or a smaller --seqlen{suffix}"
         )
-    return coded
+    return start, torch.tensor(coded["input_ids"], dtype=torch.int64), coded
 
 
 def _too_few(

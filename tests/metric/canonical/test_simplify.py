@@ -24,17 +24,19 @@ from tests.metric.strategies import expressions, lightly
         ("exp(sqrt(sqr(log(W))))", "W"),
         ("neg(neg(neg(W)))", "-W"),
         ("exp(log(G)) * sqrt(sqr(neg(skp(neg(W)))))", "G * W"),
-        ("sqr(pow(W))", "sqr(pow(W))"),
-        ("exp(exp(W))", "exp(exp(W))"),
-        ("sqrt(W) * sqr(W)", "sqrt(W) * sqr(W)"),
-        ("abs(abs(W))", "abs(abs(W))"),
-        ("W - W", "W - W"),
-        ("W", "W"),
-        ("2.5", "2.5"),
+        # The paper's rule knows nothing of magnitudes: this one is |S|.
+        ("sqrt(sqr(S))", "S"),
     ],
 )
 def test_pairs_that_undo_each_other_vanish(text: str, simple: str) -> None:
     assert simplify_opposing(parse(text)) == parse(simple)
+
+
+@pytest.mark.parametrize(
+    "text", ["sqr(pow(W))", "exp(exp(W))", "sqrt(W) * sqr(W)", "abs(abs(W))", "W - W", "W", "2.5"]
+)
+def test_nothing_else_vanishes(text: str) -> None:
+    assert simplify_opposing(parse(text)) == parse(text)
 
 
 @lightly
@@ -47,8 +49,3 @@ def test_it_never_grows_and_is_done_after_once(expression: Expression) -> None:
     names = {"exp", "log", "sqr", "pow", "sqrt", "neg", "skp"}
     if not any(isinstance(n, Call) and n.operator.name in names for n in expression.walk()):
         assert simple is expression
-
-
-def test_it_may_change_values() -> None:
-    # The paper's rule knows nothing of magnitudes: this one is |S|.
-    assert simplify_opposing(parse("sqrt(sqr(S))")) == parse("S")

@@ -3,7 +3,6 @@
 All steps name the matrix in nonsense, leave arguments alone, mind dead channels.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -20,28 +19,29 @@ from tests.sparsity.steps.kernels import layer_of
 from tests.sparsity.steps.test_sweep import layer
 
 
-def names(steps: tuple[Step, ...]) -> list[str]:
-    return [step.name for step in steps]
-
-
 def test_steps_that_change_the_mask_alone_come_first() -> None:
     assert in_order(["exact", "refine", "exact"]) == ("refine", "exact")
     assert in_order([]) == ()
 
 
-def test_neighbours_become_the_step_that_joins_them() -> None:
-    assert names(plan(["exact", "refine"])) == ["refine+exact"]
-    assert names(plan(["refine", "obs"])) == ["refine", "obs"]
+@pytest.mark.parametrize(
+    ("given", "chooser", "planned"),
+    [
+        # Neighbours become the step that joins them.
+        ("exact refine", None, "refine+exact"),
+        ("refine obs", None, "refine obs"),
+        # A step that chooses the mask runs first, and again where the mask changed.
+        ("obs", "obs", "obs"),
+        ("exact", "obs", "obs exact"),
+        ("refine obs", "obs", "obs refine obs"),
+        ("refine exact", "obs", "obs refine+exact"),
+    ],
+)
+def test_steps_are_planned(given: str, chooser: str | None, planned: str) -> None:
+    assert [step.name for step in plan(given.split(), chooser)] == planned.split()
 
 
-def test_a_step_that_chooses_the_mask_runs_first_and_again_where_the_mask_changed() -> None:
-    assert names(plan(["obs"], "obs")) == ["obs"]
-    assert names(plan(["exact"], "obs")) == ["obs", "exact"]
-    assert names(plan(["refine", "obs"], "obs")) == ["obs", "refine", "obs"]
-    assert names(plan(["refine", "exact"], "obs")) == ["obs", "refine+exact"]
-
-
-def recording(calls: list[tuple[str, bool]], name: str, **facts: bool) -> Step:
+def recording(calls: list[tuple[str, bool]], name: str, aims: bool) -> Step:
     """A step that notes whether it was to aim, and adds one to all weights."""
 
     def run(layer: Layer) -> Updated:
@@ -49,14 +49,13 @@ def recording(calls: list[tuple[str, bool]], name: str, **facts: bool) -> Step:
         mask = torch.ones_like(layer.dense, dtype=torch.bool) if layer.mask is None else layer.mask
         return Updated(layer.weight + 1, mask, f"{name} ran")
 
-    return Step(name, run, words=name, help=name, **facts)  # type: ignore[arg-type]
+    return Step(name, run, words=name, help=name, aims=aims)
 
 
 def test_the_last_step_that_can_aim_and_one_that_chooses_the_mask_aim() -> None:
     weight, gram = layer(3, 8)
     calls: list[tuple[str, bool]] = []
-    make: Callable[..., Step] = lambda name, **facts: recording(calls, name, **facts)  # noqa: E731
-    steps = [make("a", aims=True), make("b", aims=True), make("c", aims=True), make("d")]
+    steps = [recording(calls, name, aims=name != "d") for name in "abcd"]
     start = layer_of(weight, gram, target=gram + 1)
     result = run_steps(start, steps)
     assert calls == [("a", True), ("b", False), ("c", True), ("d", False)]
@@ -66,10 +65,9 @@ def test_the_last_step_that_can_aim_and_one_that_chooses_the_mask_aim() -> None:
 
 def test_without_a_mask_in_the_end_it_is_an_error() -> None:
     weight, gram = layer(3, 8)
-    with pytest.raises(ValueError, match="no step has chosen a mask of matrix"):
-        run_steps(layer_of(weight, gram), [])
-    with pytest.raises(ValueError, match="no step has chosen a mask of matrix"):
-        run_steps(layer_of(weight, gram, weight > 0), [])
+    for mask in (None, weight > 0):
+        with pytest.raises(ValueError, match="no step has chosen a mask of matrix"):
+            run_steps(layer_of(weight, gram, mask), [])
 
 
 def test_raised_damping_is_told_where_a_step_is_damped() -> None:
@@ -143,12 +141,8 @@ def test_arguments_are_left_alone_and_the_result_is_the_same_again(
     mask = keep_mask(torch.rand(8, 64, generator=torch.Generator().manual_seed(0)), pattern)
     copies = [tensor.clone() for tensor in (weight, gram, mask, cross)]
     state = torch.get_rng_state()
-    given: dict[str, Any] = {
-        "gram": gram,
-        "mask": mask if masked else None,
-        "pattern": pattern,
-        "target": cross if aimed else None,
-    }
+    given: dict[str, Any] = {"gram": gram, "mask": mask if masked else None, "pattern": pattern}
+    given["target"] = cross if aimed else None
     first, second = run(step, weight=weight, **given), run(step, weight=weight, **given)
     assert torch.equal(first.weight, second.weight)
     assert torch.equal(first.mask, second.mask)

@@ -64,12 +64,11 @@ def one_round(weight: Tensor, gram: Tensor, kept: Tensor, group: int) -> Tensor:
         if not kept[p] and kept[q] and p // group == q // group
     ]
     if group < width:
-        by_group = [
+        by_group = (
             [pair for pair in pairs if pair[0] // group == g] for g in range(width // group)
-        ]
+        )
         pairs = [
-            min(group_pairs, key=lambda pair: error(swapped(kept, pair)))
-            for group_pairs in by_group
+            min(of_group, key=lambda pair: error(swapped(kept, pair))) for of_group in by_group
         ]
     start = error(kept)
     while pairs:

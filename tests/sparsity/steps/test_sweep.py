@@ -107,7 +107,7 @@ def test_a_device_is_waited_for_as_often_whatever_the_number_of_columns(pattern:
                 sparsegpt(W, C, pattern)
         return operations
 
-    assert waited(64) == waited(320)
+    assert waited(64) == waited(192)
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.29, 0.5, 0.7])
@@ -134,7 +134,7 @@ def test_uncorrelated_inputs_change_nothing_but_the_pruned_weights() -> None:
     assert torch.equal(result.weight, weight.masked_fill(~result.mask, 0.0))
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(3))
 def test_the_update_lowers_the_error_of_the_mask(seed: int) -> None:
     weight, gram = layer(16, 150, seed)
     H = reference.damped(gram)
@@ -166,15 +166,10 @@ def test_scopes_beyond_a_block_need_a_mask(scope: str) -> None:
 
 def test_channels_that_were_never_active_are_pruned_first() -> None:
     weight, gram = layer(6, 20)
-    gram[:, [3, 11]] = 0.0
-    gram[[3, 11]] = 0.0
+    gram[:, [3, 11]] = gram[[3, 11]] = 0.0
     chosen = sparsegpt(weight, gram, Unstructured(0.1, "block"))
     assert not chosen.mask[:, [3, 11]].any()
-
-
-def test_an_all_zero_gram_is_harmless() -> None:
-    weight, _ = layer(4, 8)
-    result = sparsegpt(weight, torch.zeros(8, 8), Unstructured(0.5, "block"))
+    result = sparsegpt(weight, torch.zeros(20, 20), Unstructured(0.5, "block"))
     assert (result.weight == 0).all()
 
 

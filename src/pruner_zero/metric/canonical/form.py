@@ -18,7 +18,7 @@ from pruner_zero.metric.canonical.normal import (
     total,
 )
 from pruner_zero.metric.expression import MAX_DEPTH, Call, Expression, Terminal
-from pruner_zero.metric.operators import Operator, Shape
+from pruner_zero.metric.operators import Shape
 
 # fp32 rounds small values away beside a larger offset, and values of higher growth beside any
 # offset.
@@ -29,12 +29,11 @@ _LARGEST_OFFSET = 10.0
 def canonical(expression: Expression, scope: Group) -> Expression:
     """The canonical form: expressions with equal forms give equal masks within `scope`.
 
-    That holds in exact arithmetic and for finite scores; fp32 rounding can still tie close
-    values. Unequal forms can give equal masks as well, such as W * X + W * G and W * (X + G), or
-    mms(G) and mms(G + 1). N:M patterns compare within rows. W, G, X and O are never negative, D is
-    positive, S is W with a sign. In scope row the form has no factor O: it is the same for all
-    weights of a row, and where it is zero, the scores are all equal. In scope unit, where squared
-    scores are summed over columns, the form only drops positive numbers as factors.
+    That holds in exact arithmetic and for finite scores. Unequal forms can give equal masks as
+    well, such as W * X + W * G and W * (X + G). N:M patterns compare within rows. In scope row the
+    form has no factor O: it is the same for all weights of a row, and where it is zero, the scores
+    are all equal. In scope unit, where squared scores are summed over columns, the form only drops
+    positive numbers as factors.
 
     Products of powers and sums get one order, numbers are folded, signs and coefficients leave
     functions. Then the root loses what cannot change an order: strictly increasing functions,
@@ -129,16 +128,12 @@ def simplify_opposing(expression: Expression) -> Expression:
     """
     if not isinstance(expression, Call):
         return expression
-    # One pass from the leaves up is enough: the operands are free of pairs before their parent
-    # is looked at.
+    # One pass is enough: operands are free of pairs before their parent is looked at.
     operands = tuple(simplify_opposing(operand) for operand in expression.operands)
     first = operands[0]
     if expression.operator.factor == 1:
         return first
-    if isinstance(first, Call) and _oppose(expression.operator, first.operator):
+    outer, inner = expression.operator, first.operator if isinstance(first, Call) else None
+    if inner and (outer.inverse == inner.name or inner.inverse == outer.name):
         return first.operands[0]
-    return expression if operands == expression.operands else Call(expression.operator, operands)
-
-
-def _oppose(outer: Operator, inner: Operator) -> bool:
-    return outer.inverse == inner.name or inner.inverse == outer.name
+    return expression if operands == expression.operands else Call(outer, operands)

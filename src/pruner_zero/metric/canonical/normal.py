@@ -219,10 +219,10 @@ def is_positive(expression: Expression) -> bool:
 
 
 def growth(expression: Expression) -> float:
-    """The degree as a product of statistics; 0 for a single number.
+    """The degree as a product of statistics; 0 for a number.
 
-    Infinite where fp32 may overflow, underflow or round the values to ties, where the values may be
-    nan or all zero, and where the operator states no fact that decides.
+    Infinite where fp32 may overflow, underflow or round values to ties, where they may be nan or
+    all zero, and where no fact of the operator decides.
     """
     if isinstance(expression, Constant):
         return 0.0 if 1e-6 <= abs(expression.value) <= 1e6 else math.inf

@@ -18,10 +18,9 @@ class Skeleton:
     """A canonical form as a structure and the exponents of its factors.
 
     Every factor that cannot be negative has an exponent, 1 where none is written, except for one
-    of the root's factors in all scopes but "unit". A form whose values fp32 may not hold has no
-    exponents. Forms that differ in their exponents alone have equal `structure` and `exponents` in
-    the same order. Source: constants apart from structure, as in symbolic regression (Kommenda et
-    al. 2020, Genetic Programming and Evolvable Machines 21).
+    of the root's factors in all scopes but "unit". A form whose values fp32 may not hold has none.
+    Source: constants apart from structure, as in symbolic regression (Kommenda et al. 2020, Genetic
+    Programming and Evolvable Machines 21).
     """
 
     def __init__(self, form: Expression, scope: Group) -> None:

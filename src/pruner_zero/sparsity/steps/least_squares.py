@@ -46,12 +46,8 @@ class Solution:
     @property
     def note(self) -> str | None:
         """The remark for the user on a solution that did not converge."""
-        if self.converged:
-            return None
-        return (
-            f"least squares stopped at {self.iterations} iterations with a residual of "
-            f"{self.residual:.1g}"
-        )
+        left = f"{self.iterations} iterations with a residual of {self.residual:.1g}"
+        return None if self.converged else f"least squares stopped at {left}"
 
 
 def exact_update(layer: Layer) -> Updated:
@@ -121,8 +117,7 @@ def solve(
     support = (mask & active).float()
     begin = W * support
     plain = (W * active - begin) @ H
-    drift = hessian.drift(W)
-    if drift is not None:
+    if (drift := hessian.drift(W)) is not None:
         plain += drift
     plain *= support
     if columns is not None:

@@ -48,10 +48,10 @@ def refine_mask(layer: Layer) -> Updated:
     size = _ROWS if group is None else max(1, min(_ROWS, _PAIRS // (W.shape[1] * group)))
     for first in range(0, len(W), size):
         rows = torch.arange(first, min(first + size, len(W)), device=W.device)
-        best = _errors(W[rows], refined[rows], C, _of(drift, rows))
+        best = _errors(W[rows], refined[rows], C, None if drift is None else drift[rows])
         for _ in range(_ROUNDS):
             trial = _swap(W[rows], C, refined[rows], best, group)
-            errors = _errors(W[rows], trial, C, _of(drift, rows))
+            errors = _errors(W[rows], trial, C, None if drift is None else drift[rows])
             better = errors.error < best.error
             rows = rows[better]
             if not len(rows):
@@ -76,10 +76,6 @@ def _errors(W: Tensor, mask: Tensor, C: Tensor, drift: Tensor | None) -> _Errors
     if drift is None:
         return _Errors(gradient, removed, removed)
     return _Errors(gradient + drift, removed + 2 * (delta * drift).sum(1), removed)
-
-
-def _of(matrix: Tensor | None, rows: Tensor) -> Tensor | None:
-    return None if matrix is None else matrix[rows]
 
 
 def _swap(W: Tensor, C: Tensor, mask: Tensor, errors: _Errors, group: int | None) -> Tensor:

@@ -71,21 +71,18 @@ def sparsegpt(layer: Layer) -> Updated:
 
 
 def retarget(layer: Layer) -> Tensor:
-    """The dense weights that, on the pruned model's inputs, come closest to the target.
+    """The dense weights (out, in) float32 that, on the layer's inputs, come closest to the target.
 
-    (out, in) float32. They minimise |W·Tᵀ − W'·Xᵀ|² + λ·|W' − W|², with T the inputs of the
-    Hessian's target and λ = damping · mean(diagonal); sweeping them is sweeping the dense weights
-    with W·Tᵀ as the target. Channels that were never active get zero weights. Without a target,
-    these are the dense weights.
+    They minimise |W·Tᵀ − W'·Xᵀ|² + λ·|W' − W|², with T the inputs of the Hessian's target and
+    λ = damping · mean(diagonal). Channels that were never active get zero weights. Without a
+    target, these are the dense weights.
     Source: the target is that of GPTAQ (Li et al. 2025, 2504.02692) in quantization, and the
     product of dense and pruned inputs that of OSSCAR's full sequence (Meng et al. 2024, 2403.12983)
     in structured pruning. GPTAQ corrects the target column by column during the sweep; here the
     normal equations are solved before it.
     """
-    W = layer.dense.detach().float()
-    hessian = layer.required_hessian
-    drift = hessian.drift(W)
-    if drift is None:
+    W, hessian = layer.dense.detach().float(), layer.required_hessian
+    if (drift := hessian.drift(W)) is None:
         return W
     U = hessian.inverse_factor
     return (W + drift @ U.t() @ U).masked_fill(hessian.gram.diagonal() == 0, 0.0)
