@@ -3,12 +3,14 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.text.corpus import Corpus
+
+if TYPE_CHECKING:
+    from pruner_zero.text.corpus import Corpus
 
 # Random windows are drawn from this many characters at the beginning of a corpus: more than all
 # of WikiText-2's training text, and under half a minute of tokenizing for a huge corpus.
@@ -97,7 +99,7 @@ def start_of(tokenizer: Tokenizer) -> tuple[int, ...]:
 
 
 def random_windows(
-    corpus: Corpus,
+    corpus: "Corpus",
     tokenizer: Tokenizer,
     windows: int,
     seqlen: int,
@@ -129,7 +131,7 @@ def random_windows(
 
 
 def consecutive_windows(
-    corpus: Corpus,
+    corpus: "Corpus",
     tokenizer: Tokenizer,
     seqlen: int,
     windows: int | None = None,
@@ -190,7 +192,7 @@ def tokens_sha256(tokens: torch.Tensor) -> str:
 
 
 def _origin(
-    corpus: Corpus, start: tuple[int, ...], tokenizer: Tokenizer, stream: torch.Tensor
+    corpus: "Corpus", start: tuple[int, ...], tokenizer: Tokenizer, stream: torch.Tensor
 ) -> tuple[str, str, str, int]:
     """Name, hash, joining and number of tokens of a corpus whose windows begin with `start`."""
     first = f", {tokenizer.decode(start)} first" if start else ""
@@ -198,7 +200,7 @@ def _origin(
 
 
 def _encode(
-    corpus: Corpus,
+    corpus: "Corpus",
     text: str,
     tokenizer: Tokenizer,
     windows: int | None,
@@ -226,7 +228,7 @@ def _encode(
 
 
 def _too_few(
-    corpus: Corpus, tokens: int, most: int, windows: int, seqlen: int, options: str
+    corpus: "Corpus", tokens: int, most: int, windows: int, seqlen: int, options: str
 ) -> PrunerZeroError:
     return PrunerZeroError(
         f"corpus {corpus.name} has {tokens} tokens, which hold {most} windows of {seqlen} and "
