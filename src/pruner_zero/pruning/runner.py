@@ -121,7 +121,6 @@ def run_recipe(
     if isinstance(masks, Race):
         assert judged is not None
         judge = partial(_race, language_model, seen, judged, recipe, matrices, statistics)
-
         # A run that goes on keeps the mask of its first start.
         raced = [Entry(**e) for e in (journal.decide("race", judge) if journal else judge())]
         order = ranked(raced)
@@ -130,16 +129,17 @@ def run_recipe(
             f"divergence of masks alone on {len(judged)} held-out windows, in nats per token: "
             + ", ".join(map(str, raced))
         )
+    elif cut and cut.when == "dense":
+        calibrate(language_model, seen, recipe.dense_kinds, store)
+        cut = _decided(language_model, windows, recipe, cut, statistics)
     recipe = recipe.settled(masks, cut)
     calibrate(language_model, seen, recipe.dense_kinds, store)
-    if cut and cut.when == "dense":
-        recipe = recipe.settled(masks, _decided(language_model, windows, recipe, cut, statistics))
     run = _Run(language_model, windows, recipe, matrices, statistics, journal, seed)
     records = run.blocks() if recipe.has_masks else []
     for record in records:
         if record.note:
             note(f"{record.name}: {record.note}")
-    model, cut = language_model.model, recipe.cut
+    model = language_model.model
     size = cut.size(model) if cut else size_of(model)
     if cut and undo is not None:
         undo.enter_context(cut.undone(model))
