@@ -243,7 +243,8 @@ def test_whole_units_stand_where_weights_would_compete(
 
 def test_blocks_go_by_their_influence_at_once() -> None:
     recipe = recipe_of("block-influence@blocks=.1")
-    assert (recipe.kinds, recipe.order) == ({"influence"}, "one-shot")
+    assert recipe.kinds == {"influence"}
+    assert recipe.order == "one-shot"
 
 
 def test_settings_that_do_not_go_with_whole_units_are_refused() -> None:

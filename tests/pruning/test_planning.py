@@ -43,7 +43,7 @@ def entries(recipe: Recipe) -> list[tuple[str, str]]:
 
 
 def shape(recipe: Recipe) -> tuple[int, int] | None:
-    return recipe.text and (recipe.text.windows, recipe.text.seqlen)
+    return (recipe.text.windows, recipe.text.seqlen) if recipe.text else None
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,9 @@ def test_windows_follow_from_tokens(options: dict[str, Any], windows: int, seqle
 )
 @pytest.mark.usefixtures("wide")
 def test_wide_matrices_get_more_text(options: dict[str, Any], windows: int) -> None:
-    assert (shape(planned(**options)) or ())[0] == windows
+    text = planned(**options).text
+    assert text is not None
+    assert text.windows == windows
 
 
 def test_masks_of_weights_alone_need_no_text() -> None:

@@ -1,6 +1,7 @@
 """Pruning with +reconstruct: nearer to the dense model, in order, and for models on disk."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ def test_passes_are_named_once_and_blocks_go_in_order() -> None:
     assert (method.steps, method.reconstruct, method.distill) == (("exact",), 3, 40)
     assert recipe_of("wanda", reconstruct=2).reconstruct == 2
     for amount in ("", "=-1", "=many"):
-        assert refusal(lambda text=f"wanda+reconstruct{amount}": recipe_of(text)) == (
+        assert refusal(partial(recipe_of, f"wanda+reconstruct{amount}")) == (
             f"wanda+reconstruct{amount}: say how many passes, as in +reconstruct=4"
         )
     with pytest.raises(PrunerZeroError, match="needs --mode sequential: choose it, or leave out"):

@@ -1,6 +1,7 @@
 """Pruned models are what plain loops and sorts make them, in both orders of work."""
 
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -131,7 +132,8 @@ def test_sparsegpt_is_the_column_by_column_textbook(
     pattern: str, mode: Mode, windows: Windows, pruned_by: Prune
 ) -> None:
     ours, plain = language_model("llama"), language_model("llama")
-    options, width = ({"pattern": pattern}, 4) if pattern == "2:4" else ({}, 128)
+    options: dict[str, Any] = {"pattern": pattern} if pattern == "2:4" else {}
+    width = 4 if options else 128
 
     def keep(scores: Tensor, _column: int) -> Tensor:
         return keep_groups(scores, 4, 2) if width == 4 else keep_matrices([scores], 0.5)[0]

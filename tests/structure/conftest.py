@@ -1,5 +1,5 @@
 """The fixtures of tests of pruning."""
 
-from tests.pruning.conftest import new_store, windows
+from tests.pruning.conftest import new_store, pruned_by, windows
 
-__all__ = ["new_store", "windows"]
+__all__ = ["new_store", "pruned_by", "windows"]

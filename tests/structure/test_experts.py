@@ -173,7 +173,7 @@ def test_the_record_and_the_card_name_the_experts_that_stay(
     assert "by REAP, the mean over an expert's tokens of router weight times norm of" in card
     assert not (tmp_path / "out/metric.json").exists()
     page = report([tmp_path / "out"], tmp_path / "report.html").read_text()
-    assert "chosen by <code>reap</code>" in page
+    assert "of the experts of every block, by REAP, the mean over" in page
 
 
 def test_distillation_trains_the_experts_that_stay(prose: str) -> None:
