@@ -164,7 +164,7 @@ def test_the_record_and_the_card_name_the_dropped_blocks(
     assert "metric" not in card
     assert not (tmp_path / "out/metric.json").exists()
     page = report([tmp_path / "out"], tmp_path / "report.html").read_text()
-    assert "of the blocks, by block influence, 1 minus the cosine" in page
+    assert ", by block influence, 1 minus the cosine" in page
 
 
 def test_nothing_is_folded_without_an_update(prose: str) -> None:
