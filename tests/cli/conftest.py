@@ -20,13 +20,18 @@ class Outcome:
 
     @property
     def error(self) -> str:
-        """The one line that refuses the command; checks that there is nothing else."""
-        lines = [line for line in self.err.splitlines() if line]
-        assert self.code == 2, self
-        assert len(lines) == 1, self
-        assert lines[0].startswith("error: "), self
-        assert self.out == "", self
-        return lines[0].removeprefix("error: ")
+        """The one line that refuses the command before its work; there is nothing else."""
+        assert len(self.err.splitlines()) == 1, self
+        return self.last_error
+
+    @property
+    def last_error(self) -> str:
+        """The one line that ends the command, after the notes of what was to be done."""
+        *notes, line = self.err.splitlines()
+        assert (self.code, self.out) == (2, ""), self
+        assert line.startswith("error: "), self
+        assert not any(note.startswith("error: ") for note in notes), self
+        return line.removeprefix("error: ")
 
 
 Cli = Callable[..., Outcome]
@@ -66,7 +71,7 @@ def refused(cli: Cli, llama_folder: Path, text_file: Path, tmp_path: Path) -> Ca
         texts = [] if text is None else ["--calibration", text]
         sizes = ["--windows", 2, "--seqlen", 16]
         output = [] if "-o" in options else ["-o", tmp_path / "out"]
-        line = cli("prune", model, *texts, *sizes, *output, *options).error
+        line = cli("prune", model, *texts, *sizes, *output, *options).last_error
         assert tree(tmp_path) == before
         return line
 

@@ -213,7 +213,7 @@ def test_invalid_yaml(refused: Callable[..., str], tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (["prun"], "No such command 'prun'"),
-        (["prune", "model"], "Missing option '--output'"),
+        (["prune", "model"], "give the place of the result as --output, or add --dry-run"),
         (["prune", "model", "-o", "out", "--sparsety", "0.5"], "--sparsety"),
         (["prune", "-o", "out", *HALF], "the setting 'model' is missing"),
         (["evaluate"], "the setting 'model' is missing"),

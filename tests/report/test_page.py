@@ -71,6 +71,15 @@ def test_letters_and_functions_are_explained(tmp_path: Path) -> None:
     assert TERMINALS["O"].meaning not in text
 
 
+def test_all_that_was_done_to_a_pruned_model_is_shown(tmp_path: Path) -> None:
+    race = [{"metric": "W * X", "pattern": "50% per row", "divergence": 0.25}]
+    curve = [{"step": 0, "validation_loss": 0.5}, {"step": 40, "validation_loss": 0.125}]
+    text = written(write_prune(tmp_path / "pruned", race=race, distillation=curve)).text
+    assert "mask: W * X (50% per row) order: one-shot" in text
+    assert "W * X 50% per row 0.250" in text
+    assert "took the divergence on windows held out from 0.500 to 0.125 nats per token" in text
+
+
 def test_a_metric_is_shown_once(run: Path, tmp_path: Path) -> None:
     pruned = write_prune(tmp_path / "pruned", expression="W * G * X")
     table = write_comparison(tmp_path / "t.json", [pruned_row("mine", "W * G * X", "row", 3.0)])
