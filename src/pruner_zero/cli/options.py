@@ -1,5 +1,6 @@
 """Options: Typer's parameters made from the fields of settings, and those that are no settings."""
 
+import os
 from collections.abc import Callable
 from functools import wraps
 from inspect import Parameter, signature
@@ -152,7 +153,9 @@ def _parameter(option: Option) -> Parameter:
         panel = None if option.panel == Settings.panel else option.panel
         if option.choices:
             shown["autocompletion"] = lambda: list(option.choices)
-        hidden = option.panel not in (Settings.panel, FILES)
+        # A shell completes all of them.
+        completes = "_PRUNER_ZERO_COMPLETE" in os.environ
+        hidden = option.panel not in (Settings.panel, FILES) and not completes
         declared = typer.Option(option.flag, rich_help_panel=panel, hidden=hidden, **shown)
     kind = GenericAlias(list, (option.type,)) if option.repeatable else option.type
     return Parameter(
