@@ -37,6 +37,8 @@ def command(name: str) -> str:
     lines = [_text(node.help or ""), "", "```text", _usage(node, name, context), "```", ""]
     panels: dict[str, list[str]] = {}
     for parameter in node.params:
+        # Those that only --help-all shows.
+        parameter.hidden = False
         record = parameter.get_help_record(context)
         if record is None:
             record = (parameter.make_metavar(context), getattr(parameter, "help", None) or "")

@@ -20,7 +20,9 @@ _NUMBER = r"\d+(?:,\d{3})*(?:\.\d+)?"
 _UNIT = r"(?:%|(?:seconds?|minutes?|hours?|MB|GB|GiB|nats|points)\b)"
 _MEASURED = re.compile(rf"{_NUMBER}(?:(?:, | and | or | to )?{_NUMBER})*[ -]?{_UNIT}")
 _DECIMAL = re.compile(r"(?<![\w.])\d+\.\d+(?![\w.]*\d)")
-_OTHER = re.compile(r"`[^`]*`|\]\([^)]*\)|https?://\S+|v?\d+\.\d+\.\d+|\b\d{4}\.\d{4,5}\b|<!--.*-->")
+_OTHER = re.compile(
+    r"`[^`]*`|\]\([^)]*\)|https?://\S+|v?\d+\.\d+\.\d+|\b\d{4}\.\d{4,5}\b|<!--.*-->"
+)
 # A new paragraph without a blank line before it: an item of a list, or of a definition.
 _ITEM = re.compile(r"(?:[-*:]|\d+\.) ")
 
@@ -47,7 +49,9 @@ def paragraphs(page: str) -> Iterator[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_no_paragraph_has_more_than_three_figures(page: Path) -> None:
-    crowded = {text: found for text in paragraphs(page.read_text()) if len(found := figures(text)) > MOST}
+    crowded = {
+        text: found for text in paragraphs(page.read_text()) if len(found := figures(text)) > MOST
+    }
     assert not crowded, "move the figures to a table or to benchmarks/, and link to it"
 
 

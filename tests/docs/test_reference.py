@@ -35,7 +35,7 @@ def test_a_command_is_described_as_its_help_describes_it(
     verb: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    outcome = cli(*verb.split(), "--help")
+    outcome = cli(*verb.split(), "--help-all" if verb in commands.SETTINGS else "--help")
     assert outcome.code == 0
     page = commands.command(verb)
     options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", outcome.out)) - {"--help"}
