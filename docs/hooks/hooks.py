@@ -34,4 +34,4 @@ def on_files(files: Files, config: Any) -> Files:
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """In the site, pages outside docs/ stand beside the others."""
     markdown = re.sub(r"\]\(\.\./(benchmarks/|[A-Z]+\.md)", r"](\1", markdown)
-    return markdown.replace("](docs/", "](")
+    return markdown.replace("](../docs/", "](../").replace("](docs/", "](")

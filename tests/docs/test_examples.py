@@ -122,8 +122,9 @@ def _run_console(block: Block, folder: Path, names: dict[str, object], cli: Cli)
         assert program == "pruner-zero", f"{block}: mark what is not run: {program}"
         outcome = cli(*_tiny([replaced(word) for word in words], folder))
         assert outcome.code == 0, f"{block}: {outcome.err}"
-        real = block.page.name == "README.md"
-        shown = without_numbers(command.shown) if real else command.shown
+        shown = tuple(map(replaced, command.shown))
+        if block.page.name == "README.md":
+            shown = without_numbers(shown)
         assert agrees(shown, outcome.out), f"{block}: it printed\n{outcome.out}"
 
 
