@@ -164,15 +164,13 @@ def self_windows(
 ) -> Windows:
     """`windows` windows of `seqlen` tokens that `language_model` writes, from number `first` on.
 
-    With the same seed, fewer windows are the first of more. They are written in batches of
-    up to 24576 tokens and 96 windows, each with a generator of its own; finished batches are kept
-    under `folder` (default: the cache), so that an interrupted call continues after the last batch.
-    Spare windows take the place of those that only repeat themselves. A note shows a sample of the
-    text, its scripts and how much of it repeats itself. An offloaded model is read to memory while
-    it writes. text: what it writes; in `self` documents, or dialogues where its chat template is in
-    other scripts than its documents. fingerprint: that of the model if it is known already, since
-    computing it takes long. Raises PrunerZeroError where memory has no room for an offloaded model
-    or a window for a prompt, where another process writes the same text, and as `documents_of`,
+    With the same seed, fewer windows are the first of more. They are written in batches, each with
+    a generator of its own and kept under `folder` (default: the cache), so that an interrupted call
+    continues after the last batch. A note shows what the text is like. An offloaded model is read
+    to memory while it writes. text: what it writes; in `self` documents, or dialogues where its
+    chat template is in other scripts than its documents. fingerprint: that of the model if it is
+    known already. Raises PrunerZeroError where memory has no room for an offloaded model or a
+    window for a prompt, where another process writes the same text, and as `documents_of`,
     `check_tokens` and `sample_windows` do.
     """
     fingerprint = fingerprint or language_model.fingerprint()

@@ -44,23 +44,16 @@ def parse_recipe(
     """Read `METRIC[@SCOPE][+asymmetric][+STEP]…[+reconstruct=N][+distill=N]`.
 
     METRIC is a name, an expression or a tree file, STEP a name of `STEPS`, or none for no update
-    where the method would have one.
+    where the method would have one. Options are used where the text says nothing; a scope in a
+    tree file comes after both, and then "row". `sparsegpt` is its score in blocks of columns with
+    its update; with another update it keeps the mask that its sweep chooses, on the Hessian of that
+    update.
 
-    `sparsegpt` is its score in blocks of columns with its update; with another update it keeps
-    the mask that its sweep chooses, on the Hessian of that update: `exact` shrinks it for the
-    number of tokens, by which that mask, and D in a score, differ. A scope in the text has
-    precedence over `scope`, and that over the scope in a tree file; the default is "row". `update`,
-    `refine`, `asymmetric`, `reconstruct` (passes) and `distill` (steps) are used where the text
-    names none.
-
-    Where whole units are removed, the kind of unit replaces the scope: channels, heads, experts
-    (METRIC may be reap) or blocks (METRIC is block-influence), with their share if it is
-    not `sparsity`, as in `wanda@channels=0.25`. `structure` is used where the text names no units,
-    and `parameters`, such as "0.75" or "100M", has precedence over `sparsity`; units: the
-    options of their kind, multiple_of, tokens, keep and scripts, as in `PruneSettings`.
-
-    For weights exactly one of sparsity in [0, 1) and pattern, which is an N:M such as "2:4" or any
-    Pattern and leaves no choice of scope. Raises PrunerZeroError.
+    Where whole units are removed, their kind replaces the scope, with their share if it is not
+    `sparsity`, as in `wanda@channels=0.25`. `parameters`, such as "0.75" or "100M", has precedence
+    over `sparsity`; units: the options of their kind, multiple_of, tokens, keep and scripts, as in
+    `PruneSettings`. For weights exactly one of sparsity in [0, 1) and pattern, which is an N:M such
+    as "2:4" or any Pattern and leaves no choice of scope. Raises PrunerZeroError.
     """
     name = text.strip()
     asked = {"reconstruct": reconstruct, "distill": distill}

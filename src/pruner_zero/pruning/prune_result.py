@@ -89,10 +89,13 @@ class PruneResult(PrunedMatrices):
         return super().sparsity if self.records else self.recipe.share
 
     def to_json(self) -> dict[str, Any]:
-        """All but the cost, as JSON values: the same for the same run, interrupted or not."""
-        recipe = self.recipe
+        """All but the cost, as JSON values: the same for the same run, interrupted or not.
+
+        `prune` with these settings gives this result again.
+        """
+        recipe, given = self.recipe, self.settings.model_dump(mode="json")
         return {
-            "settings": self._settings(),
+            "settings": {name: value for name, value in given.items() if value is not None},
             "expression": None if recipe.metric is None else str(recipe.metric.expression),
             "mode": self.mode,
             **(recipe.cut.describe() if recipe.cut else {}),
@@ -108,11 +111,6 @@ class PruneResult(PrunedMatrices):
             "provenance": self.provenance,
             "matrices": [record.to_json() for record in self.records],
         }
-
-    def _settings(self) -> dict[str, Any]:
-        """The settings with which `prune` gives this result again, as JSON values."""
-        given = self.settings.model_dump(mode="json")
-        return {name: value for name, value in given.items() if value is not None}
 
     def save(self, output: str | Path, overwrite: bool = False) -> Path:
         """Save the model and what describes it to the folder `output`, as `prune` does.
@@ -179,7 +177,8 @@ def model_card(result: PruneResult) -> str:
     calibrated = "The metric looks at the weights alone: there was no calibration."
     if result.calibration:
         calibrated = f"Calibrated on {_windows(result.calibration)}, seed {settings.seed}."
-        calibrated += "".join(map(_written, _sources(result.calibration)))
+        sources = result.calibration.get("sources") or [result.calibration]
+        calibrated += "".join(map(_written, sources))
     parts = (
         f"Settings, versions and the {recorded} of every matrix"
         if rows
@@ -224,11 +223,6 @@ def _windows(described: Mapping[str, Any]) -> str:
     counted = f"{described['windows']} windows of {described['seqlen']} tokens"
     sources = [f"{source['windows']} {_origin(source)}" for source in described.get("sources", ())]
     return f"{counted}: {', '.join(sources)}" if sources else f"{counted} {_origin(described)}"
-
-
-def _sources(described: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    sources: Sequence[Mapping[str, Any]] = described.get("sources") or [described]
-    return sources
 
 
 def _written(described: Mapping[str, Any]) -> str:
