@@ -15,7 +15,7 @@ import torch
 
 from pruner_zero import PrunerZeroError
 from pruner_zero.cache import USED, clear, entries, filling, made_once, use
-from pruner_zero.calibration.store import StatisticsStore
+from pruner_zero.calibration.calibrate import StatisticsStore
 
 DAY = 24 * 3600
 FIRST, SECOND, THIRD, FOURTH = (digit * 20 for digit in "0123")

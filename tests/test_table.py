@@ -8,9 +8,12 @@ from typing import Any, ClassVar
 
 import pandas
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from markupsafe import Markup
 
 from pruner_zero import PrunerZeroError
-from pruner_zero.table import MOST_SHOWN, Tabular
+from pruner_zero.table import MOST_SHOWN, Tabular, element
 
 
 @dataclass(frozen=True, repr=False)
@@ -94,3 +97,21 @@ def test_without_pandas_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(PrunerZeroError, match=r"pip install pandas, or take to_rows\(\) instead"):
         Fruits((APPLE,)).to_pandas()
+
+
+READABLE = st.text(st.characters(exclude_categories=("Cs", "Cc")).filter(lambda c: c < "\ufffe"))
+
+
+@given(READABLE)
+def test_text_reads_back(text: str) -> None:
+    assert (ElementTree.fromstring(element("p", text)).text or "") == text
+
+
+@given(st.text())
+def test_no_text_whatever_breaks_the_document(text: str) -> None:
+    ElementTree.fromstring(element("p", text))
+
+
+def test_children_that_are_elements_are_kept() -> None:
+    inner = element("b", "<i>")
+    assert element("p", "a & ", inner) == Markup("<p>a &amp; <b>&lt;i&gt;</b></p>")

@@ -17,7 +17,7 @@ from pruner_zero.sparsity.steps.step import STEPS
 SETTINGS = {
     "prune": ("pruner_zero.settings.prune", "PruneSettings"),
     "evaluate": ("pruner_zero.settings.evaluate", "EvaluateSettings"),
-    "compare": ("pruner_zero.settings.compare", "CompareSettings"),
+    "compare": ("pruner_zero.settings.evaluate", "CompareSettings"),
     "search": ("pruner_zero.settings.search", "SearchSettings"),
     "recover": ("pruner_zero.settings.recover", "RecoverSettings"),
 }

@@ -1,15 +1,15 @@
 """Results as tables: text where they are printed, HTML in notebooks, frames for pandas."""
 
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any, ClassVar
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from pruner_zero.errors import PrunerZeroError, excerpt
-from pruner_zero.markup import element
 
 # Rows beyond this many are counted instead of shown; `to_rows` and `to_pandas` have all.
 MOST_SHOWN = 40
@@ -94,3 +94,20 @@ def _cell(value: object) -> str:
                 return ""
             return f"{value:,.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
     return excerpt(" ".join(str(value).split()), _LONGEST)
+
+
+# Characters that no HTML or XML document may contain, not even escaped.
+_FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def element(name: str, *children: str) -> Markup:
+    """The element `name`; children that are not Markup are escaped."""
+    content = Markup("").join(escape(clean(child)) for child in children)
+    return Markup("<{0}>{1}</{0}>").format(name, content)
+
+
+def clean(text: str) -> str:
+    """The text with � for characters that XML forbids: control characters, lone surrogates."""
+    if isinstance(text, Markup):
+        return text
+    return _FORBIDDEN.sub("\ufffd", text)

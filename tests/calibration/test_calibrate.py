@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from pruner_zero.calibration.calibrate import calibrate, open_store
+from pruner_zero.calibration.calibrate import StatisticsStore, calibrate, open_store
 from pruner_zero.calibration.gradients import collect_gradients
 from pruner_zero.calibration.statistics import Kind
-from pruner_zero.calibration.store import StatisticsStore
 from pruner_zero.files import default_cache, locked
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.structure import find_blocks, find_matrices

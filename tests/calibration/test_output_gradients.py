@@ -158,7 +158,7 @@ def test_a_gradient_that_is_no_number_names_its_matrix() -> None:
 def test_experts_whose_products_are_not_observed_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("pruner_zero.calibration.products._Products._products", ())
+    monkeypatch.setattr("pruner_zero.calibration.inputs._Products._products", ())
     model = tiny_model("mixtral")
     message = refusal(lambda: outputs(model, tiny_windows()))
     assert "choose a metric without O" in message

@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 
 from pruner_zero.cache import cache_key
-from pruner_zero.calibration.store import StatisticsStore
+from pruner_zero.calibration.calibrate import StatisticsStore
 from pruner_zero.files import sha256
 from pruner_zero.tensor_file import TensorFile
 from tests.full_disk import full_disk
@@ -76,7 +76,7 @@ def test_a_file_is_hashed_once_by_a_store_and_never_by_the_store_that_wrote_it(
         hashed.append(path.name)
         return sha256(path)
 
-    monkeypatch.setattr("pruner_zero.calibration.store.sha256", counted)
+    monkeypatch.setattr("pruner_zero.calibration.calibrate.sha256", counted)
     assert store.has("X")
     assert hashed == []
     again = StatisticsStore(store.folder)

@@ -12,7 +12,7 @@ from pruner_zero.files import sha256
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.structure import find_matrices
 from pruner_zero.progress import reported_to
-from pruner_zero.settings.compare import CLASSICS
+from pruner_zero.settings.evaluate import CLASSICS
 from tests.tiny import Notes, tiny_tokenizer
 from tests.tiny_models import tiny_model
 
@@ -186,7 +186,7 @@ def test_cached_statistics_are_hashed_once_before_the_first_method_is_timed(
         events.append(path.name)
         return sha256(path)
 
-    monkeypatch.setattr("pruner_zero.calibration.store.sha256", counted)
+    monkeypatch.setattr("pruner_zero.calibration.calibrate.sha256", counted)
     with reported_to(heard):
         compare(mine, methods, **options, **texts)
     files = sorted(path.name for path in tmp_path.glob("*/*.safetensors"))

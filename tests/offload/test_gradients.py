@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pruner_zero.calibration.calibrate import calibrate, open_store
+from pruner_zero.calibration.calibrate import StatisticsStore, calibrate, open_store
 from pruner_zero.calibration.statistics import Kind
-from pruner_zero.calibration.store import StatisticsStore
 from pruner_zero.journal import JOURNAL
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import load_model

@@ -123,7 +123,7 @@ def test_it_is_saved_block_by_block_as_the_whole_model_is(
             files.append(tmp_path / f"block-{index}")
             write_tensors(files[-1], offloaded.changed(index, matrices), {"format": "pt"})
     assert offloaded.on_disk
-    offloaded.on_disk.save(files, tmp_path / "blocks")
+    offloaded.save_blocks(files, tmp_path / "blocks")
     again = load_model(tmp_path / "blocks")
     assert again.fingerprint() == load_model(tmp_path / "whole").fingerprint()
     windows = tiny_windows(1)

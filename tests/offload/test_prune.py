@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from pruner_zero import PrunerZeroError, load_model, prune
 from pruner_zero.models.read import INDEX
 from pruner_zero.offload.model import OffloadedModel
-from pruner_zero.offload.save import save_offloaded
+from pruner_zero.offload.shards import save_offloaded
 from pruner_zero.pruning.prune_result import PruneResult
 from tests.conftest import save_sharded, save_tiny
 from tests.processes import Forked

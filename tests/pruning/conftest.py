@@ -7,8 +7,7 @@ from typing import Any, Protocol
 
 import pytest
 
-from pruner_zero.calibration.calibrate import open_store
-from pruner_zero.calibration.store import StatisticsStore
+from pruner_zero.calibration.calibrate import StatisticsStore, open_store
 from pruner_zero.choices import Mode
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.structure import Matrix

@@ -100,7 +100,7 @@ def test_the_model_writes_the_text_and_the_card_describes_the_run(tmp_path: Path
     assert any("self" in note for note in progress.lines)
     card = (output / "README.md").read_text()
     assert "4 windows of 16 tokens that the dense model wrote itself" in card
-    assert "trained for 3 steps towards the dense model's predictions" in card
+    assert "trained in 3 steps towards the dense model's predictions" in card
     assert "Nothing was retrained" not in card
     assert result.sparsity == pytest.approx(0.5)
     curve = json.loads((output / "pruning.json").read_text())["distillation"]

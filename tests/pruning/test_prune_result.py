@@ -180,8 +180,9 @@ def test_the_model_card_describes_the_run(pruned: PruneResult, text_file: Path) 
     card = (folder_of(pruned) / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers\n")
     assert "# llama, pruned to 39.9% zeros" in card
-    assert "`abs(W * W) * mms(G)`" in card
-    assert "40% per matrix, sequential" in card
+    lines = "".join(f"- {line}\n" for line in pruned.recipe.lines())
+    assert f"## What was done\n\n{lines}\nNothing was retrained.\n" in card
+    assert "- mask: abs(W * W) * mms(G) (40% per matrix)\n" in lines
     assert "| `mlp.down_proj` | 2 | " in card
     assert f"3 windows of 24 tokens of `{text_file}`" in card
     assert "Remarks" not in card
@@ -210,7 +211,7 @@ def test_the_card_and_the_record_name_experts_no_token_reached(
     assert (experts == 0).float().mean() == 0.5
 
 
-def test_a_part_of_the_matrices_is_called_a_part(
+def test_the_card_lists_no_matrix_that_is_left_out(
     tmp_path: Path, llama_folder: Path, text_file: Path
 ) -> None:
     prune(
@@ -223,7 +224,7 @@ def test_a_part_of_the_matrices_is_called_a_part(
         **SMALL,
     )
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "The linear maps listed below were pruned (2:4, sequential)" in card
+    assert "- mask: W (2:4)\n" in card
     assert "self_attn" not in card
     assert "scope" not in json.loads((tmp_path / "out" / "metric.json").read_text())
 

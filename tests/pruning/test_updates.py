@@ -8,10 +8,9 @@ from torch import Tensor, nn
 
 from pruner_zero.choices import Mode
 from pruner_zero.models.structure import Matrix
-from pruner_zero.pruning.masks import Mask, masks_of
+from pruner_zero.pruning.masks import ASYMMETRY, Mask, Statistics, masks_of
 from pruner_zero.pruning.matrix import MatrixRecord, prune_matrix
 from pruner_zero.pruning.recipe import Recipe, Scored
-from pruner_zero.pruning.statistics import ASYMMETRY, Statistics
 from pruner_zero.sparsity.hessian import Hessian
 from pruner_zero.sparsity.pattern import Pattern
 from pruner_zero.sparsity.selection import SemiStructured, Unstructured

@@ -8,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.settings.base import names_of
+from pruner_zero.settings.base import names_of, options_of
 from pruner_zero.settings.calibration import read_parameters, read_shares
-from pruner_zero.settings.options import options_of
 from pruner_zero.settings.prune import PruneSettings
 from pruner_zero.settings.read import read_settings
 from pruner_zero.settings.recover import RecoverSettings

@@ -11,8 +11,13 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 from pruner_zero.choices import Structure
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.structure import find_blocks, size_of
-from pruner_zero.structure.couplings import Coupling, counts_left, find_couplings, is_loadable
-from pruner_zero.structure.units import CoupledUnits
+from pruner_zero.structure.units import (
+    CoupledUnits,
+    Coupling,
+    counts_left,
+    find_couplings,
+    is_loadable,
+)
 from tests.tiny_models import ARCHITECTURES, HIDDEN, INNER, tiny_model, tiny_windows
 
 SUPPORTED: dict[Structure, tuple[str, ...]] = {

@@ -19,8 +19,7 @@ from pruner_zero.pruning.prune import prune
 from pruner_zero.pruning.prune_result import PruneResult
 from pruner_zero.pruning.runner import Pruned
 from pruner_zero.report.page import report
-from pruner_zero.structure.experts import Experts
-from pruner_zero.structure.mixtures import find_mixtures
+from pruner_zero.structure.experts import Experts, find_mixtures
 from tests.conftest import save_tiny
 from tests.processes import Forked
 from tests.pruning.conftest import Prune, language_model, recipe_of

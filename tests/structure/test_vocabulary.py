@@ -83,7 +83,7 @@ def test_the_folder_loads_by_plain_transformers(tmp_path: Path) -> None:
     assert loaded.config.vocab_size == len(again) == round(0.75 * len(byte_level()))
     assert f"{result.recipe.cut} are removed" in result.share()
     card = (tmp_path / "out" / "README.md").read_text()
-    assert f"Tokens of the vocabulary were pruned ({result.recipe.cut}" in card
+    assert f"- removed: {result.recipe.cut}, by " in card
     assert not (tmp_path / "out" / "metric.json").exists()
 
 
@@ -240,7 +240,7 @@ def test_the_model_with_fewer_tokens_is_trained_towards_the_dense_one(tmp_path: 
     options: dict[str, Any] = {**given, "tokens": 290, "distill": 2}
     trained = prune(tmp_path / "dense", output=tmp_path / "trained", **options)
     assert [point.step for point in trained.distillation] == [0, 2]
-    assert "were then trained for 2 steps" in (tmp_path / "trained" / "README.md").read_text()
+    assert "the whole: trained in 2 steps" in (tmp_path / "trained" / "README.md").read_text()
     prune(tmp_path / "dense", output=tmp_path / "small", **{**options, "distill": 0})
     result = recover(
         tmp_path / "small",

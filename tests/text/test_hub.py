@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 import pytest
 
-from pruner_zero.hub import hub_reachable
+from pruner_zero.files import hub_reachable
 from pruner_zero.progress import Progress, reported_to
 from pruner_zero.text.corpus import load_corpus
 from pruner_zero.text.source import Role

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from pruner_zero.calibration.products import check_observed, products_observed
+from pruner_zero.calibration.inputs import check_observed, products_observed
 from pruner_zero.calibration.statistics import (
     GRADIENT_SCALE,
     Kind,

@@ -1,6 +1,10 @@
-"""Forward: the statistics of one decoder block, from its inputs, outputs and experts."""
+"""Forward: the statistics of one decoder block, from its inputs, outputs and experts.
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+Products with matrices that have no module of their own, as the experts in one parameter, are
+observed here for the backward pass too.
+"""
+
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -9,8 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from pruner_zero.calibration.products import check_observed, products_observed
 from pruner_zero.calibration.statistics import (
     BlockStatistic,
     ExpertStatistic,
@@ -24,6 +28,72 @@ from pruner_zero.models.blocks import Activations, Arguments, run_block
 from pruner_zero.models.loss import in_float32
 from pruner_zero.models.structure import Matrix
 from pruner_zero.models.transformers_private import experts_one_by_one
+
+# Called with the names of matrices, their inputs and the product, whose first dimension enumerates
+# the matrices where they are several. Its result replaces the product. The name of a matrix that is
+# not observed is None.
+See = Callable[[Sequence[str | None], Tensor, Tensor], Tensor]
+
+
+@contextmanager
+def products_observed(module: nn.Module, matrices: Sequence[Matrix], see: See) -> Iterator[None]:
+    """Within the context, `see` is called at each product with one of `matrices` in `module`.
+
+    Mixtures run expert by expert meanwhile.
+    """
+    with in_float32(module), experts_one_by_one(module), _Products(matrices, see):
+        yield
+
+
+class _Products(TorchFunctionMode):
+    """Observes every product with a parameter, or with a slice of one that stacks experts.
+
+    Experts kept in one 3-D parameter have no module of their own to hook, so a matrix is
+    recognised by its address in memory.
+    """
+
+    _products = (torch.nn.functional.linear, torch.matmul, torch.Tensor.matmul)
+    _stacked_products = (torch.bmm, torch.Tensor.bmm)
+
+    def __init__(self, matrices: Sequence[Matrix], see: See) -> None:
+        super().__init__()
+        self.names = {matrix.weight.data_ptr(): matrix.name for matrix in matrices}
+        self.see = see
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        names: list[str | None] = []
+        if len(args) > 1:
+            if func in self._stacked_products:
+                names = [self.names.get(weight.data_ptr()) for weight in args[1]]
+            elif func in self._products or getattr(func, "__name__", "") == "__matmul__":
+                names = [self.names.get(args[1].data_ptr())]
+        if any(name is not None for name in names):
+            return self.see(names, args[0], result)
+        return result
+
+
+def check_observed(
+    matrices: Sequence[Matrix], seen: Container[str], what: str, instead: str
+) -> None:
+    """Raise PrunerZeroError for a stack of experts without any expert name in `seen`.
+
+    Every mixture sends each token to some expert, so the products with this stack were missed.
+    what: the values to be observed. instead: the metric to choose.
+    """
+    stacks: dict[str, list[Matrix]] = {}
+    for matrix in matrices:
+        if matrix.expert is not None:
+            stacks.setdefault(matrix.parameter_name, []).append(matrix)
+    for name, experts in stacks.items():
+        whole = len(experts) == experts[0].parameter.shape[0]
+        if whole and not any(matrix.name in seen for matrix in experts):
+            raise PrunerZeroError(
+                f"the {what} of {name} cannot be observed, its model multiplies it in a way that "
+                f"is not known here: choose a metric {instead}"
+            )
 
 
 def collect_inputs(
@@ -50,7 +120,8 @@ def collect_inputs(
     """
     wanted = {"X", *kinds}
     sums = InputSums(select(InputStatistic, wanted))
-    block_means = BlockMeans(select(BlockStatistic, wanted))
+    block_statistics = select(BlockStatistic, wanted)
+    block_values: dict[Kind, list[Tensor]] = {kind: [] for kind in block_statistics}
     expert_means = ExpertMeans(select(ExpertStatistic, wanted), sums)
     outputs = [] if outputs is None else outputs
     dense_outputs = [] if dense_outputs is None else dense_outputs
@@ -68,13 +139,18 @@ def collect_inputs(
                 with sums.dense():
                     dense_outputs.append(run_block(block, dense_window, dense_rest))
             output = run_block(block, window, rest)
-            block_means.add(window, output)
+            for kind, statistic in block_statistics.items():
+                value = statistic.of(window.to(output.device).float(), output.float())
+                block_values[kind].append(value)
             outputs.append(output)
             sums.end_window()
     check_observed(matrices, sums.owner, "inputs", "without X and without D, and no update")
     results = sums.result(matrices, len(arguments))
     for matrix in matrices:
-        results[matrix.name] |= {**block_means.of(matrix), **expert_means.of(matrix)}
+        for kind, values in block_values.items():
+            mean = torch.stack(values).mean()
+            results[matrix.name][kind] = _judged(mean, f"block {matrix.block}")
+        results[matrix.name] |= expert_means.of(matrix)
     return results, outputs
 
 
@@ -169,25 +245,6 @@ class InputSums:
         if cross is not None and owner not in self.uncrossed and matrix.expert is None:
             values["cross"] = cross.mul_(2 / windows)
         return values
-
-
-@dataclass
-class BlockMeans:
-    """Values by kind and window of one block, of which the statistics are the means."""
-
-    statistics: Mapping[Kind, BlockStatistic]
-    values: dict[Kind, list[Tensor]] = field(default_factory=dict)
-
-    def add(self, before: Tensor, after: Tensor) -> None:
-        """Add one window: the input and the output (1, tokens, width) of the block."""
-        for kind, statistic in self.statistics.items():
-            value = statistic.of(before.to(after.device).float(), after.float())
-            self.values.setdefault(kind, []).append(value)
-
-    def of(self, matrix: Matrix) -> MatrixStatistics:
-        """The statistics (1, 1) of the block of `matrix`. Raises PrunerZeroError."""
-        means = {kind: torch.stack(values).mean() for kind, values in self.values.items()}
-        return {kind: _judged(mean, f"block {matrix.block}") for kind, mean in means.items()}
 
 
 @dataclass

@@ -127,9 +127,7 @@ STATISTICS: Mapping[Kind, ForwardStatistic | GradientStatistic] = MappingProxyTy
         # factored Fisher matrix stands to the Fisher matrix. Tokens are those that the matrix is
         # given, so that this holds for an expert too.
         "O": OutputGradientStatistic(
-            shape=lambda height: (2, height),
-            add=_add_squares,
-            value=_root_of_mean,
+            shape=lambda height: (2, height), add=_add_squares, value=_root_of_mean
         ),
         # (in, in), `2·XᵀX / windows`, SparseGPT's Hessian (2301.00774).
         "gram": InputStatistic(

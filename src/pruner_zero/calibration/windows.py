@@ -5,9 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pruner_zero.calibration.calibrate import open_store
+from pruner_zero.calibration.calibrate import StatisticsStore, open_store
 from pruner_zero.calibration.self_text import self_windows
-from pruner_zero.calibration.store import StatisticsStore
 from pruner_zero.choices import SELF
 from pruner_zero.models.language_model import LanguageModel, check_tokens, note_long_windows
 from pruner_zero.progress import note
@@ -48,21 +47,11 @@ def open_calibration(
     windows = no_windows()
     if texts is not None:
         windows = take_windows(
-            texts,
-            language_model,
-            *shape,
-            seed,
-            folder=cache,
-            fingerprint=fingerprint,
+            texts, language_model, *shape, seed, folder=cache, fingerprint=fingerprint
         )
         check_tokens(language_model.model, windows.tokens)
         note_long_windows(language_model.model, windows.seqlen)
-    store = open_store(
-        language_model,
-        windows,
-        folder=cache,
-        fingerprint=fingerprint,
-    )
+    store = open_store(language_model, windows, folder=cache, fingerprint=fingerprint)
     return windows, store
 
 

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from pruner_zero.cli import analyze, cache, compare, evaluate, metric, prune, recover, search
+from pruner_zero.cli import analyze, cache, evaluate, metric, prune, recover, search
 from pruner_zero.errors import NO_WINDOWS, PrunerZeroError, one_line
 from pruner_zero.version import __version__
 
@@ -26,7 +26,7 @@ app = typer.Typer(
 )
 app.command("prune")(prune.prune)
 app.command("evaluate")(evaluate.evaluate)
-app.command("compare")(compare.compare)
+app.command("compare")(evaluate.compare)
 app.command("search")(search.search)
 app.command("analyze")(analyze.analyze)
 app.command("report")(analyze.report)

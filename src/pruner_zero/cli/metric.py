@@ -1,15 +1,12 @@
 """`pruner-zero metric`: show, list and convert metrics."""
 
 import json
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 
 from pruner_zero.cli.options import AsJson
 from pruner_zero.cli.terminal import print_table
-from pruner_zero.plugins import Registry
-
-T = TypeVar("T")
 
 app = typer.Typer(
     help="Show, list and convert metrics.", no_args_is_help=True, rich_markup_mode="rich"
@@ -69,8 +66,9 @@ def list_metrics(as_json: AsJson = False) -> None:
     from pruner_zero.metric.metric import NAMED
     from pruner_zero.metric.operators import OPERATORS, PUBLISHED
 
-    metrics = {**NAMED, **_plugged(NAMED)}
-    operators = {**OPERATORS, **_plugged(OPERATORS)}
+    # What installed packages add comes last.
+    metrics = {name: NAMED[name] for name in (*NAMED, *NAMED.plugged)}
+    operators = {name: OPERATORS[name] for name in (*OPERATORS, *OPERATORS.plugged)}
     sets = {name: "published" if name in PUBLISHED else "extended" for name in OPERATORS}
     sets |= OPERATORS.plugged
     meanings = {name: terminal.meaning for name, terminal in TERMINALS.items()}
@@ -134,8 +132,3 @@ def _rules() -> dict[str, tuple[str, str]]:
             "Abdaoui et al. 2020, Load What You Need, arXiv 2010.05609",
         ),
     }
-
-
-def _plugged(registry: Registry[T]) -> dict[str, T]:
-    """What installed packages add to the registry."""
-    return {name: registry[name] for name in registry.plugged}

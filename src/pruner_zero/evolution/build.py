@@ -25,7 +25,7 @@ from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import cast_weights
 from pruner_zero.models.structure import check_weights, find_matrices
 from pruner_zero.progress import track
-from pruner_zero.pruning.statistics import DenseStatistics
+from pruner_zero.pruning.masks import DenseStatistics
 from pruner_zero.settings.calibration import read_parameters
 from pruner_zero.settings.read import read_settings
 from pruner_zero.settings.search import SearchSettings

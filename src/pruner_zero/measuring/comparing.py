@@ -6,10 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pruner_zero.calibration.calibrate import calibrate
+from pruner_zero.calibration.calibrate import StatisticsStore, calibrate
 from pruner_zero.calibration.self_text import self_windows
 from pruner_zero.calibration.statistics import ForwardStatistic, GradientStatistic, Kind, select
-from pruner_zero.calibration.store import StatisticsStore
 from pruner_zero.calibration.windows import calibration_texts, open_calibration
 from pruner_zero.devices import CPU, naming_out_of_memory, torch_threads
 from pruner_zero.errors import PrunerZeroError
@@ -32,7 +31,7 @@ from pruner_zero.pruning.notation import parse_recipe, split_methods
 from pruner_zero.pruning.recipe import Recipe
 from pruner_zero.pruning.runner import check_parameters, check_recipe, run_recipe
 from pruner_zero.settings.base import name_of, names_of
-from pruner_zero.settings.compare import CompareSettings
+from pruner_zero.settings.evaluate import CompareSettings
 from pruner_zero.settings.read import read_settings
 from pruner_zero.text.corpus import Corpus
 from pruner_zero.text.mixture import SelfText, Source, load_text

@@ -17,7 +17,7 @@ from scipy.stats import sem
 from torch.utils._pytree import tree_leaves
 
 from pruner_zero.errors import PrunerZeroError, one_line
-from pruner_zero.hub import hub_reachable
+from pruner_zero.files import hub_reachable
 from pruner_zero.measuring.origin import Measured
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.loss import in_float32

@@ -196,8 +196,8 @@ class Expression:
 
     def _repr_html_(self) -> str:
         # Formulas are built on this module.
-        from pruner_zero.markup import element
         from pruner_zero.metric.latex import to_mathml
+        from pruner_zero.table import element
 
         formula = element("div", to_mathml(self, "inline"))
         return element("div", formula, element("code", excerpt(self, 200)))

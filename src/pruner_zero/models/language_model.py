@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from inspect import signature
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,33 +29,15 @@ _CACHE_NAMES = ("cache", "past_key_values")
 _NOT_COMPUTED = {"_name_or_path", "architectures", "dtype", "transformers_version"}
 
 
-class OnDisk(Protocol):
-    """What a model whose weights stay on disk does in ways of its own."""
-
-    def collect_gradients(self, windows: Tensor, statistics: Mapping[str, Any], store: Any) -> None:
-        """Fill `store` with the statistics of gradients over `windows` (n, tokens)."""
-
-    def save(self, blocks: Sequence[Path], folder: Path, config: Any = None) -> None:
-        """Save the model with the weights of its blocks from the files `blocks`."""
-
-    def whole(
-        self, blocks: Sequence[Path], folder: Path
-    ) -> AbstractContextManager["LanguageModel"]:
-        """The model with its blocks from the files `blocks`, in memory within the context."""
-
-    def release(self) -> None:
-        """Return freed memory to the system."""
-
-    def fits(self, dtype: torch.dtype) -> bool:
-        """Whether this device has room for all weights in `dtype`, and a quarter more."""
-
-    def in_memory(self, dtype: torch.dtype) -> AbstractContextManager[None]:
-        """Within the context, all weights are in memory, in `dtype`."""
-
-
 @dataclass(frozen=True, eq=False)
 class LanguageModel:
-    """A causal language model in evaluation mode, its tokenizer, and the name it was loaded by."""
+    """A causal language model in evaluation mode, its tokenizer, and the name it was loaded by.
+
+    on_disk: whether weights are in memory only within the contexts of the methods. Those methods
+    do nothing where all weights are in memory.
+    """
+
+    on_disk: ClassVar[bool] = False
 
     model: PreTrainedModel
     tokenizer: Any
@@ -82,11 +64,6 @@ class LanguageModel:
             digest.update(data)
         return digest.hexdigest()
 
-    @property
-    def on_disk(self) -> OnDisk | None:
-        """The model itself where its weights stay on disk, None where they are in memory."""
-        return None
-
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """All parameters and buffers with their names, in the order of the state dict."""
         yield from self.model.state_dict().items()
@@ -108,6 +85,38 @@ class LanguageModel:
         """The tensors to save, by name, of a loaded block whose `matrices` were changed."""
         del index
         return {matrix.parameter_name: matrix.parameter.data for matrix in matrices}
+
+    def release(self) -> None:
+        """Return freed memory to the system."""
+
+    def fits(self, dtype: torch.dtype) -> bool:
+        """Whether memory has room for all weights in `dtype`, and a quarter more."""
+        del dtype
+        return True
+
+    def in_memory(self, dtype: torch.dtype) -> AbstractContextManager[None]:
+        """Within the context, all weights are in memory; those from the disk in `dtype`."""
+        del dtype
+        return nullcontext()
+
+    def collect_gradients(self, windows: Tensor, statistics: Mapping[str, Any], store: Any) -> bool:
+        """Fill `store` with the statistics of gradients over `windows` (n, tokens), from the disk.
+
+        False where the weights are in memory, and nothing was done.
+        """
+        del windows, statistics, store
+        return False
+
+    def whole(
+        self, blocks: Sequence[Path], folder: Path
+    ) -> AbstractContextManager["LanguageModel"]:
+        """The model with its blocks from the files `blocks`, in memory within the context."""
+        del blocks, folder
+        return nullcontext(self)
+
+    def save_blocks(self, blocks: Sequence[Path], folder: Path, config: Any = None) -> None:
+        """Save a model on disk with the weights of its blocks from the files `blocks`."""
+        raise NotImplementedError("save_model saves a model in memory")
 
 
 def check_tokens(model: PreTrainedModel, tokens: Tensor, generated: int = 0) -> None:

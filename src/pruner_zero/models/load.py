@@ -17,8 +17,7 @@ from pruner_zero.cache import made_once
 from pruner_zero.choices import Dtype
 from pruner_zero.devices import find_devices
 from pruner_zero.errors import PrunerZeroError, did_you_mean, one_line
-from pruner_zero.files import default_cache, is_gguf, sha256
-from pruner_zero.hub import hub_reachable
+from pruner_zero.files import default_cache, hub_reachable, is_gguf, sha256
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.placement import place_model
 from pruner_zero.models.read import read_model, readable, weight_files

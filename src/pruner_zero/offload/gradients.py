@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from pruner_zero.calibration.calibrate import Digests, StatisticsStore
 from pruner_zero.calibration.gradients import GradientSums, check_gradients
 from pruner_zero.calibration.statistics import (
     GradientStatistic,
@@ -21,7 +22,6 @@ from pruner_zero.calibration.statistics import (
     OutputGradientStatistic,
     select,
 )
-from pruner_zero.calibration.store import Digests, StatisticsStore
 from pruner_zero.calibration.walk import Stream, Walk, WindowFile
 from pruner_zero.journal import Journal
 from pruner_zero.models.blocks import Activations, blocks_replaced, run_block

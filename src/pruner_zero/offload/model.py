@@ -5,15 +5,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import ClassVar
 
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from pruner_zero.calibration.calibrate import StatisticsStore
 from pruner_zero.calibration.statistics import GradientStatistic, Kind
-from pruner_zero.calibration.store import StatisticsStore
 from pruner_zero.choices import Dtype
 from pruner_zero.devices import CPU, available_bytes, find_devices
 from pruner_zero.errors import PrunerZeroError
@@ -31,8 +31,7 @@ from pruner_zero.models.read import quiet, read_model
 from pruner_zero.models.structure import Matrix, find_blocks, set_tensor
 from pruner_zero.models.transformers_private import as_stored, copy_conversions
 from pruner_zero.offload.gradients import OffloadedGradients
-from pruner_zero.offload.save import save_offloaded
-from pruner_zero.offload.shards import Shards
+from pruner_zero.offload.shards import Shards, save_offloaded
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,14 +44,12 @@ class OffloadedModel(LanguageModel):
     that weights are read to.
     """
 
+    on_disk: ClassVar[bool] = True
+
     shards: Shards
     stored: dict[str, str]
     home: torch.device = CPU
     loaded: set[int] = field(default_factory=set, repr=False)
-
-    @property
-    def on_disk(self) -> Self:
-        return self
 
     @property
     def device(self) -> torch.device:
@@ -113,16 +110,14 @@ class OffloadedModel(LanguageModel):
         return self._as_stored(_tensor_ids([self.model]) - inside)
 
     def collect_gradients(
-        self,
-        windows: Tensor,
-        statistics: Mapping[Kind, GradientStatistic],
-        store: StatisticsStore,
-    ) -> None:
+        self, windows: Tensor, statistics: Mapping[Kind, GradientStatistic], store: StatisticsStore
+    ) -> bool:
         passage = OffloadedGradients(self, windows, statistics, store)
         store.commit(passage.run())
         passage.journal.discard()
+        return True
 
-    def save(
+    def save_blocks(
         self, blocks: Sequence[Path], folder: Path, config: PreTrainedConfig | None = None
     ) -> None:
         save_offloaded(self, blocks, folder, config)
@@ -133,7 +128,7 @@ class OffloadedModel(LanguageModel):
 
         It is saved to the new `folder` and read from there.
         """
-        self.save(blocks, folder)
+        self.save_blocks(blocks, folder)
         attention = self.model.config._attn_implementation
         model = load_offloaded(folder, device=str(self.home), attn_implementation=attention)
         with model._loaded(model.model.parameters()):

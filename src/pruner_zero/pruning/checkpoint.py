@@ -71,14 +71,12 @@ def whole_model(
     Where it is on disk, the blocks are read from the journal's files, and afterwards written to
     those that `weight_files` names.
     """
-    disk = language_model.on_disk
-    if disk is None:
+    if journal is None or not language_model.on_disk:
         yield language_model.model
         return
-    assert journal is not None
     folder = training_folder(journal, steps) / "pruned"
     shutil.rmtree(folder, ignore_errors=True)
-    with disk.whole(weight_files(journal), folder) as whole:
+    with language_model.whole(weight_files(journal), folder) as whole:
         yield whole.model
         for index, path in enumerate(weight_files(journal, steps)):
             write_tensors(path, whole.changed(index, ()), {"format": "pt"})

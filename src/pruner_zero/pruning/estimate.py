@@ -158,7 +158,7 @@ def _memory(
     language_model: LanguageModel, recipe: Recipe, matrices: Sequence[Matrix], tokens: int
 ) -> int:
     """The peak of the memory in bytes: that of now, and what the largest part of the work adds."""
-    model, on_disk = language_model.model, language_model.on_disk is not None
+    model, on_disk = language_model.model, language_model.on_disk
     weights, numbers = size_of(model)[1], sum(matrix.weight.numel() for matrix in matrices)
     width = model.get_input_embeddings().weight.shape[1]
     block = max(sum(p.numel() for p in block.parameters()) for block in find_blocks(model))

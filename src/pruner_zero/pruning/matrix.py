@@ -7,9 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from pruner_zero.models.structure import Matrix, local_name_of
-from pruner_zero.pruning.masks import Mask
+from pruner_zero.pruning.masks import Mask, Statistics
 from pruner_zero.pruning.recipe import Recipe
-from pruner_zero.pruning.statistics import Statistics
 from pruner_zero.sparsity.hessian import Hessian
 from pruner_zero.sparsity.steps.step import Layer, plan, run_steps, used_damping
 from pruner_zero.table import Tabular

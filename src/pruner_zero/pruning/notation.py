@@ -1,7 +1,7 @@
 """The notation of recipes: `METRIC[@SCOPE][+STEPS]`, where units go `METRIC@channels=0.25`."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, cast, get_args
 
@@ -20,10 +20,10 @@ STRUCTURES: tuple[Structure, ...] = get_args(Structure)
 # Rules that choose units in the place of a metric.
 _RULES = {rule: structure for structure, rule in RULES.items()}
 
-_STEP = re.compile(r"(.*)\+\s*([A-Za-z][A-Za-z0-9_-]*)\s*", re.DOTALL)
+# The text before its last step, the name of the step, and its amount.
+_STEP = re.compile(r"(.*)\+\s*([A-Za-z][A-Za-z0-9_-]*)\s*(?:=\s*(-?\w+)\s*)?", re.DOTALL)
 # Steps whose amount is named: what is counted, and an example.
 _COUNTED = {"distill": ("steps of distillation", 40), "reconstruct": ("passes", 4)}
-_AMOUNT = re.compile(rf"(.*)\+\s*({'|'.join(_COUNTED)})\s*(?:=\s*(-?\w+)\s*)?", re.DOTALL)
 
 
 def parse_recipe(
@@ -44,27 +44,20 @@ def parse_recipe(
     """Read `METRIC[@SCOPE][+asymmetric][+STEP]…[+reconstruct=N][+distill=N]`.
 
     METRIC is a name, an expression or a tree file, STEP a name of `STEPS`, or none for no update
-    where the method would have one.
+    where the method would have one. Options are used where the text says nothing; a scope in a
+    tree file comes after both, and then "row". `sparsegpt` is its score in blocks of columns with
+    its update; with another update it keeps the mask that its sweep chooses, on the Hessian of that
+    update.
 
-    `sparsegpt` is its score in blocks of columns with its update; with another update it keeps
-    the mask that its sweep chooses, on the Hessian of that update: `exact` shrinks it for the
-    number of tokens, by which that mask, and D in a score, differ. A scope in the text has
-    precedence over `scope`, and that over the scope in a tree file; the default is "row". `update`,
-    `refine`, `asymmetric`, `reconstruct` (passes) and `distill` (steps) are used where the text
-    names none.
-
-    Where whole units are removed, the kind of unit replaces the scope: channels, heads, experts
-    (METRIC may be reap) or blocks (METRIC is block-influence), with their share if it is
-    not `sparsity`, as in `wanda@channels=0.25`. `structure` is used where the text names no units,
-    and `parameters`, such as "0.75" or "100M", has precedence over `sparsity`; units: the
-    options of their kind, multiple_of, tokens, keep and scripts, as in `PruneSettings`.
-
-    For weights exactly one of sparsity in [0, 1) and pattern, which is an N:M such as "2:4" or any
-    Pattern and leaves no choice of scope. Raises PrunerZeroError.
+    Where whole units are removed, their kind replaces the scope, with their share if it is not
+    `sparsity`, as in `wanda@channels=0.25`. `parameters`, such as "0.75" or "100M", has precedence
+    over `sparsity`; units: the options of their kind, multiple_of, tokens, keep and scripts, as in
+    `PruneSettings`. For weights exactly one of sparsity in [0, 1) and pattern, which is an N:M such
+    as "2:4" or any Pattern and leaves no choice of scope. Raises PrunerZeroError.
     """
     name = text.strip()
-    untrained, amounts = _split_amounts(name, {"reconstruct": reconstruct, "distill": distill})
-    rest, written = _split_steps(untrained)
+    asked = {"reconstruct": reconstruct, "distill": distill}
+    rest, written, amounts = _split_steps(name, asked)
     body, part = _split_scope(rest)
     word, _, amount = (part or "").partition("=")
     if word in STRUCTURES:
@@ -72,7 +65,10 @@ def parse_recipe(
             raise PrunerZeroError(f"{name} names its units: leave out @{part}")
         structure = word
         if amount:
-            sparsity, parameters = _share(name, amount), None
+            try:
+                sparsity, parameters = float(amount), None
+            except ValueError:
+                raise _no_share(name) from None
     if _RULES[body] != structure if body in _RULES else structure in RULED:
         raise PrunerZeroError(
             f"{body} does not choose {structure or 'weights'}: whole blocks go by "
@@ -98,18 +94,26 @@ def parse_recipe(
     names = [step for step in written if step != "asymmetric"]
     names = _with_update(name, names, update, default or "none")
     steps = in_order(["refine", *names] if refine else names)
-    _check_steps(name, cut, steps)
+    if cut and (idle := [s for s in steps if not cut.update or STEPS[s].changes != "weights"]):
+        raise PrunerZeroError(
+            f"{name} removes whole units, after which +{idle[0]} has nothing to do: leave it out"
+        )
     masks = None
     if metric is not None:
-        asked = part or scope
+        group = part or scope
         if pattern is not None:
-            zeros = _without_scope(name, pattern, asked)
+            zeros = SemiStructured.parse(pattern) if isinstance(pattern, str) else pattern
+            if group not in (None, "row"):
+                raise PrunerZeroError(
+                    f"{name} at {zeros}: the pattern says what competes, so leave out scope "
+                    f"'{group}'"
+                )
         else:
-            if not asked and cut is None:
+            if not group and cut is None:
                 check_compares_weights(name, metric)
             fallback = "block" if body == SPARSEGPT else "row"
             # A cut has a pattern of its own, once it is fitted to a model.
-            chosen = "row" if cut else asked or metric.scope or fallback
+            chosen = "row" if cut else group or metric.scope or fallback
             zeros = Unstructured(sparsity or 0.0, cast(Scope, chosen))
         masks = Scored(metric, zeros)
     return Recipe(
@@ -154,16 +158,6 @@ def _cut(
     return CoupledUnits(sparsity, structure, units.get("multiple_of", 32), parameters)
 
 
-def _without_scope(name: str, pattern: str | Pattern, scope: str | None) -> Pattern:
-    """The pattern, which says itself which weights compete."""
-    zeros = SemiStructured.parse(pattern) if isinstance(pattern, str) else pattern
-    if scope not in (None, "row"):
-        raise PrunerZeroError(
-            f"{name} at {zeros}: the pattern says what competes, so leave out scope '{scope}'"
-        )
-    return zeros
-
-
 def check_compares_weights(name: str, metric: Metric) -> None:
     """Raise PrunerZeroError where the search of `metric` compared whole units."""
     if metric.scope == "unit":
@@ -192,43 +186,39 @@ def split_methods(text: str) -> list[str]:
     return methods
 
 
-def _split_amounts(text: str, asked: Mapping[str, int | None]) -> tuple[str, dict[str, int]]:
-    """The text without the counted steps it ends in, and the amount of each.
+def _split_steps(
+    text: str, asked: Mapping[str, int | None]
+) -> tuple[str, list[str], dict[str, int]]:
+    """The text without the steps it ends in; their names, and the amounts of counted ones.
 
-    asked: by options, used where the text does not name the step. Raises PrunerZeroError.
+    "asymmetric" and "none" are among the names. asked: amounts by options, used where the text does
+    not name the step. Raises PrunerZeroError, also for a name that is no step after the name of a
+    metric.
     """
-    rest, amounts = text, dict.fromkeys(_COUNTED, 0)
-    while written := _AMOUNT.fullmatch(rest):
-        rest, name = written[1].rstrip(), written[2]
-        counted, example = _COUNTED[name]
-        if written[3] is None or not written[3].isdecimal():
-            raise PrunerZeroError(f"{text}: say how many {counted}, as in +{name}={example}")
-        amounts[name] = int(written[3])
-    for name, amount in asked.items():
-        if amount is not None and amounts[name] not in (0, amount):
-            raise PrunerZeroError(
-                f"{text} names +{name}={amounts[name]}: leave it out, or --{name} {amount}"
-            )
-        amounts[name] = amount or amounts[name]
-    return rest, amounts
-
-
-def _split_steps(text: str) -> tuple[str, list[str]]:
-    """The text without the steps it ends in, and their names, "asymmetric" among them.
-
-    Raises PrunerZeroError for a name that is no step after the name of a metric.
-    """
-    steps: list[str] = []
-    while written := _STEP.fullmatch(text):
-        if written[2] not in ("asymmetric", "none") and written[2] not in STEPS:
+    rest, steps, amounts = text, list[str](), dict.fromkeys(_COUNTED, 0)
+    while written := _STEP.fullmatch(rest):
+        before, step, amount = written.groups()
+        if step in _COUNTED and not steps:
+            if amount is None or not amount.isdecimal():
+                counted, example = _COUNTED[step]
+                raise PrunerZeroError(f"{text}: say how many {counted}, as in +{step}={example}")
+            amounts[step] = int(amount)
+        elif amount is None and step in ("asymmetric", "none", *STEPS):
+            steps.insert(0, step)
+        elif amount is None and before.partition("@")[0].strip() in {*NAMED, SPARSEGPT}:
             # No expression holds the name of a metric.
-            if written[1].partition("@")[0].strip() in {*NAMED, SPARSEGPT}:
-                near = did_you_mean(written[2], ("asymmetric", *STEPS))
-                raise PrunerZeroError(f"unknown step '{written[2]}': {near}")
+            near = did_you_mean(step, ("asymmetric", *STEPS))
+            raise PrunerZeroError(f"unknown step '{step}': {near}")
+        else:
             break
-        steps.insert(0, written[2])
-        text = written[1].rstrip()
-    return text, steps
+        rest = before.rstrip()
+    for step, number in asked.items():
+        if number is not None and amounts[step] not in (0, number):
+            raise PrunerZeroError(
+                f"{text} names +{step}={amounts[step]}: leave it out, or --{step} {number}"
+            )
+        amounts[step] = number or amounts[step]
+    return rest, steps, amounts
 
 
 def _with_update(name: str, steps: list[str], option: str | None, default: str) -> list[str]:
@@ -266,25 +256,6 @@ def _last_part(body: str) -> tuple[str, str | None]:
     before, at, after = body.rpartition("@")
     word = re.fullmatch(r"[A-Za-z]+(=[^\s@]*)?", after.strip()) if at else None
     return (before.rstrip(), word[0]) if word else (body, None)
-
-
-def _check_steps(name: str, cut: Cut | None, steps: Sequence[str]) -> None:
-    """Raise PrunerZeroError for a step that changes nothing where whole units are removed."""
-    if cut is None:
-        return
-    idle = [s for s in steps if not cut.update or STEPS[s].changes != "weights"]
-    if idle:
-        raise PrunerZeroError(
-            f"{name} removes whole units, after which +{idle[0]} has nothing to do: leave it out"
-        )
-
-
-def _share(name: str, written: str) -> float:
-    """The share of the units to remove."""
-    try:
-        return float(written)
-    except ValueError:
-        raise _no_share(name) from None
 
 
 def _no_share(name: str) -> PrunerZeroError:

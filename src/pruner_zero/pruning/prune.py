@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pruner_zero.calibration.calibrate import StatisticsStore
 from pruner_zero.calibration.gradients import check_gradients
 from pruner_zero.calibration.statistics import GradientStatistic, select
-from pruner_zero.calibration.store import StatisticsStore
 from pruner_zero.calibration.windows import calibration_texts, open_calibration
 from pruner_zero.devices import naming_out_of_memory, torch_threads
 from pruner_zero.errors import PrunerZeroError
@@ -287,11 +287,11 @@ class _Work:
             kind, stay = run.settings.gguf_type, cut.kept_tokens if cut else ()
             save_gguf(run.source, model, staged, kind, stay, {GGUF_PRUNING: result.to_json()})
             return result.cost
-        if disk := run.language_model.on_disk:
+        if run.language_model.on_disk:
             config, files = None, weight_files(journal, result.recipe.distill)
             if cut:
                 config, files = cut.cut_files(model, files)
-            disk.save(files, staged, config)
+            run.language_model.save_blocks(files, staged, config)
         else:
             save_model(run.language_model, staged)
         result.write(staged)

@@ -15,7 +15,7 @@ from pruner_zero.models.save import save_model
 from pruner_zero.provenance import Cost
 from pruner_zero.pruning.matrix import MatrixRecord, PrunedMatrices, total_sparsity
 from pruner_zero.pruning.race import Entry
-from pruner_zero.pruning.recipe import Recipe, describe_steps
+from pruner_zero.pruning.recipe import Recipe
 from pruner_zero.result_folder import (
     NOT_RETRAINED,
     build_folder,
@@ -89,10 +89,13 @@ class PruneResult(PrunedMatrices):
         return super().sparsity if self.records else self.recipe.share
 
     def to_json(self) -> dict[str, Any]:
-        """All but the cost, as JSON values: the same for the same run, interrupted or not."""
-        recipe = self.recipe
+        """All but the cost, as JSON values: the same for the same run, interrupted or not.
+
+        `prune` with these settings gives this result again.
+        """
+        recipe, given = self.recipe, self.settings.model_dump(mode="json")
         return {
-            "settings": self._settings(),
+            "settings": {name: value for name, value in given.items() if value is not None},
             "expression": None if recipe.metric is None else str(recipe.metric.expression),
             "mode": self.mode,
             **(recipe.cut.describe() if recipe.cut else {}),
@@ -108,11 +111,6 @@ class PruneResult(PrunedMatrices):
             "provenance": self.provenance,
             "matrices": [record.to_json() for record in self.records],
         }
-
-    def _settings(self) -> dict[str, Any]:
-        """The settings with which `prune` gives this result again, as JSON values."""
-        given = self.settings.model_dump(mode="json")
-        return {name: value for name, value in given.items() if value is not None}
 
     def save(self, output: str | Path, overwrite: bool = False) -> Path:
         """Save the model and what describes it to the folder `output`, as `prune` does.
@@ -146,6 +144,27 @@ class PruneResult(PrunedMatrices):
 def model_card(result: PruneResult) -> str:
     """The model card of a pruned model, in Markdown with the hub's header."""
     settings, recipe = result.settings, result.recipe
+    # base_model must be a name on the hub, so a local path is left out.
+    on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", settings.model) and not Path(settings.model).exists()
+    head = f"base_model: {settings.model}\n" if on_hub else ""
+    head += license_of(result.language_model.model.name_or_path)
+    title, kind, recorded = f"pruned to {result.sparsity:.1%} zeros", "zeros", "zeros"
+    stored = (
+        "The weights are stored densely with exact zeros: the model loads with plain "
+        "`AutoModelForCausalLM.from_pretrained`, and is as large and as fast as before unless your "
+        "runtime makes use of the zeros."
+    )
+    if recipe.cut:
+        before, after = result.parameters
+        title, kind, recorded = (
+            f"{1 - after / before:.1%} of its parameters removed",
+            "removed",
+            "share",
+        )
+        stored = (
+            f"It has {after:,} of {before:,} parameters: a smaller model of the same kind, which "
+            "loads with plain `AutoModelForCausalLM.from_pretrained`."
+        )
     by_name: dict[str, list[MatrixRecord]] = defaultdict(list)
     for record in result.records:
         by_name[record.local_name].append(record)
@@ -153,77 +172,50 @@ def model_card(result: PruneResult) -> str:
         f"| `{name}` | {len(records)} | {total_sparsity(records):.2%} |"
         for name, records in by_name.items()
     ]
-    notes = [f"- `{record.name}`: {record.note}" for record in result.records if record.note]
-    partly = bool(settings.include or settings.exclude)
-    which = "The linear maps listed below" if partly else "Every linear map of the decoder blocks"
-    # base_model must be a name on the hub, so a local path is left out.
-    on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", settings.model) and not Path(settings.model).exists()
-    head = f"base_model: {settings.model}\n" if on_hub else ""
-    head += license_of(result.language_model.model.name_or_path)
-    remarks = "\n".join(["\n## Remarks\n", *notes, ""]) if notes else ""
-    removed = recipe.cut is not None
-    table, recorded = "", "Settings and versions are"
-    if rows:
-        kind = "removed" if removed else "zeros"
-        share = "share" if removed else "zeros"
-        recorded = f"Settings, versions and the {share} of every matrix are"
-        table = "\n".join(["", f"| matrices | count | {kind} |", "|---|---|---|", *rows, ""])
+    table = [f"| matrices | count | {kind} |", "|---|---|---|", *rows, ""] if rows else []
+    remarks = [f"- `{record.name}`: {record.note}" for record in result.records if record.note]
     calibrated = "The metric looks at the weights alone: there was no calibration."
     if result.calibration:
         calibrated = f"Calibrated on {_windows(result.calibration)}, seed {settings.seed}."
-        calibrated += "".join(map(_written, _sources(result.calibration)))
-    trained = "" if recipe.reconstruct else NOT_RETRAINED
-    if result.distillation:
-        first, last = result.distillation[0], result.distillation[-1]
-        raised = last.validation_loss > first.validation_loss
-        trained = (
-            f"The kept weights were then trained for {last.step} steps towards the dense model's "
-            "predictions on the calibration windows; the divergence from them on windows kept "
-            f"apart went from {first.validation_loss:.3f} to {last.validation_loss:.3f} nats per "
-            f"token{', so that the weights before it were kept' if raised else ''}."
-        )
+        sources = result.calibration.get("sources") or [result.calibration]
+        calibrated += "".join(map(_written, sources))
+    parts = (
+        f"Settings, versions and the {recorded} of every matrix"
+        if rows
+        else "Settings and versions"
+    )
+    lines = [
+        *("---", f"{head}library_name: transformers", "tags: [pruned, pruner-zero]", "---", ""),
+        *(f"# {title_of(settings.model)}, {title}", "", stored, ""),
+        *("## What was done", "", *(f"- {line}" for line in recipe.lines()), ""),
+        *(_outcome(result), "", *table),
+        *(["## Remarks", "", *remarks, ""] if remarks else []),
+        *("## Provenance", ""),
+        f"{calibrated} {parts} are in `pruning.json`"
+        + (", the metric in `metric.json`." if recipe.metric else "."),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _outcome(result: PruneResult) -> str:
+    """What the race of masks and the distillation measured."""
+    sentences = []
     if result.raced:
         shown = ", ".join(f"`{e.metric}` ({e.pattern}) {e.divergence:.3f}" for e in result.raced)
-        trained += (
-            " Its mask left the least divergence from the dense model on the last windows of the "
+        sentences.append(
+            "The mask left the least divergence from the dense model on the last windows of the "
             f"calibration, in nats per token: {shown}."
         )
-    words = recipe.cut.rule if recipe.cut else None
-    chooser = words or f"the metric `{result.metric.expression}`"
-    metric = "" if words else ", the metric in `metric.json`"
-    title = f"pruned to {result.sparsity:.1%} zeros"
-    stored = (
-        "The weights are stored densely with exact zeros: the model loads with plain "
-        "`AutoModelForCausalLM.from_pretrained`, and is as large and as fast as before unless your "
-        "runtime makes use of the zeros."
-    )
-    if removed:
-        before, after = result.parameters
-        title = f"{1 - after / before:.1%} of its parameters removed"
-        names = {"blocks": "Whole blocks", "vocabulary": "Tokens of the vocabulary"}
-        unit, partly = recipe.cut.unit if recipe.cut else "", True
-        which = names.get(unit, "The linear maps listed below")
-        stored = (
-            f"It has {after:,} of {before:,} parameters: a smaller model of the same kind, which "
-            "loads with plain `AutoModelForCausalLM.from_pretrained`."
+    if result.distillation:
+        first, last = result.distillation[0], result.distillation[-1]
+        sentences.append(
+            "In the training of the whole, the divergence from the dense model's predictions on "
+            f"windows kept apart went from {first.validation_loss:.3f} to "
+            f"{last.validation_loss:.3f} nats per token."
         )
-    return f"""---
-{head}library_name: transformers
-tags: [pruned, pruner-zero]
----
-
-# {title_of(settings.model)}, {title}
-
-{which} {"were" if partly else "was"} pruned ({recipe.what}, {result.mode}) by {chooser}\
-{describe_steps(recipe.steps, recipe.asymmetric, recipe.reconstruct)}. {trained}
-
-{stored}
-{table}
-{remarks}
-## Provenance
-
-{calibrated} {recorded} in `pruning.json`{metric}.
-"""
+    elif not result.recipe.reconstruct:
+        sentences.append(NOT_RETRAINED)
+    return " ".join(sentences)
 
 
 def _windows(described: Mapping[str, Any]) -> str:
@@ -231,11 +223,6 @@ def _windows(described: Mapping[str, Any]) -> str:
     counted = f"{described['windows']} windows of {described['seqlen']} tokens"
     sources = [f"{source['windows']} {_origin(source)}" for source in described.get("sources", ())]
     return f"{counted}: {', '.join(sources)}" if sources else f"{counted} {_origin(described)}"
-
-
-def _sources(described: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    sources: Sequence[Mapping[str, Any]] = described.get("sources") or [described]
-    return sources
 
 
 def _written(described: Mapping[str, Any]) -> str:

@@ -16,9 +16,8 @@ from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.loss import in_float32
 from pruner_zero.models.predictions import compare_logits
 from pruner_zero.models.structure import Matrix
-from pruner_zero.pruning.masks import Mask, masks_of
+from pruner_zero.pruning.masks import DenseStatistics, Mask, masks_of
 from pruner_zero.pruning.recipe import Scored
-from pruner_zero.pruning.statistics import DenseStatistics
 from pruner_zero.sparsity.pattern import Lazy, groups
 from pruner_zero.text.windows import Windows
 

@@ -294,21 +294,17 @@ def _removed(cut: Cut) -> str:
     return f"{cut.unit} until {left} parameters are left"
 
 
-def describe_steps(steps: Sequence[str], asymmetric: bool = False, reconstruct: int = 0) -> str:
+def describe_steps(steps: Sequence[str], asymmetric: bool = False) -> str:
     """The steps of these names, if asymmetric with their target, as the end of a sentence.
 
     Empty for no steps. If one is from a package that is not installed, they are only named.
-    reconstruct: passes of the reconstruction that follows them.
     """
-    after = ""
-    if reconstruct:
-        after = f", each block trained towards the dense block in {reconstruct} passes"
     if not all(name in STEPS for name in steps):
-        return "".join(f", the step {name}" for name in steps) + after
+        return "".join(f", the step {name}" for name in steps)
     run = plan(steps)
     last = max((index for index, step in enumerate(run) if step.aims), default=-1)
     aim = " towards the dense model's outputs"
     words = (
         f", {step.words}{aim if asymmetric and i == last else ''}" for i, step in enumerate(run)
     )
-    return "".join(words) + after
+    return "".join(words)

@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruner_zero.calibration.calibrate import calibrate, open_store
+from pruner_zero.calibration.calibrate import StatisticsStore, calibrate, open_store
 from pruner_zero.calibration.statistics import InputStatistic, select
-from pruner_zero.calibration.store import StatisticsStore
 from pruner_zero.calibration.walk import Storage, Stream, Walk, WindowFile
 from pruner_zero.journal import Journal
 from pruner_zero.models.language_model import LanguageModel
@@ -39,11 +38,18 @@ from pruner_zero.pruning.checkpoint import (
     training_folder,
     whole_model,
 )
-from pruner_zero.pruning.masks import Mask, masks_of, masks_of_cut, scores_of
+from pruner_zero.pruning.masks import (
+    DenseStatistics,
+    Mask,
+    Statistics,
+    block_statistics,
+    masks_of,
+    masks_of_cut,
+    scores_of,
+)
 from pruner_zero.pruning.matrix import MatrixRecord, prune_matrix
 from pruner_zero.pruning.race import Entry, judged_apart, race, ranked
 from pruner_zero.pruning.recipe import Race, Recipe, Scored
-from pruner_zero.pruning.statistics import DenseStatistics, Statistics, block_statistics
 from pruner_zero.sparsity.pattern import Lazy, groups
 from pruner_zero.structure.cut import Cut
 from pruner_zero.text.windows import Windows
@@ -394,8 +400,7 @@ class _Run:
                 chosen = {name: lazy[name] for name in names}
             for matrix in group:
                 yield prune_matrix(matrix, statistics.pop(matrix), self.recipe, chosen[matrix.name])
-                if disk := self.language_model.on_disk:
-                    disk.release()
+                self.language_model.release()
 
     def read(self, matrix: Matrix, inputs: dict[str, Statistics]) -> Statistics:
         """The statistics of one matrix: its entry of `inputs`, else those of the dense model."""

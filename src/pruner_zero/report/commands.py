@@ -9,9 +9,8 @@ import yaml
 
 from pruner_zero.evolution.study import Study
 from pruner_zero.report.read import ComparisonRun, PruneRun, Result
-from pruner_zero.settings.base import STRINGS, Settings, quoted
-from pruner_zero.settings.compare import CLASSICS, CompareSettings
-from pruner_zero.settings.options import options_of
+from pruner_zero.settings.base import STRINGS, Settings, options_of, quoted
+from pruner_zero.settings.evaluate import CLASSICS, CompareSettings
 from pruner_zero.settings.prune import PruneSettings
 from pruner_zero.settings.search import SearchSettings
 from pruner_zero.text.source import SOURCES

@@ -19,9 +19,9 @@ from pruner_zero.errors import excerpt
 from pruner_zero.evolution.archive import Record
 from pruner_zero.evolution.hall_of_fame import complexity
 from pruner_zero.evolution.study import Study
-from pruner_zero.markup import clean
 from pruner_zero.pruning.matrix import MatrixRecord, total_sparsity
 from pruner_zero.report.read import ComparisonRun
+from pruner_zero.table import clean
 
 # The colours of the page on white; its style sheet inverts figures on dark screens.
 _INK, _MUTED, _LINE, _PAPER = "#1b2027", "#57616c", "#d7dce1", "#ffffff"

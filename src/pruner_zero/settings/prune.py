@@ -74,10 +74,7 @@ class PruneSettings(OutputSettings, MethodSettings, SizeSettings):
         description="Improve the mask by swaps of a kept and a pruned weight that lower the error "
         "of the layer's outputs.",
     )
-    update: Annotated[
-        str | None,
-        Cli(default="the metric's own, else none"),
-    ] = Field(
+    update: Annotated[str | None, Cli(default="the metric's own, else none")] = Field(
         None,
         description="Change the kept weights to compensate for pruned weights: none; obs, "
         "SparseGPT's sweep; exact, least squares.",

@@ -10,8 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from pruner_zero.errors import PrunerZeroError, did_you_mean, one_line
-from pruner_zero.settings.base import Settings
-from pruner_zero.settings.options import options_of
+from pruner_zero.settings.base import Settings, options_of
 
 # Options that are no settings.
 _OPTIONS = frozenset({"cache", "config", "json", "output", "overwrite", "quiet", "resume"})

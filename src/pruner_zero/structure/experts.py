@@ -1,22 +1,151 @@
-"""Removing whole experts of a mixture: those that add the least to their block's outputs."""
+"""Removing whole experts of a mixture: those that add the least to their block's outputs.
+
+The tensors with a slice for each expert are found by building, without weights, the model of a
+configuration with one expert less: tensors that become smaller belong to the experts.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from inspect import signature
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.structure import find_matrices, set_tensor
+from pruner_zero.models.structure import find_blocks, find_matrices, set_tensor
 from pruner_zero.structure.cut import Cut
-from pruner_zero.structure.mixtures import Mixtures, find_mixtures, tensors_of
-from pruner_zero.structure.removal import size_left, take_units, units_left
+from pruner_zero.structure.removal import size_left, take_units, units_left, without_weights
 from pruner_zero.structure.units import signed_squares
 
+# The fields of configurations that hold the number of experts of a block.
+_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The experts of one block.
+
+    consumer: the name of the stack of matrices that gives the outputs; the module that holds it is
+    called with hidden states (tokens, width), the numbers of the experts chosen for each token and
+    their router weights, both (tokens, chosen). tensors: the names of the parameters and buffers
+    with a slice for each expert, and the axis of the slices.
+    """
+
+    block: int
+    consumer: str
+    tensors: Mapping[str, int]
+
+    @property
+    def experts(self) -> str:
+        """The name of the module that holds the matrices of the experts."""
+        return self.consumer.rpartition(".")[0]
+
+
+@dataclass(frozen=True)
+class Mixtures:
+    """The mixtures of a model, of `count` experts each, of which `chosen` compute for a token.
+
+    field: the field of the configuration that holds the count; attributes: the modules and their
+    attributes that hold it.
+    """
+
+    count: int
+    chosen: int
+    field: str
+    attributes: tuple[tuple[str, str], ...]
+    blocks: tuple[Mixture, ...]
+
+
+def find_mixtures(model: PreTrainedModel) -> Mixtures:
+    """The mixtures of `model`.
+
+    Raises PrunerZeroError naming the family where there are none, and where a smaller number in the
+    configuration does not describe the same model without some of its experts.
+    """
+    config = model.config
+    counts = {field: getattr(config, field, None) for field in _COUNTS}
+    field = next((field for field, count in counts.items() if isinstance(count, int)), "")
+    chosen = getattr(config, "num_experts_per_tok", None)
+    if not field or not isinstance(chosen, int):
+        raise _refused(model, "its configuration does not say how many experts there are")
+    if (getattr(config, "n_group", None) or 1) > 1:
+        raise _refused(model, "its router chooses among groups of experts, all of one size")
+    count = getattr(config, field)
+    if count <= chosen:
+        raise PrunerZeroError(
+            f"none of the {count} experts of a block can go, since the router chooses {chosen} for "
+            "each token: leave out --structure"
+        )
+    smaller_config = deepcopy(config)
+    setattr(smaller_config, field, count - 1)
+    smaller_model = without_weights(model, smaller_config)
+    if smaller_model is None:
+        raise _refused(model, f"its configuration does not take {count - 1} of them")
+    tensors = tensors_of(model)
+    axes = _axes(model, smaller_model, count)
+    names = {module: name for name, module in model.named_modules()}
+    blocks = []
+    for index, block in enumerate(find_blocks(model)):
+        inside = {
+            name: axes.pop(name) for name in list(axes) if name.startswith(f"{names[block]}.")
+        }
+        if not inside:
+            continue
+        stacks = [name for name in inside if tensors[name].ndim == 3]
+        owners = {name.rpartition(".")[0] for name in stacks}
+        if len(owners) != 1 or len(signature(model.get_submodule(*owners).forward).parameters) != 3:
+            raise _refused(model, "its experts are not called with what the router chose")
+        if not all(tensor.is_floating_point() for tensor in block.state_dict().values()):
+            raise _refused(model, "its router keeps the numbers of experts in a table")
+        blocks.append(Mixture(index, stacks[-1], inside))
+    if axes or not blocks:
+        raise _refused(model, "its experts are not in the decoder blocks")
+    smaller = dict(smaller_model.named_modules())
+    attributes = [
+        (name, key)
+        for module, name in names.items()
+        for key, value in vars(module).items()
+        if isinstance(value, int) and value == count and vars(smaller[name]).get(key) == count - 1
+    ]
+    return Mixtures(count, chosen, field, tuple(attributes), tuple(blocks))
+
+
+def tensors_of(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The parameters and buffers of `model` by name."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _axes(model: PreTrainedModel, smaller_model: PreTrainedModel, count: int) -> dict[str, int]:
+    """The tensors that are smaller in the model with an expert less, and along which axis."""
+    tensors, smaller = tensors_of(model), tensors_of(smaller_model)
+    if tensors.keys() != smaller.keys():
+        raise _refused(model, "the experts of a block are not in one tensor")
+    axes = {}
+    for name, tensor in tensors.items():
+        before, after = tuple(tensor.shape), tuple(smaller[name].shape)
+        if before == after:
+            continue
+        axis = next(axis for axis, size in enumerate(before) if size != after[axis])
+        if before[axis] != count or after != (*before[:axis], count - 1, *before[axis + 1 :]):
+            raise _refused(model, f"the shape of {name} depends on the number of experts")
+        axes[name] = axis
+    return axes
+
+
+def _refused(model: PreTrainedModel, why: str) -> PrunerZeroError:
+    return PrunerZeroError(
+        f"--structure experts cannot remove any of the {model.config.model_type} family: {why}; "
+        "leave out --structure"
+    )
+
+
+NONE_FOUND = Mixtures(0, 0, "", (), ())
 # By the number of the block, a score for each of its experts, None where no token reached it.
 Scores = Mapping[int, Sequence[float | None]]
 
@@ -32,7 +161,7 @@ class Experts(Cut):
     sparsity: float
     parameters: float | None = None
     by_metric: bool = False
-    mixtures: Mixtures | None = field(default=None, repr=False)
+    mixtures: Mixtures = field(default=NONE_FOUND, repr=False)
     kept: int = 0
     scores: Scores = field(default_factory=dict, repr=False)
 
@@ -68,7 +197,7 @@ class Experts(Cut):
         with the sign of the score are added up.
         """
         values: dict[int, list[float | None]] = {}
-        consumers = [f"{mixture.consumer}*" for mixture in self._mixtures.blocks]
+        consumers = [f"{mixture.consumer}*" for mixture in self.mixtures.blocks]
         for matrix in find_matrices(language_model.model, consumers):
             value: float | None = None
             if matrix.name in scores:
@@ -83,12 +212,12 @@ class Experts(Cut):
     @property
     def include(self) -> list[str]:
         """Patterns of the names of all matrices of experts."""
-        return [f"{mixture.experts}.*" for mixture in self._mixtures.blocks]
+        return [f"{mixture.experts}.*" for mixture in self.mixtures.blocks]
 
     @cached_property
     def stay(self) -> dict[int, list[int]]:
         """By the number of the block, the experts with the highest scores, in order."""
-        removed = self._mixtures.count - self.kept
+        removed = self.mixtures.count - self.kept
         stay = {}
         for block, scores in self.scores.items():
             # An expert that no token reached adds nothing.
@@ -99,15 +228,15 @@ class Experts(Cut):
 
     def goes(self, name: str) -> bool:
         owner, _, local = name.rpartition(".")
-        block = next(mixture.block for mixture in self._mixtures.blocks if mixture.experts == owner)
+        block = next(mixture.block for mixture in self.mixtures.blocks if mixture.experts == owner)
         return int(local.rstrip("]").rpartition("[")[2]) not in self.stay[block]
 
     def size(self, model: PreTrainedModel) -> tuple[int, int]:
-        names = (name for mixture in self._mixtures.blocks for name in mixture.tensors)
-        return size_left(model, names, self._mixtures.count, self.kept)
+        names = (name for mixture in self.mixtures.blocks for name in mixture.tensors)
+        return size_left(model, names, self.mixtures.count, self.kept)
 
     def cut(self, model: PreTrainedModel) -> None:
-        mixtures, stay, before = self._mixtures, self.stay, tensors_of(model)
+        mixtures, stay, before = self.mixtures, self.stay, tensors_of(model)
         for mixture in mixtures.blocks:
             for name, axis in mixture.tensors.items():
                 tensor = before[name].detach()
@@ -125,11 +254,6 @@ class Experts(Cut):
             "experts": {str(block): stay for block, stay in self.stay.items()},
             "expert_scores": {str(block): list(scores) for block, scores in self.scores.items()},
         }
-
-    @property
-    def _mixtures(self) -> Mixtures:
-        assert self.mixtures is not None
-        return self.mixtures
 
     def __str__(self) -> str:
         return f"{100 * self.sparsity:.4g}% of the experts of every block"

@@ -1,6 +1,7 @@
 """The number of units that stay, and slices of tensors without the others."""
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -37,10 +38,11 @@ def take_units(tensor: Tensor, places: Tensor, count: int, axis: int) -> Tensor:
     return kept
 
 
-def without_weights(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
-    """A model of the class of `model` that `config` describes, on "meta". Raises `REFUSALS`."""
-    with torch.device("meta"):
+def without_weights(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel | None:
+    """A model of the class of `model` that `config` describes, on "meta"; None where none is."""
+    with suppress(*REFUSALS), torch.device("meta"):
         return type(model)(type(config).from_dict(config.to_dict()))
+    return None
 
 
 def units_left(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from pruner_zero.errors import PrunerZeroError, one_line
-from pruner_zero.hub import hub_reachable
+from pruner_zero.files import hub_reachable
 from pruner_zero.progress import track
 from pruner_zero.text.source import Role, TextSource
 
