@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pruner_zero.cli import compare as compare_verb
+from pruner_zero.cli import evaluate as compare_verb
 from pruner_zero.cli import prune as prune_verb
 from pruner_zero.cli import search as search_verb
 from pruner_zero.evolution.study import Study
