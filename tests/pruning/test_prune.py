@@ -25,9 +25,7 @@ HALF: dict[str, Any] = {**SMALL, "sparsity": 0.5}
 
 def test_a_model_object_is_pruned_in_place(prose: str) -> None:
     model = tiny_model("llama")
-    result = prune(
-        model, "wanda", sparsity=0.5, tokenizer=tiny_tokenizer(), calibration=[prose], **SMALL
-    )
+    result = prune(model, "wanda", tokenizer=tiny_tokenizer(), calibration=[prose], **HALF)
     assert result.language_model.model is model
     assert result.output is None
     assert result.sparsity == 0.5
@@ -40,9 +38,9 @@ def test_a_model_object_and_its_folder_are_pruned_alike(
     prose: str, llama_folder: Path, text_file: Path
 ) -> None:
     model = tiny_model("llama")
-    prune(model, sparsity=0.5, tokenizer=tiny_tokenizer(), calibration=iter([prose]), **SMALL)
+    prune(model, tokenizer=tiny_tokenizer(), calibration=iter([prose]), **HALF)
     loaded = pruner_zero.load_model(llama_folder)
-    prune(loaded, sparsity=0.5, calibration=text_file, **SMALL)
+    prune(loaded, calibration=text_file, **HALF)
     for from_object, from_folder in zip(places(model), places(loaded.model), strict=True):
         assert torch.equal(from_object.weight, from_folder.weight)
 
@@ -61,21 +59,19 @@ def test_an_error_says_that_a_model_object_may_be_pruned_in_part(
     monkeypatch.setattr("pruner_zero.pruning.runner.prune_matrix", fails_later)
     model = tiny_model("llama")
     with pytest.raises(PrunerZeroError, match=r"may be pruned in part by now: load it again\)$"):
-        prune(
-            model, "wanda", sparsity=0.5, tokenizer=tiny_tokenizer(), calibration=[prose], **SMALL
-        )
+        prune(model, "wanda", tokenizer=tiny_tokenizer(), calibration=[prose], **HALF)
     assert finished
     assert not model.get_parameter(f"{finished[0]}.weight").all()
 
 
 def test_a_model_object_needs_its_tokenizer(prose: str) -> None:
     with pytest.raises(PrunerZeroError, match="needs its tokenizer: pass tokenizer="):
-        prune(tiny_model("llama"), sparsity=0.5, calibration=[prose], **SMALL)
+        prune(tiny_model("llama"), calibration=[prose], **HALF)
 
 
 def test_no_strings_are_an_empty_text(prose: str) -> None:
     with pytest.raises(PrunerZeroError, match="is empty"):
-        prune(language_model("llama"), sparsity=0.5, calibration=[], **SMALL)
+        prune(language_model("llama"), calibration=[], **HALF)
 
 
 def test_distillation_may_stand_in_the_method(prose: str) -> None:
@@ -85,7 +81,7 @@ def test_distillation_may_stand_in_the_method(prose: str) -> None:
         {"metric": "wanda+distill=2"},
     ]
     for model, method in zip(models, methods, strict=True):
-        result = prune(model, sparsity=0.5, calibration=[prose], **SMALL, **method)
+        result = prune(model, calibration=[prose], **HALF, **method)
         assert result.distillation[-1].step == 2
     for by_option, by_text in zip(*(places(model.model) for model in models), strict=True):
         assert torch.equal(by_option.weight, by_text.weight)
@@ -114,7 +110,7 @@ def test_several_texts_give_windows_by_their_shares(
 
 def test_a_mixture_of_one_text_is_that_text(text_file: Path) -> None:
     mixed, alone = (
-        prune(language_model("llama"), sparsity=0.5, calibration=texts, **SMALL)
+        prune(language_model("llama"), calibration=texts, **HALF)
         for texts in ({text_file: 0.3}, text_file)
     )
     assert mixed.to_json() == alone.to_json()
@@ -179,12 +175,7 @@ def test_a_tree_file_that_changes_during_the_run_changes_nothing(
 
     with reported_to(Meddling()):
         result = prune(
-            language_model("llama"),
-            str(tree),
-            sparsity=0.5,
-            calibration=[prose],
-            output=tmp_path / "out",
-            **SMALL,
+            language_model("llama"), str(tree), calibration=[prose], output=tmp_path / "out", **HALF
         )
     assert not tree.exists()
     assert result.to_json()["expression"] == "W * X"
@@ -208,7 +199,7 @@ def test_a_failed_allocation_names_the_settings_to_change_and_keeps_finished_blo
     prose: str, tmp_path: Path
 ) -> None:
     model, output = language_model("llama"), tmp_path / "out"
-    options: dict[str, Any] = {"sparsity": 0.5, "calibration": [prose], "output": output, **SMALL}
+    options: dict[str, Any] = {"calibration": [prose], "output": output, **HALF}
     options["metric"] = "wanda"
 
     def allocate(_module: object, inputs: tuple[torch.Tensor]) -> None:

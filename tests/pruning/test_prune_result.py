@@ -23,6 +23,7 @@ from tests.pruning.plain import places
 from tests.tiny import tiny_tokenizer
 
 SMALL: dict[str, Any] = {"windows": 3, "seqlen": 24}
+HALF: dict[str, Any] = {**SMALL, "sparsity": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +53,8 @@ def test_every_file_has_the_permissions_of_the_umask(
             "wanda",
             calibration=text_file,
             output=tmp_path / "out",
-            sparsity=0.5,
             offload=offload,
-            **SMALL,
+            **HALF,
         )
     finally:
         os.umask(before)
@@ -137,7 +137,7 @@ def test_the_record_describes_the_run(
 
 def test_the_card_says_that_the_model_wrote_the_text(llama_folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    prune(llama_folder, sparsity=0.5, calibration="self", output=output, cache=tmp_path, **SMALL)
+    prune(llama_folder, calibration="self", output=output, cache=tmp_path, **HALF)
     card = (output / "README.md").read_text()
     written = "3 windows of 24 tokens that the dense model wrote itself, seed 0."
     assert f"Calibrated on {written} The text that the dense model wrote begins `" in card
@@ -232,7 +232,7 @@ def test_the_card_lists_no_matrix_that_is_left_out(
 def test_a_hub_name_is_the_base_model_of_the_card(prose: str, tmp_path: Path) -> None:
     model = language_model("llama")
     named = type(model)(model.model, model.tokenizer, "someone/tiny-llama")
-    prune(named, "magnitude", sparsity=0.5, calibration=[prose], output=tmp_path / "out", **SMALL)
+    prune(named, "magnitude", calibration=[prose], output=tmp_path / "out", **HALF)
     card = (tmp_path / "out" / "README.md").read_text()
     assert "\nbase_model: someone/tiny-llama\n" in card
     assert "# tiny-llama, pruned to" in card
@@ -262,7 +262,7 @@ def test_the_license_of_the_model_goes_with_it(
 def test_a_model_pruned_in_memory_is_saved_later(
     llama_folder: Path, prose: str, tmp_path: Path
 ) -> None:
-    options: dict[str, Any] = {"sparsity": 0.5, "calibration": [prose], **SMALL}
+    options: dict[str, Any] = {"calibration": [prose], **HALF}
     result = prune(llama_folder, "wanda", **options)
     assert result.save(tmp_path / "saved") == tmp_path / "saved"
     prune(llama_folder, "wanda", output=tmp_path / "pruned", **options)
@@ -280,7 +280,7 @@ def test_the_card_names_a_model_in_the_current_folder(
     prose: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(save_tiny(tmp_path / "mine"))
-    prune(".", "magnitude", sparsity=0.5, calibration=[prose], output=tmp_path / "out", **SMALL)
+    prune(".", "magnitude", calibration=[prose], output=tmp_path / "out", **HALF)
     assert "# mine, pruned to" in (tmp_path / "out" / "README.md").read_text()
     (tmp_path / "link").symlink_to("mine")
     options: dict[str, Any] = {"calibration": [prose], "overwrite": True, **SMALL}
@@ -292,10 +292,9 @@ def test_gpt2_comes_back_in_its_own_layout(tmp_path: Path, text_file: Path) -> N
     result = prune(
         save_tiny(tmp_path / "gpt2", "gpt2"),
         "wanda",
-        sparsity=0.5,
         calibration=text_file,
         output=tmp_path / "out",
-        **SMALL,
+        **HALF,
     )
     stored = load_file(tmp_path / "out" / "model.safetensors")
     weight = next(tensor for name, tensor in stored.items() if name.endswith("h.0.mlp.c_fc.weight"))
@@ -309,7 +308,7 @@ def test_a_full_output_folder_is_refused_and_replaced_by_overwrite(
 ) -> None:
     output = tmp_path / "out"
     output.mkdir()
-    options: dict[str, Any] = {"sparsity": 0.5, "calibration": text_file, "output": output, **SMALL}
+    options: dict[str, Any] = {"calibration": text_file, "output": output, **HALF}
     prune(llama_folder, "magnitude", **options)
     assert (output / "config.json").exists()
     (output / "mine.txt").write_text("precious")
@@ -337,14 +336,14 @@ def test_an_output_that_fills_while_the_model_loads_is_not_replaced(
         yield prose
 
     with pytest.raises(PrunerZeroError, match="is not empty"):
-        prune(llama_folder, sparsity=0.5, calibration=texts(), output=output, **SMALL)
+        prune(llama_folder, calibration=texts(), output=output, **HALF)
     assert os.listdir(output) == ["theirs.txt"]
     assert os.listdir(tmp_path) == ["out"]
 
 
 def test_a_model_is_not_replaced_by_its_pruned_self(tmp_path: Path, text_file: Path) -> None:
     dense, pruned = save_tiny(tmp_path / "llama"), tmp_path / "pruned"
-    options: dict[str, Any] = {"sparsity": 0.5, "calibration": text_file, **SMALL}
+    options: dict[str, Any] = {"calibration": text_file, **HALF}
     prune(dense, "wanda", output=pruned, **options)
     before = [file.read_bytes() for file in sorted(pruned.iterdir())]
     for folder in (dense, pruned):
@@ -364,26 +363,14 @@ def test_a_file_a_mount_point_and_a_folder_below_a_file_are_refused(
         (Path("/proc"), "is a mount point"),
     ):
         with pytest.raises(PrunerZeroError, match=words):
-            prune(
-                llama_folder,
-                sparsity=0.5,
-                calibration=text_file,
-                output=output,
-                overwrite=True,
-                **SMALL,
-            )
+            prune(llama_folder, calibration=text_file, output=output, overwrite=True, **HALF)
     assert os.listdir(tmp_path) == ["file"]
 
 
 def test_a_run_that_fails_before_its_first_block_leaves_nothing(
     tmp_path: Path, llama_folder: Path, text_file: Path
 ) -> None:
-    options: dict[str, Any] = {
-        "sparsity": 0.5,
-        "calibration": text_file,
-        "output": tmp_path / "out",
-        **SMALL,
-    }
+    options: dict[str, Any] = {"calibration": text_file, "output": tmp_path / "out", **HALF}
     with pytest.raises(PrunerZeroError, match="gradients in float16 vanish"):
         prune(llama_folder, "pruner-zero", dtype="float16", **options)
     assert os.listdir(tmp_path) == []
