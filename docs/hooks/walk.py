@@ -1,5 +1,7 @@
 """The walk of the default through the code: which file calls which, traced on a tiny model."""
 
+import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -71,8 +73,22 @@ def traced() -> Iterator[Walk]:
 
 
 def picture() -> str:
-    """The walk of `prune MODEL --sparsity 0.5` on a tiny model, without the estimate, as text."""
-    sys.path.insert(0, str(ROOT))
+    """The walk of `prune MODEL --sparsity 0.5` on a tiny model, without the estimate, as text.
+
+    It is made in a process of its own: what earlier work has left in caches is not called again.
+    """
+    paths = os.pathsep.join(map(str, (SOURCE.parent, ROOT)))
+    made = subprocess.run(
+        [sys.executable, __file__],
+        env={**os.environ, "PYTHONPATH": paths},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return f"```text\n{made.stdout}```"
+
+
+def _walk() -> Walk:
     from tests.tiny import tiny_tokenizer
     from tests.tiny_models import tiny_model
 
@@ -82,4 +98,8 @@ def picture() -> str:
     without = mock.patch("pruner_zero.pruning.prune.estimate", return_value=None)
     with tempfile.TemporaryDirectory() as folder, without, traced() as walk:
         prune(tiny_model("llama"), tokenizer=tiny_tokenizer(), cache=folder, **options)
-    return "```text\n" + "\n".join(walk.lines()) + "\n```"
+    return walk
+
+
+if __name__ == "__main__":
+    print(*_walk().lines(), sep="\n")
