@@ -203,7 +203,7 @@ def _split_steps(
                 counted, example = _COUNTED[step]
                 raise PrunerZeroError(f"{text}: say how many {counted}, as in +{step}={example}")
             amounts[step] = int(amount)
-        elif amount is None and step in ("asymmetric", "none", *STEPS):
+        elif amount is None and (step in ("asymmetric", "none") or step in STEPS):
             steps.insert(0, step)
         elif amount is None and before.partition("@")[0].strip() in {*NAMED, SPARSEGPT}:
             # No expression holds the name of a metric.
