@@ -43,10 +43,10 @@ from pruner_zero.files import write_json
 from pruner_zero.metric.grammar import parse
 from pruner_zero.models.load import load_model
 from pruner_zero.progress import reported_to
-from pruner_zero.settings.search import SearchSettings
+from pruner_zero.settings.search_settings import SearchSettings
 from pruner_zero.text.corpus import load_corpus
 from pruner_zero.text.mixture import load_mixture
-from pruner_zero.text.windows import consecutive_windows
+from pruner_zero.text.token_windows import consecutive_windows
 from recorded import Costs, Recorded, Table, measure_costs
 from tables import markdown, results, script_parser, write_page
 

@@ -24,9 +24,9 @@ from memory import measure
 from pruner_zero import evaluate
 from pruner_zero.files import write_json
 from pruner_zero.models.load import load_model
-from pruner_zero.models.structure import find_matrices
+from pruner_zero.models.matrices import find_matrices
 from pruner_zero.text.corpus import load_corpus
-from pruner_zero.text.windows import random_windows
+from pruner_zero.text.token_windows import random_windows
 from tables import machine, markdown, results, script_parser, write_page
 
 OURS = {

@@ -40,9 +40,9 @@ from pruner_zero.measuring.tasks import evaluate_tasks, load_tasks
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import load_model
 from pruner_zero.models.predictions import compare_predictions
-from pruner_zero.settings.evaluate import EvaluateSettings
+from pruner_zero.settings.evaluate_settings import EvaluateSettings
 from pruner_zero.text.corpus import load_corpus
-from pruner_zero.text.windows import Windows, consecutive_windows
+from pruner_zero.text.token_windows import Windows, consecutive_windows
 from tables import (
     HERE,
     Groups,

@@ -33,7 +33,7 @@ from pruner_zero.models.gguf_file import save_gguf
 from pruner_zero.models.gguf_source import read_source, source_of
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import load_model
-from pruner_zero.models.structure import find_matrices
+from pruner_zero.models.matrices import find_matrices
 from pruner_zero.provenance import provenance
 from pruner_zero.sparsity.selection import SemiStructured, Unstructured
 from tables import markdown, results, script_parser, write_page

@@ -43,11 +43,11 @@ from pruner_zero.evolution.several_models import Models, judge_several
 from pruner_zero.evolution.study import Study
 from pruner_zero.files import write_atomic
 from pruner_zero.models.load import load_model
-from pruner_zero.models.loss import next_token_losses, to_perplexity
-from pruner_zero.settings.search import SearchSettings
+from pruner_zero.models.next_token import next_token_losses, to_perplexity
+from pruner_zero.settings.search_settings import SearchSettings
 from pruner_zero.text.corpus import load_corpus
 from pruner_zero.text.mixture import load_mixture
-from pruner_zero.text.windows import consecutive_windows
+from pruner_zero.text.token_windows import consecutive_windows
 from recorded import Clock
 from tables import blocks_in_bfloat16, markdown, results, rounded, script_parser, write_page
 

@@ -11,7 +11,7 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.row_sample import closed_form_error
 from pruner_zero.measuring.comparing import compare
 from pruner_zero.metric.grammar import parse
-from pruner_zero.models.structure import find_matrices
+from pruner_zero.models.matrices import find_matrices
 from pruner_zero.pruning.notation import parse_recipe
 from pruner_zero.pruning.prune import prune
 from pruner_zero.pruning.recipe import describe_steps

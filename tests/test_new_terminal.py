@@ -11,10 +11,10 @@ from pruner_zero import prune
 from pruner_zero.calibration.statistics import STATISTICS, InputStatistic
 from pruner_zero.metric.expression import TERMINALS, Statistic
 from pruner_zero.metric.operators import Shape
-from pruner_zero.models.structure import find_matrices
+from pruner_zero.models.matrices import find_matrices
 from pruner_zero.sparsity.selection import Unstructured
 from pruner_zero.text.corpus import Corpus
-from pruner_zero.text.windows import random_windows
+from pruner_zero.text.token_windows import random_windows
 from tests.calibration.reference import plain_inputs
 from tests.calibration.test_statistics import NEW
 from tests.masks import keep_mask

@@ -26,7 +26,7 @@ from pruner_zero.metric.grammar import parse
 from pruner_zero.metric.latex import to_latex, to_mathml
 from pruner_zero.metric.metric import NAMED, Metric
 from pruner_zero.metric.operators import OPERATORS
-from pruner_zero.settings.search import SearchSettings
+from pruner_zero.settings.search_settings import SearchSettings
 from pruner_zero.text.corpus import load_corpus
 from pruner_zero.text.source import SOURCES
 from tests.cli.conftest import Cli, cli

@@ -29,7 +29,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from pruner_zero.models.structure import find_blocks
+from pruner_zero.models.matrices import find_blocks
 
 # The vocabulary of tests/tiny.py's tokenizer. All widths differ from each other, so that a
 # matrix that is seen the wrong way round shows.

@@ -15,11 +15,11 @@ from pruner_zero.sparsity.steps.step import STEPS
 
 # Where the settings of the verbs that take --config are.
 SETTINGS = {
-    "prune": ("pruner_zero.settings.prune", "PruneSettings"),
-    "evaluate": ("pruner_zero.settings.evaluate", "EvaluateSettings"),
-    "compare": ("pruner_zero.settings.evaluate", "CompareSettings"),
-    "search": ("pruner_zero.settings.search", "SearchSettings"),
-    "recover": ("pruner_zero.settings.recover", "RecoverSettings"),
+    "prune": ("pruner_zero.settings.prune_settings", "PruneSettings"),
+    "evaluate": ("pruner_zero.settings.evaluate_settings", "EvaluateSettings"),
+    "compare": ("pruner_zero.settings.evaluate_settings", "CompareSettings"),
+    "search": ("pruner_zero.settings.search_settings", "SearchSettings"),
+    "recover": ("pruner_zero.settings.recover_settings", "RecoverSettings"),
 }
 
 

@@ -20,8 +20,8 @@ from pruner_zero.choices import Dtype
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import load_model
+from pruner_zero.models.matrices import check_finite
 from pruner_zero.models.predictions import compare_predictions
-from pruner_zero.models.structure import check_finite
 from tests.tiny import tiny_tokenizer
 from tests.tiny_models import tiny_model, tiny_windows
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 from transformers import PreTrainedModel
 
-from pruner_zero.models.loss import in_float32
-from pruner_zero.models.structure import find_matrices
+from pruner_zero.models.matrices import find_matrices
+from pruner_zero.models.next_token import in_float32
 
 
 @dataclass

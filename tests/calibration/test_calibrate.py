@@ -13,10 +13,10 @@ from pruner_zero.calibration.gradients import collect_gradients
 from pruner_zero.calibration.statistics import Kind
 from pruner_zero.files import default_cache, locked
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.structure import find_blocks, find_matrices
+from pruner_zero.models.matrices import find_blocks, find_matrices
 from pruner_zero.progress import reported_to
 from pruner_zero.text.corpus import Corpus
-from pruner_zero.text.windows import Windows, consecutive_windows, random_windows
+from pruner_zero.text.token_windows import Windows, consecutive_windows, random_windows
 from tests.calibration.reference import plain_inputs
 from tests.text.refusals import refusal
 from tests.tiny import FOX, Notes, tiny_tokenizer

@@ -6,7 +6,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pruner_zero.calibration.gradients import collect_gradients
-from pruner_zero.models.structure import find_matrices
+from pruner_zero.models.matrices import find_matrices
 from tests.calibration.reference import plain_gradients
 from tests.text.refusals import refusal
 from tests.tiny_models import ARCHITECTURES, FUSED_EXPERTS, tiny_model, tiny_windows

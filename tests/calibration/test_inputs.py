@@ -9,8 +9,8 @@ from transformers import PreTrainedModel
 
 from pruner_zero.calibration.inputs import collect_inputs
 from pruner_zero.calibration.statistics import Kind, MatrixStatistics
-from pruner_zero.models.blocks import record_block_calls, run_block
-from pruner_zero.models.structure import Matrix, find_blocks, find_matrices
+from pruner_zero.models.block_calls import record_block_calls, run_block
+from pruner_zero.models.matrices import Matrix, find_blocks, find_matrices
 from tests.calibration.reference import plain_inputs
 from tests.text.refusals import refusal
 from tests.tiny_models import ARCHITECTURES, EXPERTS, FUSED_EXPERTS, tiny_model, tiny_windows

@@ -12,10 +12,10 @@ from transformers import PreTrainedModel
 from pruner_zero.calibration.calibrate import calibrate, open_store
 from pruner_zero.calibration.gradients import collect_gradients
 from pruner_zero.models.load import load_model
-from pruner_zero.models.structure import find_matrices
+from pruner_zero.models.matrices import find_matrices
 from pruner_zero.offload.model import load_offloaded
 from pruner_zero.text.corpus import Corpus
-from pruner_zero.text.windows import random_windows
+from pruner_zero.text.token_windows import random_windows
 from tests.calibration.reference import plain_inputs, plain_output_gradients
 from tests.calibration.test_gradients import every_architecture
 from tests.conftest import save_sharded

@@ -29,7 +29,7 @@ from pruner_zero.progress import reported_to
 from pruner_zero.tensor_file import TensorFile
 from pruner_zero.text.mixture import SelfText
 from pruner_zero.text.scripts import tokens_outside
-from pruner_zero.text.windows import Windows
+from pruner_zero.text.token_windows import Windows
 from tests.elsewhere import HERE, elsewhere
 from tests.models.test_dialogue import TEMPLATE
 from tests.processes import Forked

@@ -11,10 +11,10 @@ from pruner_zero.calibration.calibrate import calibrate, open_store
 from pruner_zero.calibration.statistics import STATISTICS, InputStatistic, WeightGradientStatistic
 from pruner_zero.metric.expression import TERMINALS, collected_for
 from pruner_zero.models.load import load_model
-from pruner_zero.models.structure import find_matrices
+from pruner_zero.models.matrices import find_matrices
 from pruner_zero.offload.model import load_offloaded
 from pruner_zero.text.corpus import Corpus
-from pruner_zero.text.windows import random_windows
+from pruner_zero.text.token_windows import random_windows
 from tests.calibration.reference import plain_gradients, plain_inputs
 from tests.conftest import save_sharded
 from tests.tiny import FOX, tiny_tokenizer

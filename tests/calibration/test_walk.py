@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pruner_zero.calibration.walk import Walk, WindowFile
-from pruner_zero.models.blocks import Activations, BlockCalls, shares_state
+from pruner_zero.models.block_calls import Activations, BlockCalls, shares_state
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.structure import find_blocks, find_matrices
+from pruner_zero.models.matrices import find_blocks, find_matrices
 from tests.tiny import tiny_tokenizer
 from tests.tiny_models import SHARING, tiny_model, tiny_windows
 

@@ -10,7 +10,7 @@ import torch
 from pruner_zero.evolution.build import JudgedModel
 from pruner_zero.evolution.evaluator import Evaluator
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.settings.search import SearchSettings
+from pruner_zero.settings.search_settings import SearchSettings
 from pruner_zero.text.mixture import load_mixture
 from tests.tiny import tiny_tokenizer
 from tests.tiny_models import tiny_model

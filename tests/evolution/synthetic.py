@@ -7,8 +7,8 @@ from torch import Tensor
 
 from pruner_zero.evolution.ask_tell import BatchAlgorithm
 from pruner_zero.evolution.candidate import Candidate, Evaluation
-from pruner_zero.metric.evaluate import ScoreError, score
 from pruner_zero.metric.grammar import parse
+from pruner_zero.metric.scoring import ScoreError, score
 
 Fitness = Callable[[Candidate], Evaluation]
 

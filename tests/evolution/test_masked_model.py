@@ -8,10 +8,10 @@ import torch
 from pruner_zero.choices import Scope
 from pruner_zero.evolution import evaluator
 from pruner_zero.evolution.evaluator import Task
-from pruner_zero.metric.evaluate import ScoreError
 from pruner_zero.metric.grammar import parse
-from pruner_zero.models.loss import next_token_loss
-from pruner_zero.models.structure import find_matrices
+from pruner_zero.metric.scoring import ScoreError
+from pruner_zero.models.matrices import find_matrices
+from pruner_zero.models.next_token import next_token_loss
 from pruner_zero.pruning.masks import reached_score
 from pruner_zero.pruning.prune import prune
 from tests.evolution.conftest import Build

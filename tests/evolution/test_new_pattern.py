@@ -14,8 +14,8 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.row_sample import sampled_masks
 from pruner_zero.metric.grammar import parse
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.save import save_model
-from pruner_zero.models.structure import find_matrices
+from pruner_zero.models.matrices import find_matrices
+from pruner_zero.models.saving import save_model
 from pruner_zero.pruning.prune import prune
 from pruner_zero.pruning.prune_result import PruneResult
 from pruner_zero.sparsity.pattern import Pattern, Reach

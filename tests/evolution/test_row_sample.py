@@ -15,8 +15,8 @@ from pruner_zero.evolution.row_sample import (
     sampled_masks,
     stack,
 )
-from pruner_zero.metric.evaluate import ScoreError
 from pruner_zero.metric.grammar import parse
+from pruner_zero.metric.scoring import ScoreError
 from pruner_zero.sparsity.pattern import Pattern
 from pruner_zero.sparsity.selection import SemiStructured, Unstructured
 

@@ -23,9 +23,9 @@ from pruner_zero.evolution.study import Study
 from pruner_zero.metric.grammar import parse
 from pruner_zero.metric.metric import Metric
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.structure import find_matrices
+from pruner_zero.models.matrices import find_matrices
 from pruner_zero.pruning.prune import prune
-from pruner_zero.settings.search import SearchSettings
+from pruner_zero.settings.search_settings import SearchSettings
 from tests.conftest import save_tiny
 from tests.evolution.conftest import tiny_settings
 from tests.evolution.test_racing import Fake

@@ -21,8 +21,8 @@ from pruner_zero.execution.executor import (
 from pruner_zero.execution.processes import ProcessExecutor
 from pruner_zero.execution.shared_memory import pack, unpack
 from pruner_zero.metric.grammar import parse
-from pruner_zero.settings.read import read_settings
-from pruner_zero.settings.search import SearchSettings
+from pruner_zero.settings.read_settings import read_settings
+from pruner_zero.settings.search_settings import SearchSettings
 from tests.evolution.conftest import Build, tiny_settings
 from tests.evolution.test_run import journal, run
 from tests.text.refusals import refusal

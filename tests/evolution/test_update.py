@@ -15,7 +15,7 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.evaluator import Task
 from pruner_zero.evolution.row_sample import SampledMatrix, closed_form_error
 from pruner_zero.metric.grammar import parse
-from pruner_zero.models.structure import find_matrices
+from pruner_zero.models.matrices import find_matrices
 from pruner_zero.pruning.prune import prune
 from tests.evolution.conftest import Build
 from tests.evolution.test_run import journal, run

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from pruner_zero.metric.metric import Metric
-from pruner_zero.models.read import INDEX
+from pruner_zero.models.reading import INDEX
 from pruner_zero.pruning.prune import prune
 from pruner_zero.tensor_file import TensorFile
 from tests.conftest import save_tiny

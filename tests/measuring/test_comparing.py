@@ -10,9 +10,9 @@ import torch
 from pruner_zero import Metric, PrunerZeroError, compare, evaluate, prune, recover
 from pruner_zero.files import sha256
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.structure import find_matrices
+from pruner_zero.models.matrices import find_matrices
 from pruner_zero.progress import reported_to
-from pruner_zero.settings.evaluate import CLASSICS
+from pruner_zero.settings.evaluate_settings import CLASSICS
 from tests.tiny import Notes, tiny_tokenizer
 from tests.tiny_models import tiny_model
 
@@ -103,7 +103,7 @@ def test_weights_are_searched_for_nan_once_for_all_methods(
     def noted(named: Any, remedy: str = "") -> None:
         names.extend(name for name, _ in named)
 
-    monkeypatch.setattr("pruner_zero.models.structure.check_finite", noted)
+    monkeypatch.setattr("pruner_zero.models.matrices.check_finite", noted)
     monkeypatch.setattr("pruner_zero.pruning.runner.check_finite", noted)
     compare(mine, "dense,magnitude,wanda,wanda@heads=0.5", sparsity=0.5, **texts, **SIZES)
     assert sorted(names) == sorted(set(names))

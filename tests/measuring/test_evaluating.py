@@ -14,7 +14,7 @@ from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import load_model
 from pruner_zero.models.predictions import compare_predictions
 from pruner_zero.text.corpus import Corpus
-from pruner_zero.text.windows import consecutive_windows
+from pruner_zero.text.token_windows import consecutive_windows
 from tests.conftest import save_tiny
 from tests.measuring.local_task import write_task
 from tests.text.refusals import refusal

@@ -15,7 +15,7 @@ from pruner_zero.measuring.perplexity import Perplexity, perplexity
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.progress import reported_to
 from pruner_zero.text.corpus import Corpus
-from pruner_zero.text.windows import consecutive_windows
+from pruner_zero.text.token_windows import consecutive_windows
 from tests.conftest import save_tiny
 from tests.text.refusals import refusal
 from tests.tiny import Notes, tiny_tokenizer

@@ -18,7 +18,7 @@ import yaml
 
 from pruner_zero import evaluate, load_model
 from pruner_zero.measuring.tasks import TaskResult, _probabilities, harness_model
-from pruner_zero.models.loss import in_float32
+from pruner_zero.models.next_token import in_float32
 from pruner_zero.progress import reported_to
 from tests.measuring.local_task import QUESTIONS, write_task
 from tests.text.refusals import refusal

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.metric.evaluate import evaluate
 from pruner_zero.metric.expression import Call, Constant, Expression, Terminal, call
 from pruner_zero.metric.grammar import parse
 from pruner_zero.metric.operators import Operator, Shape
+from pruner_zero.metric.scoring import evaluate
 from tests.metric.strategies import constants, expressions, lightly, matrices, tame, terminals
 
 W, G, X, D, S = (Terminal(name) for name in "WGXDS")

@@ -12,11 +12,11 @@ from hypothesis import given
 from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.metric.evaluate import score
 from pruner_zero.metric.expression import Expression
 from pruner_zero.metric.grammar import from_tree, parse
 from pruner_zero.metric.metric import NAMED, Metric
 from pruner_zero.metric.operators import Shape
+from pruner_zero.metric.scoring import score
 from tests.metric.strategies import expressions, lightly, matrices, terminals_of
 from tests.metric.test_grammar import RELEASED
 

@@ -13,8 +13,8 @@ from pruner_zero.choices import Dtype
 from pruner_zero.models import load as builtin
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import BUILTIN_MODELS, load_model
-from pruner_zero.models.read import read_model
-from pruner_zero.models.structure import find_matrices
+from pruner_zero.models.matrices import find_matrices
+from pruner_zero.models.reading import read_model
 from pruner_zero.offload.model import load_offloaded
 from tests.models.gguf_file import write_gguf
 from tests.text.refusals import refusal

@@ -16,15 +16,15 @@ from pruner_zero.calibration.gradients import collect_gradients
 from pruner_zero.calibration.inputs import collect_inputs
 from pruner_zero.calibration.statistics import MatrixStatistics
 from pruner_zero.devices import emulated_dtypes
-from pruner_zero.models.blocks import Activations, check_block_calls, record_block_calls
-from pruner_zero.models.loss import in_float32, next_token_losses
+from pruner_zero.models.block_calls import Activations, check_block_calls, record_block_calls
+from pruner_zero.models.matrices import find_blocks, find_matrices
+from pruner_zero.models.next_token import in_float32, next_token_losses
 from pruner_zero.models.sampling import sample_windows
-from pruner_zero.models.structure import find_blocks, find_matrices
 from pruner_zero.offload.model import placeholder
 from tests.tiny_models import FUSED_EXPERTS, tiny_model, tiny_windows
 
 HALF = (torch.bfloat16, torch.float16)
-EMULATED = "pruner_zero.models.loss.emulated_dtypes"
+EMULATED = "pruner_zero.models.next_token.emulated_dtypes"
 
 
 class _NoHalfProducts(TorchFunctionMode):

@@ -5,7 +5,7 @@ import torch
 from transformers import PreTrainedModel
 
 from pruner_zero.models.language_model import LanguageModel, check_tokens
-from pruner_zero.models.structure import find_matrices
+from pruner_zero.models.matrices import find_matrices
 from tests.text.refusals import refusal
 from tests.tiny import tiny_tokenizer
 from tests.tiny_models import ARCHITECTURES, POSITIONS, VOCABULARY, tiny_model

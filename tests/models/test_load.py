@@ -20,7 +20,7 @@ from pruner_zero import prune
 from pruner_zero.choices import Dtype
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import as_language_model, load_model
-from pruner_zero.models.save import save_model
+from pruner_zero.models.saving import save_model
 from pruner_zero.offload.model import load_offloaded
 from tests.models.gguf_file import write_gguf
 from tests.text.refusals import refusal
@@ -383,6 +383,6 @@ def test_a_lack_of_memory_is_not_taken_for_a_fault_of_the_model(
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
 
-    monkeypatch.setattr("pruner_zero.models.read.AutoModelForCausalLM.from_pretrained", fail)
+    monkeypatch.setattr("pruner_zero.models.reading.AutoModelForCausalLM.from_pretrained", fail)
     with pytest.raises(RuntimeError, match="can't allocate memory"):
         load(folder)

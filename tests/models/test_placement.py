@@ -12,10 +12,10 @@ from pruner_zero.calibration.gradients import collect_gradients
 from pruner_zero.calibration.inputs import collect_inputs
 from pruner_zero.devices import CPU, Devices
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models.blocks import record_block_calls
-from pruner_zero.models.loss import next_token_loss
+from pruner_zero.models.block_calls import record_block_calls
+from pruner_zero.models.matrices import find_blocks, find_matrices, size_of
+from pruner_zero.models.next_token import next_token_loss
 from pruner_zero.models.placement import devices_needed, place_model, spread_blocks
-from pruner_zero.models.structure import find_blocks, find_matrices, size_of
 from tests.elsewhere import HERE, THERE, elsewhere
 from tests.tiny_models import ARCHITECTURES, tiny_model, tiny_windows
 

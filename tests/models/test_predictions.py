@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models import loss
+from pruner_zero.models import next_token as loss
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.predictions import check_same_tokens, compare_logits, compare_predictions
 from tests.tiny import tiny_tokenizer

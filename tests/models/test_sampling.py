@@ -155,7 +155,7 @@ def test_tokens_are_drawn_at_quantiles_of_the_whole_vocabulary(vocabulary: int) 
 def test_a_model_in_float32_writes_in_bfloat16_where_it_is_fast(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("pruner_zero.models.loss.emulated_dtypes", lambda: ())
+    monkeypatch.setattr("pruner_zero.models.next_token.emulated_dtypes", lambda: ())
     model = tiny_model("llama")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     narrow = tiny_model("llama")

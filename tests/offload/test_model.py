@@ -6,12 +6,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pruner_zero.models.blocks import run_block
+from pruner_zero.models.block_calls import run_block
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import load_model
-from pruner_zero.models.read import INDEX
-from pruner_zero.models.save import save_model
-from pruner_zero.models.structure import find_blocks, find_matrices
+from pruner_zero.models.matrices import find_blocks, find_matrices
+from pruner_zero.models.reading import INDEX
+from pruner_zero.models.saving import save_model
 from pruner_zero.offload.model import load_offloaded
 from pruner_zero.tensor_file import write_tensors
 from tests.conftest import save_sharded

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pruner_zero import PrunerZeroError, load_model, prune
-from pruner_zero.models.read import INDEX
+from pruner_zero.models.reading import INDEX
 from pruner_zero.offload.model import OffloadedModel
 from pruner_zero.offload.shards import save_offloaded
 from pruner_zero.pruning.prune_result import PruneResult

@@ -10,12 +10,12 @@ import pytest
 from pruner_zero.calibration.calibrate import StatisticsStore, open_store
 from pruner_zero.choices import Mode
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.structure import Matrix
+from pruner_zero.models.matrices import Matrix
 from pruner_zero.pruning.notation import parse_recipe
 from pruner_zero.pruning.recipe import Recipe, Scored
 from pruner_zero.pruning.runner import Pruned, run_recipe
 from pruner_zero.text.corpus import Corpus
-from pruner_zero.text.windows import Windows, random_windows
+from pruner_zero.text.token_windows import Windows, random_windows
 from tests.tiny import tiny_tokenizer
 from tests.tiny_models import tiny_model
 

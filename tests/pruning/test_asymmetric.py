@@ -8,10 +8,10 @@ import torch
 from pruner_zero.choices import Mode
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.structure import find_matrices
+from pruner_zero.models.matrices import find_matrices
 from pruner_zero.offload.model import load_offloaded
 from pruner_zero.pruning.matrix import total_sparsity
-from pruner_zero.text.windows import Windows
+from pruner_zero.text.token_windows import Windows
 from tests.pruning.conftest import Prune, language_model, recipe_of
 from tests.pruning.plain import inputs, places
 from tests.tiny import tiny_tokenizer

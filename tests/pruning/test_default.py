@@ -11,13 +11,13 @@ import torch
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.metric.metric import Metric
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.structure import Matrix, find_matrices
+from pruner_zero.models.matrices import Matrix, find_matrices
 from pruner_zero.progress import reported_to
 from pruner_zero.pruning.default import WIDE
 from pruner_zero.pruning.matrix import MatrixRecord, prune_matrix
 from pruner_zero.pruning.prune import plan, prune
 from pruner_zero.pruning.runner import for_training
-from pruner_zero.text.windows import Windows
+from pruner_zero.text.token_windows import Windows
 from tests.pruning.test_resume import contents
 from tests.text.refusals import refusal
 from tests.tiny import Notes, tiny_tokenizer

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from pruner_zero.calibration.calibrate import calibrate
 from pruner_zero.choices import Mode
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models.blocks import BlockCalls
+from pruner_zero.models.block_calls import BlockCalls
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.structure import find_blocks, find_matrices
+from pruner_zero.models.matrices import find_blocks, find_matrices
 from pruner_zero.progress import Progress, reported_to
 from pruner_zero.structure.blocks import fold_blocks
-from pruner_zero.text.windows import Windows
+from pruner_zero.text.token_windows import Windows
 from tests.pruning.conftest import OpenStore, Prune, language_model
 from tests.pruning.test_runner import assert_equal_models
 

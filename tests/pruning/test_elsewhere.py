@@ -14,8 +14,8 @@ from pruner_zero import prune
 from pruner_zero.devices import CPU
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import load_model
+from pruner_zero.models.matrices import find_blocks, find_matrices
 from pruner_zero.models.placement import place_model
-from pruner_zero.models.structure import find_blocks, find_matrices
 from pruner_zero.offload import model as offloaded
 from tests.elsewhere import HERE, THERE, Elsewhere, elsewhere
 from tests.models.test_placement import BOTH, place_block_after_block

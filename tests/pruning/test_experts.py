@@ -7,15 +7,15 @@ import torch
 
 from pruner_zero.calibration.inputs import collect_inputs
 from pruner_zero.choices import Mode
-from pruner_zero.models.blocks import run_block
+from pruner_zero.models.block_calls import run_block
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.structure import find_blocks, find_matrices
+from pruner_zero.models.matrices import find_blocks, find_matrices
 from pruner_zero.progress import reported_to
 from pruner_zero.pruning.matrix import total_sparsity
 from pruner_zero.sparsity.hessian import Hessian, shrinkage_for
 from pruner_zero.sparsity.selection import Unstructured
 from pruner_zero.sparsity.steps.step import STEPS, Layer
-from pruner_zero.text.windows import Windows
+from pruner_zero.text.token_windows import Windows
 from tests.masks import keep_mask
 from tests.pruning.conftest import Prune, language_model
 from tests.pruning.plain import (

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pruner_zero.choices import Mode
-from pruner_zero.models.structure import find_matrices
+from pruner_zero.models.matrices import find_matrices
 from pruner_zero.pruning import masks as masks_module
 from pruner_zero.pruning.masks import choose_masks, score_matrix
 from pruner_zero.pruning.prune import prune

@@ -7,11 +7,11 @@ import pytest
 
 from pruner_zero import prune
 from pruner_zero.calibration.gradients import collect_gradients
-from pruner_zero.models.save import save_model
-from pruner_zero.models.structure import find_matrices
+from pruner_zero.models.matrices import find_matrices
+from pruner_zero.models.saving import save_model
 from pruner_zero.sparsity.selection import Unstructured
 from pruner_zero.text.corpus import Corpus
-from pruner_zero.text.windows import random_windows
+from pruner_zero.text.token_windows import random_windows
 from tests.calibration.reference import plain_inputs
 from tests.masks import keep_mask
 from tests.pruning.conftest import language_model

@@ -10,7 +10,7 @@ from transformers import MambaConfig, MambaForCausalLM
 
 import pruner_zero
 from pruner_zero import Metric, PrunerZeroError, prune
-from pruner_zero.models.structure import Matrix
+from pruner_zero.models.matrices import Matrix
 from pruner_zero.progress import reported_to
 from pruner_zero.pruning.matrix import MatrixRecord, prune_matrix
 from pruner_zero.text.corpus import Corpus

@@ -12,15 +12,15 @@ from torch.nn import functional
 
 from pruner_zero import prune
 from pruner_zero.calibration.calibrate import calibrate, open_store
-from pruner_zero.models.blocks import Activations, run_windows
+from pruner_zero.models.block_calls import Activations, run_windows
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.structure import Matrix, find_matrices
+from pruner_zero.models.matrices import Matrix, find_matrices
 from pruner_zero.progress import reported_to
 from pruner_zero.pruning.masks import DenseStatistics, masks_of
 from pruner_zero.pruning.race import judged_apart, race
 from pruner_zero.pruning.recipe import Race, Recipe
 from pruner_zero.pruning.runner import run_recipe
-from pruner_zero.text.windows import Windows, no_windows
+from pruner_zero.text.token_windows import Windows, no_windows
 from tests.pruning.conftest import OpenStore, Prune, language_model, scored_of
 from tests.tiny import Notes, tiny_tokenizer
 from tests.tiny_models import SHARING, tiny_model

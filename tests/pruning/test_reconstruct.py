@@ -11,7 +11,7 @@ from torch.nn import functional
 from pruner_zero import prune
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.load import load_model
-from pruner_zero.text.windows import Windows
+from pruner_zero.text.token_windows import Windows
 from tests.pruning.conftest import Prune, language_model, recipe_of
 from tests.text.refusals import refusal
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from pruner_zero.calibration.calibrate import StatisticsStore, calibrate
 from pruner_zero.choices import Mode
-from pruner_zero.models.structure import find_matrices
+from pruner_zero.models.matrices import find_matrices
 from pruner_zero.pruning.masks import DenseStatistics, block_statistics
 from pruner_zero.sparsity.hessian import Hessian
-from pruner_zero.text.windows import Windows
+from pruner_zero.text.token_windows import Windows
 from tests.pruning.conftest import OpenStore, Prune, language_model, recipe_of
 
 # Of a block of llama: q, k and v; o; gate and up; down.

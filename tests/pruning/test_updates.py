@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pruner_zero.choices import Mode
-from pruner_zero.models.structure import Matrix
+from pruner_zero.models.matrices import Matrix
 from pruner_zero.pruning.masks import ASYMMETRY, Mask, Statistics, masks_of
 from pruner_zero.pruning.matrix import MatrixRecord, prune_matrix
 from pruner_zero.pruning.recipe import Recipe, Scored
@@ -15,7 +15,7 @@ from pruner_zero.sparsity.hessian import Hessian
 from pruner_zero.sparsity.pattern import Pattern
 from pruner_zero.sparsity.selection import SemiStructured, Unstructured
 from pruner_zero.sparsity.steps.least_squares import TOLERANCE, solve
-from pruner_zero.text.windows import Windows
+from pruner_zero.text.token_windows import Windows
 from tests.masks import keep_mask
 from tests.pruning.conftest import Prune, language_model, recipe_of
 from tests.pruning.plain import in_order, inputs, places

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.structure import find_matrices
+from pruner_zero.models.matrices import find_matrices
 from pruner_zero.pruning.prune import prune
 from tests.tiny import Notes, tiny_tokenizer
 from tests.tiny_models import tiny_model

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.structure import find_matrices
+from pruner_zero.models.matrices import find_matrices
 from pruner_zero.progress import reported_to
 from pruner_zero.recovery.recover import recover
 from pruner_zero.recovery.recover_result import RecoverResult

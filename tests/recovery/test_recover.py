@@ -15,13 +15,13 @@ from pruner_zero.calibration.self_text import self_windows
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import load_model
-from pruner_zero.models.structure import find_matrices
+from pruner_zero.models.matrices import find_matrices
 from pruner_zero.progress import Progress, reported_to
 from pruner_zero.provenance import provenance
 from pruner_zero.recovery.recover import check_pruned, recover
 from pruner_zero.recovery.recover_result import RecoverResult
 from pruner_zero.text.corpus import Corpus
-from pruner_zero.text.windows import tokens_sha256
+from pruner_zero.text.token_windows import tokens_sha256
 from pruner_zero.training.train import Training
 from tests.conftest import save_tiny
 from tests.full_disk import full_disk

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pruner_zero.recovery.splitting import Split, split_windows
 from pruner_zero.text.corpus import Corpus
-from pruner_zero.text.windows import Windows
+from pruner_zero.text.token_windows import Windows
 from tests.text.refusals import refusal
 from tests.tiny import tiny_tokenizer
 

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import yaml
 
-from pruner_zero.cli import evaluate as compare_verb
-from pruner_zero.cli import prune as prune_verb
-from pruner_zero.cli import search as search_verb
+from pruner_zero.cli import evaluate_command as compare_verb
+from pruner_zero.cli import prune_command as prune_verb
+from pruner_zero.cli import search_command as search_verb
 from pruner_zero.evolution.study import Study
 from pruner_zero.pruning.notation import parse_recipe, split_methods
 from pruner_zero.report import commands
-from pruner_zero.report.read import read_result
+from pruner_zero.report.results import read_result
 from tests.report.conftest import (
     SETTINGS,
     write_comparison,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pruner_zero.evolution.study import Study
 from pruner_zero.pruning.matrix import MatrixRecord
 from pruner_zero.report import figures
-from pruner_zero.report.read import ComparisonRun, read_result
+from pruner_zero.report.results import ComparisonRun, read_result
 from tests.report.conftest import (
     JUDGED,
     ROWS,

@@ -13,7 +13,7 @@ import pytest
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.metric.expression import TERMINALS
 from pruner_zero.report.page import page, report
-from pruner_zero.report.read import read_result
+from pruner_zero.report.results import read_result
 from tests.report.conftest import (
     JUDGED,
     ROWS,

@@ -7,7 +7,7 @@ import pytest
 
 from pruner_zero.report import figures
 from pruner_zero.report.page import page
-from pruner_zero.report.read import read_result
+from pruner_zero.report.results import read_result
 from tests.report.conftest import (
     ROWS,
     WITH_SMALLER,

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.settings.base import names_of, options_of
 from pruner_zero.settings.calibration import read_parameters, read_shares
-from pruner_zero.settings.prune import PruneSettings
-from pruner_zero.settings.read import read_settings
-from pruner_zero.settings.recover import RecoverSettings
-from pruner_zero.settings.search import SearchSettings
+from pruner_zero.settings.prune_settings import PruneSettings
+from pruner_zero.settings.read_settings import read_settings
+from pruner_zero.settings.recover_settings import RecoverSettings
+from pruner_zero.settings.search_settings import SearchSettings
 from pruner_zero.text.corpus import Corpus
 from tests.text.refusals import refusal as line_of
 

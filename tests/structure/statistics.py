@@ -5,7 +5,7 @@ from torch import Tensor
 from pruner_zero.calibration.statistics import Kind
 from pruner_zero.calibration.walk import Walk
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.structure import find_blocks, find_matrices
+from pruner_zero.models.matrices import find_blocks, find_matrices
 
 
 def statistic(model: LanguageModel, tokens: Tensor, kind: Kind) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from pruner_zero.choices import Structure
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models.structure import find_blocks, size_of
+from pruner_zero.models.matrices import find_blocks, size_of
 from pruner_zero.structure.units import (
     CoupledUnits,
     Coupling,

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.measuring.comparing import compare
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.structure import find_blocks, find_matrices
+from pruner_zero.models.matrices import find_blocks, find_matrices
 from pruner_zero.pruning.prune import prune
 from pruner_zero.pruning.prune_result import PruneResult
 from pruner_zero.pruning.runner import Pruned

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.structure import find_blocks
+from pruner_zero.models.matrices import find_blocks
 from pruner_zero.structure.blocks import DAMPING, fold_blocks
 from tests.pruning.conftest import language_model
 from tests.tiny_models import tiny_windows

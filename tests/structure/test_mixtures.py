@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models.structure import find_blocks, size_of
+from pruner_zero.models.matrices import find_blocks, size_of
 from pruner_zero.structure.experts import Experts, Mixtures, find_mixtures
 from tests.structure.test_couplings import logits
 from tests.tiny_models import ARCHITECTURES, EXPERTS, tiny_model

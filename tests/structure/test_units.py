@@ -22,7 +22,7 @@ from pruner_zero.pruning.prune_result import PruneResult
 from pruner_zero.pruning.runner import run_recipe
 from pruner_zero.sparsity.steps.step import Layer, Step, Updated, run_steps
 from pruner_zero.structure.units import CoupledUnits, find_couplings
-from pruner_zero.text.windows import Windows
+from pruner_zero.text.token_windows import Windows
 from tests.conftest import save_tiny
 from tests.pruning.conftest import OpenStore, language_model, recipe_of
 from tests.structure.test_couplings import CASES, logits

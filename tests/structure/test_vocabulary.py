@@ -16,8 +16,8 @@ from transformers import (
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.measuring.comparing import compare
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.save import save_model
-from pruner_zero.models.structure import size_of
+from pruner_zero.models.matrices import size_of
+from pruner_zero.models.saving import save_model
 from pruner_zero.pruning.prune import prune
 from pruner_zero.recovery.recover import recover
 from pruner_zero.structure.vocabulary import Vocabulary, expected_counts

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.text.corpus import Corpus
 from pruner_zero.text.mixture import Mixture, SelfText, load_mixture, load_text
-from pruner_zero.text.windows import Windows, mix_windows, random_windows
+from pruner_zero.text.token_windows import Windows, mix_windows, random_windows
 from tests.text.refusals import line
 from tests.tiny import tiny_tokenizer
 

@@ -10,11 +10,11 @@ from torch import Tensor
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import load_model
-from pruner_zero.models.structure import find_matrices, size_of
+from pruner_zero.models.matrices import find_matrices, size_of
 from pruner_zero.offload.model import load_offloaded
 from pruner_zero.progress import reported_to
 from pruner_zero.pruning.prune import prune
-from pruner_zero.text.windows import Windows
+from pruner_zero.text.token_windows import Windows
 from pruner_zero.training.distillation import check_memory, distillation
 from pruner_zero.training.train import Training
 from tests.conftest import save_tiny

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models.blocks import record_block_calls
-from pruner_zero.models.structure import find_blocks, find_matrices
+from pruner_zero.models.block_calls import record_block_calls
+from pruner_zero.models.matrices import find_blocks, find_matrices
 from pruner_zero.training import reconstruction
 from pruner_zero.training.reconstruction import RATE, reconstruct, relative_error
 from tests.recovery.conftest import prune_half
@@ -17,7 +17,7 @@ from tests.tiny_models import tiny_model, tiny_windows
 
 @pytest.fixture(autouse=True)
 def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pruner_zero.models.loss.has_fast_bfloat16", lambda _: False)
+    monkeypatch.setattr("pruner_zero.models.next_token.has_fast_bfloat16", lambda _: False)
 
 
 class Setting:

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from pruner_zero.journal import Journal
-from pruner_zero.models.blocks import run_blocks
+from pruner_zero.models.block_calls import run_blocks
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import load_model
-from pruner_zero.models.loss import in_float32
+from pruner_zero.models.next_token import in_float32
 from pruner_zero.offload.model import load_offloaded
 from pruner_zero.text.translation import Translation
 from pruner_zero.training import targets as module
@@ -29,7 +29,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "KEPT", MOST)
     monkeypatch.setattr(module, "LOGITS", 5 * 256)
     monkeypatch.setattr(module, "_IN_CACHE", 3 * 60)
-    monkeypatch.setattr("pruner_zero.models.loss.has_fast_bfloat16", lambda _: False)
+    monkeypatch.setattr("pruner_zero.models.next_token.has_fast_bfloat16", lambda _: False)
 
 
 def plain_divergence(logits: Tensor, p: Tensor) -> Tensor:

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from pruner_zero.journal import JOURNAL, Journal
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.loss import next_token_loss
-from pruner_zero.models.structure import find_matrices, find_tables
+from pruner_zero.models.matrices import find_matrices, find_tables
+from pruner_zero.models.next_token import next_token_loss
 from pruner_zero.progress import reported_to
 from pruner_zero.recovery.splitting import Split, split_windows
 from pruner_zero.text.corpus import Corpus
-from pruner_zero.text.windows import Windows
+from pruner_zero.text.token_windows import Windows
 from pruner_zero.training import train
 from pruner_zero.training.distillation import distillation
 from pruner_zero.training.factored import FactoredMatrix
@@ -42,7 +42,7 @@ BATCH, STEPS, HELD_OUT = 3, 5, 1
 @pytest.fixture(autouse=True)
 def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pruner_zero.training.train.has_fast_bfloat16", lambda _: False)
-    monkeypatch.setattr("pruner_zero.models.loss.has_fast_bfloat16", lambda _: False)
+    monkeypatch.setattr("pruner_zero.models.next_token.has_fast_bfloat16", lambda _: False)
 
 
 @pytest.fixture(scope="module")

@@ -29,12 +29,12 @@ from pruner_zero.devices import CPU
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.files import default_cache, sha256, write_json, writing
 from pruner_zero.journal import Journal
-from pruner_zero.models.blocks import Activations
+from pruner_zero.models.block_calls import Activations
 from pruner_zero.models.language_model import LanguageModel, check_tokens
-from pruner_zero.models.structure import find_blocks, find_matrices
+from pruner_zero.models.matrices import find_blocks, find_matrices
 from pruner_zero.progress import note
 from pruner_zero.tensor_file import TensorFile, write_tensors
-from pruner_zero.text.windows import Windows
+from pruner_zero.text.token_windows import Windows
 from pruner_zero.version import __version__
 
 # Checksums of files by kind and block.

@@ -18,8 +18,8 @@ from pruner_zero.calibration.statistics import (
     select,
 )
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models.loss import gradients_to, next_token_loss
-from pruner_zero.models.structure import Matrix, parameters_of
+from pruner_zero.models.matrices import Matrix, parameters_of
+from pruner_zero.models.next_token import gradients_to, next_token_loss
 from pruner_zero.progress import track
 
 

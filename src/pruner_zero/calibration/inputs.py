@@ -24,9 +24,9 @@ from pruner_zero.calibration.statistics import (
     select,
 )
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models.blocks import Activations, Arguments, run_block
-from pruner_zero.models.loss import in_float32
-from pruner_zero.models.structure import Matrix
+from pruner_zero.models.block_calls import Activations, Arguments, run_block
+from pruner_zero.models.matrices import Matrix
+from pruner_zero.models.next_token import in_float32
 from pruner_zero.models.transformers_private import experts_one_by_one
 
 # Called with the names of matrices, their inputs and the product, whose first dimension enumerates

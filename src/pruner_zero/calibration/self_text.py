@@ -31,7 +31,7 @@ from pruner_zero.progress import note
 from pruner_zero.tensor_file import TensorFile, write_tensors
 from pruner_zero.text.mixture import SelfText
 from pruner_zero.text.scripts import count_scripts, describe_shares, tokens_outside
-from pruner_zero.text.windows import Windows, begun, start_of, tokens_sha256
+from pruner_zero.text.token_windows import Windows, begun, start_of, tokens_sha256
 from pruner_zero.version import __version__
 
 # Half of the dialogues begin with one of these, in turn, and the model completes the request: left

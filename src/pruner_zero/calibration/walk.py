@@ -9,9 +9,15 @@ from torch import Tensor, nn
 
 from pruner_zero.calibration.inputs import collect_inputs
 from pruner_zero.calibration.statistics import Kind, MatrixStatistics
-from pruner_zero.models.blocks import DISCARDED, Activations, BlockCalls, run_windows, shares_state
+from pruner_zero.models.block_calls import (
+    DISCARDED,
+    Activations,
+    BlockCalls,
+    run_windows,
+    shares_state,
+)
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.structure import Matrix, find_blocks
+from pruner_zero.models.matrices import Matrix, find_blocks
 from pruner_zero.models.transformers_private import experts_one_by_one
 from pruner_zero.progress import track
 from pruner_zero.tensor_file import TensorFile, TensorWriter, writing_tensors

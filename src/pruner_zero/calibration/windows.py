@@ -12,7 +12,7 @@ from pruner_zero.models.language_model import LanguageModel, check_tokens, note_
 from pruner_zero.progress import note
 from pruner_zero.settings.calibration import WritingSettings
 from pruner_zero.text.mixture import Mixture, SelfText, Source, load_mixture
-from pruner_zero.text.windows import Windows, mix_windows, no_windows, random_windows
+from pruner_zero.text.token_windows import Windows, mix_windows, no_windows, random_windows
 
 
 def calibration_texts(

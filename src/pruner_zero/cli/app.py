@@ -8,7 +8,15 @@ from typing import Any, NoReturn
 
 import typer
 
-from pruner_zero.cli import analyze, cache, evaluate, metric, prune, recover, search
+from pruner_zero.cli import (
+    analyze_command,
+    cache_command,
+    evaluate_command,
+    metric_command,
+    prune_command,
+    recover_command,
+    search_command,
+)
 from pruner_zero.errors import NO_WINDOWS, PrunerZeroError, one_line
 from pruner_zero.version import __version__
 
@@ -24,15 +32,15 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("prune")(prune.prune)
-app.command("evaluate")(evaluate.evaluate)
-app.command("compare")(evaluate.compare)
-app.command("search")(search.search)
-app.command("analyze")(analyze.analyze)
-app.command("report")(analyze.report)
-app.command("recover")(recover.recover)
-app.add_typer(metric.app, name="metric")
-app.add_typer(cache.app, name="cache")
+app.command("prune")(prune_command.prune)
+app.command("evaluate")(evaluate_command.evaluate)
+app.command("compare")(evaluate_command.compare)
+app.command("search")(search_command.search)
+app.command("analyze")(analyze_command.analyze)
+app.command("report")(analyze_command.report)
+app.command("recover")(recover_command.recover)
+app.add_typer(metric_command.app, name="metric")
+app.add_typer(cache_command.app, name="cache")
 
 
 def _version(asked: bool) -> None:

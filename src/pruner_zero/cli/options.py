@@ -14,7 +14,7 @@ from rich.markup import escape
 from pruner_zero.cli.terminal import progress
 from pruner_zero.progress import reported_to
 from pruner_zero.settings.base import FILES, ModelSettings, Option, Settings, options_of
-from pruner_zero.settings.read import read_settings
+from pruner_zero.settings.read_settings import read_settings
 
 _OUTPUT_MODEL = typer.Option(
     "--output",

@@ -15,7 +15,7 @@ from pruner_zero.evolution.variation import random_start
 from pruner_zero.metric.metric import Metric
 from pruner_zero.plugins import Registry
 from pruner_zero.settings.base import Settings
-from pruner_zero.settings.read import read_settings
+from pruner_zero.settings.read_settings import read_settings
 
 
 class RandomSettings(Settings):

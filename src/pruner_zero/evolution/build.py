@@ -23,19 +23,19 @@ from pruner_zero.execution.executor import EXECUTORS, Workers
 from pruner_zero.metric.expression import collected_for
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import cast_weights
-from pruner_zero.models.structure import check_weights, find_matrices
+from pruner_zero.models.matrices import check_weights, find_matrices
 from pruner_zero.progress import track
 from pruner_zero.pruning.masks import DenseStatistics
 from pruner_zero.settings.calibration import read_parameters
-from pruner_zero.settings.read import read_settings
-from pruner_zero.settings.search import SearchSettings
+from pruner_zero.settings.read_settings import read_settings
+from pruner_zero.settings.search_settings import SearchSettings
 from pruner_zero.sparsity.hessian import Hessian
 from pruner_zero.sparsity.pattern import Pattern
 from pruner_zero.sparsity.selection import SemiStructured, Unstructured
 from pruner_zero.sparsity.steps.step import STEPS, Layer
 from pruner_zero.structure.units import CoupledUnits, UnitMask
 from pruner_zero.text.mixture import Mixture
-from pruner_zero.text.windows import Windows, no_windows
+from pruner_zero.text.token_windows import Windows, no_windows
 
 # Fields of the space that the published algorithm does not take from it.
 _PUBLISHED = ("operators", "max_size", "max_depth", "idle")

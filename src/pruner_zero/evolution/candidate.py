@@ -9,7 +9,7 @@ from pruner_zero.choices import Group
 from pruner_zero.metric.canonical.form import canonical
 from pruner_zero.metric.canonical.skeleton import Skeleton
 from pruner_zero.metric.expression import Expression
-from pruner_zero.models.loss import to_perplexity
+from pruner_zero.models.next_token import to_perplexity
 
 # The structure and the scope of a candidate.
 Template = tuple[Expression, Group]

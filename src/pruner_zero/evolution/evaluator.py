@@ -26,8 +26,8 @@ from pruner_zero.evolution.row_sample import (
 from pruner_zero.execution.executor import UNLIMITED, TimeLimit
 from pruner_zero.metric.expression import Expression
 from pruner_zero.metric.grammar import parse
-from pruner_zero.models.loss import next_token_losses
-from pruner_zero.models.structure import Matrix, parameters_of
+from pruner_zero.models.matrices import Matrix, parameters_of
+from pruner_zero.models.next_token import next_token_losses
 from pruner_zero.pruning.masks import reached_score
 from pruner_zero.sparsity.hessian import Hessian
 from pruner_zero.sparsity.pattern import Pattern

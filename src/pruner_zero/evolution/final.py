@@ -16,7 +16,7 @@ from pruner_zero.evolution.hall_of_fame import complexity, finite, on_the_highes
 from pruner_zero.evolution.racing import outcomes_on
 from pruner_zero.evolution.several_models import Models
 from pruner_zero.execution.executor import Executor
-from pruner_zero.models.loss import to_perplexity
+from pruner_zero.models.next_token import to_perplexity
 from pruner_zero.table import Tabular
 
 # Candidates of the final race, each the best of its skeleton.

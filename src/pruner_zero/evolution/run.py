@@ -38,11 +38,11 @@ from pruner_zero.journal import Journal
 from pruner_zero.metric.metric import Metric
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import as_language_model
-from pruner_zero.models.structure import size_of
+from pruner_zero.models.matrices import size_of
 from pruner_zero.provenance import provenance
 from pruner_zero.settings.base import name_of, names_of
-from pruner_zero.settings.read import read_settings
-from pruner_zero.settings.search import SearchSettings
+from pruner_zero.settings.read_settings import read_settings
+from pruner_zero.settings.search_settings import SearchSettings
 from pruner_zero.text.mixture import Source, load_mixture
 
 # A search ends after this many candidates in a row that are repeats or rejected.

@@ -16,7 +16,7 @@ from pruner_zero.execution.executor import TimeLimit
 from pruner_zero.journal import Journal
 from pruner_zero.metric.expression import Expression
 from pruner_zero.metric.metric import Metric
-from pruner_zero.models.loss import next_token_losses
+from pruner_zero.models.next_token import next_token_losses
 from pruner_zero.progress import track
 
 # The metric whose mask every model's divergence is relative to.

@@ -21,7 +21,7 @@ from pruner_zero.evolution.hall_of_fame import (
 from pruner_zero.evolution.several_models import Models
 from pruner_zero.metric.grammar import ParseError
 from pruner_zero.metric.metric import Metric
-from pruner_zero.settings.search import SearchSettings
+from pruner_zero.settings.search_settings import SearchSettings
 from pruner_zero.table import Tabular
 
 RUN = "run.json"

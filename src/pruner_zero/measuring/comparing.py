@@ -22,7 +22,7 @@ from pruner_zero.measuring.origin import origin_of
 from pruner_zero.measuring.perplexity import perplexity
 from pruner_zero.models.language_model import LanguageModel, check_tokens, note_long_windows
 from pruner_zero.models.load import as_language_model
-from pruner_zero.models.structure import Matrix, find_matrices, parameters_of, size_of
+from pruner_zero.models.matrices import Matrix, find_matrices, parameters_of, size_of
 from pruner_zero.progress import note
 from pruner_zero.provenance import measured
 from pruner_zero.pruning.default import DEFAULT, WANDA, default_beside
@@ -31,11 +31,11 @@ from pruner_zero.pruning.notation import parse_recipe, split_methods
 from pruner_zero.pruning.recipe import Recipe
 from pruner_zero.pruning.runner import check_parameters, check_recipe, run_recipe
 from pruner_zero.settings.base import name_of, names_of
-from pruner_zero.settings.evaluate import CompareSettings
-from pruner_zero.settings.read import read_settings
+from pruner_zero.settings.evaluate_settings import CompareSettings
+from pruner_zero.settings.read_settings import read_settings
 from pruner_zero.text.corpus import Corpus
 from pruner_zero.text.mixture import SelfText, Source, load_text
-from pruner_zero.text.windows import Windows, consecutive_windows
+from pruner_zero.text.token_windows import Windows, consecutive_windows
 
 DENSE = "dense"
 _ZEROS = ("sparsity", "pattern", "scope", "parameters")

@@ -16,14 +16,14 @@ from pruner_zero.measuring.speed import Speed, check_speed, measure_speed
 from pruner_zero.measuring.tasks import TaskResult, evaluate_tasks, load_tasks
 from pruner_zero.models.language_model import LanguageModel, check_tokens, note_long_windows
 from pruner_zero.models.load import as_language_model
+from pruner_zero.models.matrices import check_finite
 from pruner_zero.models.predictions import check_same_tokens, compare_predictions
-from pruner_zero.models.structure import check_finite
 from pruner_zero.settings.base import name_of
-from pruner_zero.settings.evaluate import EvaluateSettings
-from pruner_zero.settings.read import read_settings
+from pruner_zero.settings.evaluate_settings import EvaluateSettings
+from pruner_zero.settings.read_settings import read_settings
 from pruner_zero.text.corpus import Corpus, load_corpus
 from pruner_zero.text.source import SOURCES
-from pruner_zero.text.windows import consecutive_windows
+from pruner_zero.text.token_windows import consecutive_windows
 
 Source = str | Path | LanguageModel | Any
 Text = str | Path | Corpus | Iterable[str]

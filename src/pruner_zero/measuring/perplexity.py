@@ -9,10 +9,10 @@ import torch
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.measuring.origin import Measured
 from pruner_zero.models.language_model import LanguageModel, check_tokens
-from pruner_zero.models.loss import next_token_losses, to_perplexity
+from pruner_zero.models.next_token import next_token_losses, to_perplexity
 from pruner_zero.models.predictions import Divergence
 from pruner_zero.progress import track
-from pruner_zero.text.windows import Windows
+from pruner_zero.text.token_windows import Windows
 
 
 @dataclass(frozen=True, repr=False)

@@ -12,7 +12,7 @@ from transformers import DynamicCache
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.measuring.origin import Measured
 from pruner_zero.models.language_model import LanguageModel, cache_arguments, check_tokens
-from pruner_zero.models.structure import size_of
+from pruner_zero.models.matrices import size_of
 from pruner_zero.progress import track
 
 # Tokens that are decoded after the prompt.

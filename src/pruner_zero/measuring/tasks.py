@@ -20,10 +20,10 @@ from pruner_zero.errors import PrunerZeroError, one_line
 from pruner_zero.files import hub_reachable
 from pruner_zero.measuring.origin import Measured
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.loss import in_float32
-from pruner_zero.models.read import quiet
+from pruner_zero.models.next_token import in_float32
+from pruner_zero.models.reading import quiet
 from pruner_zero.progress import note, receiver, track
-from pruner_zero.settings.evaluate import EvaluateSettings
+from pruner_zero.settings.evaluate_settings import EvaluateSettings
 
 # The names under which `datasets` reads local files.
 _FILE_READERS = ("arrow", "csv", "json", "parquet", "text")

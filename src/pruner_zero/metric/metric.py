@@ -13,11 +13,11 @@ from torch import Tensor
 
 from pruner_zero.choices import Group
 from pruner_zero.errors import PrunerZeroError, did_you_mean, excerpt
-from pruner_zero.metric.evaluate import score
 from pruner_zero.metric.expression import TERMINALS, Expression
 from pruner_zero.metric.grammar import ParseError, from_tree, load_json, parse, to_tree
 from pruner_zero.metric.latex import to_latex
 from pruner_zero.metric.operators import Shape
+from pruner_zero.metric.scoring import score
 from pruner_zero.plugins import Registry
 from pruner_zero.table import element
 

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models.blocks import (
+from pruner_zero.models.block_calls import (
     Activations,
     BlockCalls,
     check_block_calls,
     record_block_calls,
 )
-from pruner_zero.models.structure import Matrix, find_blocks
+from pruner_zero.models.matrices import Matrix, find_blocks
 from pruner_zero.progress import note
 
 # transformers 5.24 renamed the argument that takes the keys and values of earlier tokens.

@@ -20,8 +20,8 @@ from pruner_zero.errors import PrunerZeroError, did_you_mean, one_line
 from pruner_zero.files import default_cache, hub_reachable, is_gguf, sha256
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.placement import place_model
-from pruner_zero.models.read import read_model, readable, weight_files
-from pruner_zero.models.save import save_model
+from pruner_zero.models.reading import read_model, readable, weight_files
+from pruner_zero.models.saving import save_model
 from pruner_zero.tensor_file import TensorFile
 
 PREFIX = "builtin:"

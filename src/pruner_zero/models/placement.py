@@ -8,8 +8,8 @@ from torch import nn
 
 from pruner_zero.devices import Devices, free_bytes
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models.blocks import take_inputs
-from pruner_zero.models.structure import find_blocks
+from pruner_zero.models.block_calls import take_inputs
+from pruner_zero.models.matrices import find_blocks
 
 # The share of a device's free memory that weights may take before another device is used:
 # statistics, activations and gradients need as much again.

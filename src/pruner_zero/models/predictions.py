@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.loss import in_float32, positions_at_once
+from pruner_zero.models.next_token import in_float32, positions_at_once
 from pruner_zero.progress import track
 
 

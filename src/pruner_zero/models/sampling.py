@@ -11,7 +11,7 @@ from transformers import DynamicCache, DynamicLayer, PreTrainedModel
 from pruner_zero.devices import has_fast_bfloat16
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.language_model import LanguageModel, cache_arguments
-from pruner_zero.models.loss import in_bfloat16, in_float32
+from pruner_zero.models.next_token import in_bfloat16, in_float32
 from pruner_zero.progress import track
 
 # The separator between documents in the training text of many models. In models tuned to follow

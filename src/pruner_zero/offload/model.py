@@ -18,7 +18,7 @@ from pruner_zero.choices import Dtype
 from pruner_zero.devices import CPU, available_bytes, find_devices
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.files import is_gguf
-from pruner_zero.models.blocks import (
+from pruner_zero.models.block_calls import (
     Activations,
     BlockCalls,
     check_block_calls,
@@ -27,10 +27,10 @@ from pruner_zero.models.blocks import (
 )
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import PREFIX, cast_weights, locate_model
-from pruner_zero.models.read import quiet, read_model
-from pruner_zero.models.structure import Matrix, find_blocks, set_tensor
+from pruner_zero.models.matrices import Matrix, find_blocks, set_tensor
+from pruner_zero.models.reading import quiet, read_model
 from pruner_zero.models.transformers_private import as_stored, copy_conversions
-from pruner_zero.offload.gradients import OffloadedGradients
+from pruner_zero.offload.gradients_on_disk import OffloadedGradients
 from pruner_zero.offload.shards import Shards, save_offloaded
 
 

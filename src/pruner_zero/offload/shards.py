@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from pruner_zero.files import writing
-from pruner_zero.models.read import INDEX, quiet, weight_files
-from pruner_zero.models.save import copy_license
+from pruner_zero.models.reading import INDEX, quiet, weight_files
+from pruner_zero.models.saving import copy_license
 from pruner_zero.models.transformers_private import StoredGroup, convert_group, group_stored
 from pruner_zero.tensor_file import TensorFile, write_tensors
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pruner_zero.calibration.walk import WindowFile
 from pruner_zero.journal import Journal
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.structure import Matrix, parameters_of
+from pruner_zero.models.matrices import Matrix, parameters_of
 from pruner_zero.pruning.matrix import MatrixRecord
 from pruner_zero.tensor_file import TensorFile, write_tensors
 

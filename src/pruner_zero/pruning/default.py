@@ -7,10 +7,10 @@ from types import MappingProxyType
 
 from pruner_zero.choices import Mode, Scope, Structure
 from pruner_zero.metric.metric import Metric
-from pruner_zero.models.structure import Matrix
+from pruner_zero.models.matrices import Matrix
 from pruner_zero.pruning.recipe import Race, Recipe, Scored, Text
 from pruner_zero.settings.calibration import TOKENS
-from pruner_zero.settings.prune import RULES
+from pruner_zero.settings.prune_settings import RULES
 from pruner_zero.sparsity.pattern import Pattern
 from pruner_zero.sparsity.selection import Unstructured
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from pruner_zero.calibration.statistics import GradientStatistic, WeightGradientStatistic, select
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models.blocks import BlockCalls, blocks_replaced, run_windows
+from pruner_zero.models.block_calls import BlockCalls, blocks_replaced, run_windows
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.loss import in_float32
-from pruner_zero.models.structure import Matrix, find_blocks, find_matrices, size_of
+from pruner_zero.models.matrices import Matrix, find_blocks, find_matrices, size_of
+from pruner_zero.models.next_token import in_float32
 from pruner_zero.provenance import peak_rss_bytes
 from pruner_zero.pruning.race import HELD_OUT
 from pruner_zero.pruning.recipe import Race, Recipe

@@ -21,10 +21,10 @@ from pruner_zero.calibration.statistics import (
     select,
 )
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.metric.evaluate import ScoreError, score
 from pruner_zero.metric.expression import TERMINALS, Expression, collected_for
 from pruner_zero.metric.metric import Metric
-from pruner_zero.models.structure import Matrix
+from pruner_zero.metric.scoring import ScoreError, score
+from pruner_zero.models.matrices import Matrix
 from pruner_zero.progress import track
 from pruner_zero.sparsity.hessian import Hessian, shrinkage_for
 from pruner_zero.sparsity.pattern import Lazy, Pattern

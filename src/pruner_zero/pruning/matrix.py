@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pruner_zero.models.structure import Matrix, local_name_of
+from pruner_zero.models.matrices import Matrix, local_name_of
 from pruner_zero.pruning.masks import Mask, Statistics
 from pruner_zero.pruning.recipe import Recipe
 from pruner_zero.sparsity.hessian import Hessian

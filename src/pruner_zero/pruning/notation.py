@@ -10,7 +10,7 @@ from pruner_zero.errors import PrunerZeroError, did_you_mean
 from pruner_zero.metric.metric import NAMED, Metric
 from pruner_zero.pruning.recipe import SPARSEGPT, SPARSEGPT_SCORE, Recipe, Scored
 from pruner_zero.settings.calibration import read_parameters
-from pruner_zero.settings.prune import BLOCK_INFLUENCE, REAP, RULED, RULES, TOKEN_COUNT
+from pruner_zero.settings.prune_settings import BLOCK_INFLUENCE, REAP, RULED, RULES, TOKEN_COUNT
 from pruner_zero.sparsity.pattern import SCOPES, Pattern
 from pruner_zero.sparsity.selection import SemiStructured, Unstructured
 from pruner_zero.sparsity.steps.step import STEPS, in_order

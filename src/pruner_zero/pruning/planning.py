@@ -8,7 +8,7 @@ from typing import Any
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.metric.metric import Metric
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.structure import find_matrices
+from pruner_zero.models.matrices import find_matrices
 from pruner_zero.progress import note
 from pruner_zero.pruning.default import (
     DEFAULT,
@@ -21,8 +21,8 @@ from pruner_zero.pruning.notation import check_compares_weights, parse_recipe
 from pruner_zero.pruning.recipe import Race, Recipe, Text
 from pruner_zero.settings.base import name_of, names_of
 from pruner_zero.settings.calibration import TOKENS
-from pruner_zero.settings.prune import PruneSettings
-from pruner_zero.settings.read import read_settings
+from pruner_zero.settings.prune_settings import PruneSettings
+from pruner_zero.settings.read_settings import read_settings
 from pruner_zero.sparsity.pattern import Pattern
 from pruner_zero.sparsity.steps.step import in_order
 

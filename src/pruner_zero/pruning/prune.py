@@ -19,8 +19,8 @@ from pruner_zero.models.gguf_file import save_gguf
 from pruner_zero.models.gguf_source import GgufSource, read_source, source_of
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import as_language_model
-from pruner_zero.models.save import save_model
-from pruner_zero.models.structure import Matrix, local_name_of, size_of
+from pruner_zero.models.matrices import Matrix, local_name_of, size_of
+from pruner_zero.models.saving import save_model
 from pruner_zero.progress import note
 from pruner_zero.provenance import Cost, measured, provenance
 from pruner_zero.pruning.checkpoint import weight_files
@@ -31,9 +31,9 @@ from pruner_zero.pruning.recipe import Recipe
 from pruner_zero.pruning.runner import check_recipe, run_recipe
 from pruner_zero.result_folder import GGUF_PRUNING, build_folder, check_output
 from pruner_zero.settings.calibration import TOKENS
-from pruner_zero.settings.prune import PruneSettings
+from pruner_zero.settings.prune_settings import PruneSettings
 from pruner_zero.text.mixture import Mixture, SelfText, Source
-from pruner_zero.text.windows import Windows
+from pruner_zero.text.token_windows import Windows
 
 # Settings of the statistics that `identity` names one by one.
 _NAMED = {"model", "windows", "torch"}

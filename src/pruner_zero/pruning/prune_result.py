@@ -11,7 +11,7 @@ from typing import Any
 from pruner_zero.files import write_atomic, write_json
 from pruner_zero.metric.metric import Metric
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.save import save_model
+from pruner_zero.models.saving import save_model
 from pruner_zero.provenance import Cost
 from pruner_zero.pruning.matrix import MatrixRecord, PrunedMatrices, total_sparsity
 from pruner_zero.pruning.race import Entry
@@ -23,7 +23,7 @@ from pruner_zero.result_folder import (
     license_of,
     title_of,
 )
-from pruner_zero.settings.prune import PruneSettings
+from pruner_zero.settings.prune_settings import PruneSettings
 from pruner_zero.text.scripts import describe_shares
 from pruner_zero.training.train import Point
 

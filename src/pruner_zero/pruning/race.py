@@ -11,15 +11,15 @@ from torch import Tensor
 
 from pruner_zero.calibration.walk import Stream, Walk
 from pruner_zero.metric.expression import collected_for
-from pruner_zero.models.blocks import blocks_replaced
+from pruner_zero.models.block_calls import blocks_replaced
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.loss import in_float32
+from pruner_zero.models.matrices import Matrix
+from pruner_zero.models.next_token import in_float32
 from pruner_zero.models.predictions import compare_logits
-from pruner_zero.models.structure import Matrix
 from pruner_zero.pruning.masks import DenseStatistics, Mask, masks_of
 from pruner_zero.pruning.recipe import Scored
 from pruner_zero.sparsity.pattern import Lazy, groups
-from pruner_zero.text.windows import Windows
+from pruner_zero.text.token_windows import Windows
 
 # The share of the calibration windows on which masks are judged.
 HELD_OUT = 1 / 16

@@ -19,7 +19,7 @@ from pruner_zero.calibration.statistics import InputStatistic, select
 from pruner_zero.calibration.walk import Storage, Stream, Walk, WindowFile
 from pruner_zero.journal import Journal
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.structure import (
+from pruner_zero.models.matrices import (
     Matrix,
     check_finite,
     check_weights,
@@ -52,7 +52,7 @@ from pruner_zero.pruning.race import Entry, judged_apart, race, ranked
 from pruner_zero.pruning.recipe import Race, Recipe, Scored
 from pruner_zero.sparsity.pattern import Lazy, groups
 from pruner_zero.structure.cut import Cut
-from pruner_zero.text.windows import Windows
+from pruner_zero.text.token_windows import Windows
 from pruner_zero.training.distillation import check_memory, distillation
 from pruner_zero.training.reconstruction import reconstruct
 from pruner_zero.training.train import Point

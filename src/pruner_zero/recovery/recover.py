@@ -15,8 +15,7 @@ from pruner_zero.models.gguf_file import save_gguf
 from pruner_zero.models.gguf_source import GgufSource, read_source, source_of
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import as_language_model
-from pruner_zero.models.save import save_model
-from pruner_zero.models.structure import (
+from pruner_zero.models.matrices import (
     Matrix,
     check_weights,
     find_matrices,
@@ -24,13 +23,14 @@ from pruner_zero.models.structure import (
     parameters_of,
     size_of,
 )
+from pruner_zero.models.saving import save_model
 from pruner_zero.provenance import Cost, measured, provenance
 from pruner_zero.recovery.recover_result import LEAST_SPARSITY, RecoverResult
 from pruner_zero.recovery.splitting import Split, split_texts
 from pruner_zero.result_folder import GGUF_RECOVERY, build_folder, check_output
 from pruner_zero.settings.base import name_of, names_of
-from pruner_zero.settings.read import read_settings
-from pruner_zero.settings.recover import RecoverSettings
+from pruner_zero.settings.read_settings import read_settings
+from pruner_zero.settings.recover_settings import RecoverSettings
 from pruner_zero.text.mixture import Source, load_mixture
 from pruner_zero.text.translation import Translation
 from pruner_zero.training.losses import taught_loss, text_loss

@@ -11,7 +11,7 @@ from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.provenance import Cost
 from pruner_zero.result_folder import NOT_RETRAINED, title_of
 from pruner_zero.settings.calibration import are_written
-from pruner_zero.settings.recover import RecoverSettings
+from pruner_zero.settings.recover_settings import RecoverSettings
 from pruner_zero.table import Tabular
 from pruner_zero.training.train import Point
 

@@ -11,10 +11,10 @@ from torch import Tensor
 from pruner_zero.calibration.self_text import self_windows
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.language_model import LanguageModel, check_tokens
-from pruner_zero.settings.recover import RecoverSettings
+from pruner_zero.settings.recover_settings import RecoverSettings
 from pruner_zero.text.corpus import Corpus
 from pruner_zero.text.mixture import Mixture
-from pruner_zero.text.windows import (
+from pruner_zero.text.token_windows import (
     RANDOM_CHARACTERS,
     Tokenizer,
     Windows,

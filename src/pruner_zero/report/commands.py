@@ -8,11 +8,11 @@ from typing import Any
 import yaml
 
 from pruner_zero.evolution.study import Study
-from pruner_zero.report.read import ComparisonRun, PruneRun, Result
+from pruner_zero.report.results import ComparisonRun, PruneRun, Result
 from pruner_zero.settings.base import STRINGS, Settings, options_of, quoted
-from pruner_zero.settings.evaluate import CLASSICS, CompareSettings
-from pruner_zero.settings.prune import PruneSettings
-from pruner_zero.settings.search import SearchSettings
+from pruner_zero.settings.evaluate_settings import CLASSICS, CompareSettings
+from pruner_zero.settings.prune_settings import PruneSettings
+from pruner_zero.settings.search_settings import SearchSettings
 from pruner_zero.text.source import SOURCES
 
 _VERBS: Mapping[type, tuple[str, type[Settings]]] = {

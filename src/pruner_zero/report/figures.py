@@ -20,7 +20,7 @@ from pruner_zero.evolution.archive import Record
 from pruner_zero.evolution.hall_of_fame import complexity
 from pruner_zero.evolution.study import Study
 from pruner_zero.pruning.matrix import MatrixRecord, total_sparsity
-from pruner_zero.report.read import ComparisonRun
+from pruner_zero.report.results import ComparisonRun
 from pruner_zero.table import clean
 
 # The colours of the page on white; its style sheet inverts figures on dark screens.

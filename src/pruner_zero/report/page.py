@@ -14,7 +14,7 @@ from pruner_zero.files import check_file, write_atomic
 from pruner_zero.metric.expression import Call, Expression
 from pruner_zero.metric.latex import to_latex, to_mathml
 from pruner_zero.report import commands, figures
-from pruner_zero.report.read import ComparisonRun, EvaluationRun, PruneRun, Result, read_result
+from pruner_zero.report.results import ComparisonRun, EvaluationRun, PruneRun, Result, read_result
 from pruner_zero.table import clean
 from pruner_zero.version import __version__
 

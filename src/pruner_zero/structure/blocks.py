@@ -15,9 +15,14 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from pruner_zero.calibration.walk import Stream, Walk
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models.blocks import Arguments, check_block_calls, record_block_calls, run_block
+from pruner_zero.models.block_calls import (
+    Arguments,
+    check_block_calls,
+    record_block_calls,
+    run_block,
+)
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.structure import block_list, find_blocks, find_matrices, size_of
+from pruner_zero.models.matrices import block_list, find_blocks, find_matrices, size_of
 from pruner_zero.progress import track
 from pruner_zero.sparsity.hessian import Hessian
 from pruner_zero.structure.cut import Cut

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pruner_zero.calibration.statistics import Kind
 from pruner_zero.choices import check_sparsity
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.structure import size_of
+from pruner_zero.models.matrices import size_of
 from pruner_zero.sparsity.pattern import Pattern
 
 # When a cut knows which units go: from the calibration text before anything else, from the whole

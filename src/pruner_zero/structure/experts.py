@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.structure import find_blocks, find_matrices, set_tensor
+from pruner_zero.models.matrices import find_blocks, find_matrices, set_tensor
 from pruner_zero.structure.cut import Cut
 from pruner_zero.structure.removal import size_left, take_units, units_left, without_weights
 from pruner_zero.structure.units import signed_squares

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models.structure import size_of
+from pruner_zero.models.matrices import size_of
 from pruner_zero.structure.cut import Cut
 
 # What transformers raises for a configuration that it refuses, or that lacks a field.

@@ -20,7 +20,7 @@ from pruner_zero.choices import Structure
 from pruner_zero.devices import where_float64_is
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.structure import find_blocks, set_tensor, size_of
+from pruner_zero.models.matrices import find_blocks, set_tensor, size_of
 from pruner_zero.sparsity.pattern import Pattern
 from pruner_zero.sparsity.selection import keep_highest
 from pruner_zero.sparsity.threshold import comparable

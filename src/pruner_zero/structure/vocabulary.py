@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.loss import fast_products, in_float32, positions_at_once
-from pruner_zero.models.structure import find_tables, size_of
+from pruner_zero.models.matrices import find_tables, size_of
+from pruner_zero.models.next_token import fast_products, in_float32, positions_at_once
 from pruner_zero.progress import track
 from pruner_zero.structure.cut import Cut
 from pruner_zero.structure.named_tokens import needed_tokens, renumber

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from pruner_zero.calibration.walk import Walk, WindowFile
 from pruner_zero.journal import Journal
-from pruner_zero.models.blocks import Activations
+from pruner_zero.models.block_calls import Activations
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.loss import fast_products, in_float32
+from pruner_zero.models.next_token import fast_products, in_float32
 from pruner_zero.progress import track
 from pruner_zero.tensor_file import TensorFile, write_tensors
 from pruner_zero.text.translation import Translation

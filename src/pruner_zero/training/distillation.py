@@ -11,7 +11,7 @@ from pruner_zero.devices import available_bytes
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.journal import Journal
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.structure import (
+from pruner_zero.models.matrices import (
     Matrix,
     check_weights,
     find_matrices,
@@ -21,8 +21,8 @@ from pruner_zero.models.structure import (
 )
 from pruner_zero.progress import note
 from pruner_zero.tensor_file import TensorFile, write_tensors
+from pruner_zero.text.token_windows import Windows, tokens_sha256
 from pruner_zero.text.translation import Translation
-from pruner_zero.text.windows import Windows, tokens_sha256
 from pruner_zero.training.dense_targets import write_targets
 from pruner_zero.training.targets import LOGITS, divergence
 from pruner_zero.training.train import (

@@ -6,8 +6,8 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from pruner_zero.models.blocks import run_blocks
-from pruner_zero.models.loss import in_float32
+from pruner_zero.models.block_calls import run_blocks
+from pruner_zero.models.next_token import in_float32
 from pruner_zero.text.translation import Translation
 from pruner_zero.training.targets import Target, divergence, target_of
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models.blocks import Activations, Arguments, run_batch
-from pruner_zero.models.loss import fast_products, only_these_learn
-from pruner_zero.models.structure import Matrix, experts_of, parameters_of
+from pruner_zero.models.block_calls import Activations, Arguments, run_batch
+from pruner_zero.models.matrices import Matrix, experts_of, parameters_of
+from pruner_zero.models.next_token import fast_products, only_these_learn
 from pruner_zero.training.factored import LEAST_SCALE
 from pruner_zero.training.train import epochs, float32_weights, rate
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pruner_zero.models.blocks import blocks_replaced
+from pruner_zero.models.block_calls import blocks_replaced
 from pruner_zero.text.translation import Translation
 
 # The most probable tokens of each position that are kept apart; the others are one event together.

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from pruner_zero.devices import has_fast_bfloat16
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.journal import Journal
-from pruner_zero.models.blocks import blocks_recomputed, first_token_apart, run_blocks
-from pruner_zero.models.loss import fast_products, gradients_to
-from pruner_zero.models.structure import OUTSIDE, Matrix, parameters_of
+from pruner_zero.models.block_calls import blocks_recomputed, first_token_apart, run_blocks
+from pruner_zero.models.matrices import OUTSIDE, Matrix, parameters_of
+from pruner_zero.models.next_token import fast_products, gradients_to
 from pruner_zero.progress import note, track
 from pruner_zero.tensor_file import TensorFile, write_tensors
 from pruner_zero.training.factored import FactoredMatrix

@@ -13,11 +13,11 @@ from torch import Tensor
 from pruner_zero.choices import Group
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.metric.canonical.form import canonical
-from pruner_zero.metric.evaluate import ScoreError, score
 from pruner_zero.metric.expression import Call, Constant, Expression, Terminal, call
 from pruner_zero.metric.grammar import parse
 from pruner_zero.metric.metric import NAMED
 from pruner_zero.metric.operators import OPERATORS, Operator, Shape
+from pruner_zero.metric.scoring import ScoreError, score
 from tests.metric.strategies import expressions, lightly, tame, terminals, terminals_of
 
 WIDTH = 7

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from pruner_zero.choices import Group
 from pruner_zero.metric.canonical.form import canonical
 from pruner_zero.metric.canonical.skeleton import Skeleton
-from pruner_zero.metric.evaluate import score
 from pruner_zero.metric.grammar import parse
+from pruner_zero.metric.scoring import score
 from tests.metric.strategies import expressions
 
 

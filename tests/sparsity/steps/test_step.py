@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.settings.prune import PruneSettings
-from pruner_zero.settings.search import SearchSettings
+from pruner_zero.settings.prune_settings import PruneSettings
+from pruner_zero.settings.search_settings import SearchSettings
 from pruner_zero.sparsity.selection import SemiStructured, Unstructured
 from pruner_zero.sparsity.steps.step import STEPS, Layer, Step, Updated, in_order, plan, run_steps
 from tests.masks import keep_mask

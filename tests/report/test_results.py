@@ -7,7 +7,7 @@ import pytest
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.study import Study
-from pruner_zero.report.read import ComparisonRun, EvaluationRun, PruneRun, read_result
+from pruner_zero.report.results import ComparisonRun, EvaluationRun, PruneRun, read_result
 from tests.report.conftest import JUDGED, PROVENANCE, SEARCH, write_evaluation, write_search
 
 HOLDS = '{"rows": [%s], "provenance": {"settings": {}}}'

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from pruner_zero.cli import options
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.settings.search import SearchSettings
+from pruner_zero.settings.search_settings import SearchSettings
 
 if TYPE_CHECKING:
     from pruner_zero.evolution.run import Status

@@ -12,10 +12,10 @@ from pruner_zero.calibration.statistics import Kind
 from pruner_zero.journal import JOURNAL
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import load_model
-from pruner_zero.models.structure import find_blocks
+from pruner_zero.models.matrices import find_blocks
 from pruner_zero.offload.model import load_offloaded
 from pruner_zero.text.corpus import Corpus
-from pruner_zero.text.windows import Windows, random_windows
+from pruner_zero.text.token_windows import Windows, random_windows
 from tests.conftest import save_sharded
 from tests.offload.test_model import every_architecture_and_some_in_bfloat16
 from tests.text.refusals import refusal

@@ -8,8 +8,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import load_model
-from pruner_zero.models.save import save_model
-from pruner_zero.models.structure import find_matrices
+from pruner_zero.models.matrices import find_matrices
+from pruner_zero.models.saving import save_model
 from tests.full_disk import full_disk
 from tests.text.refusals import refusal
 from tests.tiny import tiny_tokenizer

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from pruner_zero.settings.evaluate import EvaluateSettings
-from pruner_zero.settings.read import read_settings
+from pruner_zero.settings.evaluate_settings import EvaluateSettings
+from pruner_zero.settings.read_settings import read_settings
 from tests.text.refusals import refusal
 
 

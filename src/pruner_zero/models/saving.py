@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from pruner_zero.files import writing
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.read import quiet
+from pruner_zero.models.reading import quiet
 
 
 def save_model(language_model: LanguageModel, folder: Path, shard_size: str = "5GB") -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models.blocks import (
+from pruner_zero.models.block_calls import (
     BlockCalls,
     blocks_recomputed,
     check_block_calls,
@@ -23,7 +23,7 @@ from pruner_zero.models.blocks import (
 )
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import load_model
-from pruner_zero.models.structure import find_blocks
+from pruner_zero.models.matrices import find_blocks
 from pruner_zero.offload.model import load_offloaded
 from tests.models.expected import FINAL_NORM
 from tests.tiny import tiny_tokenizer
@@ -173,7 +173,7 @@ def test_only_one_block_is_in_the_graph_at_a_time() -> None:
 
 
 def test_bfloat16_runs_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pruner_zero.models.loss.emulated_dtypes", lambda: ())
+    monkeypatch.setattr("pruner_zero.models.next_token.emulated_dtypes", lambda: ())
     model, windows = tiny_model("qwen3").bfloat16(), tiny_windows()
     calls = record_block_calls(model, windows)
     with torch.no_grad():

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pruner_zero.models import loss
-from pruner_zero.models.loss import next_token_loss, next_token_losses
+from pruner_zero.models import next_token as loss
+from pruner_zero.models.next_token import next_token_loss, next_token_losses
 from tests.tiny_models import ARCHITECTURES, tiny_model, tiny_windows
 
 

@@ -8,7 +8,7 @@ import pytest
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.measuring.perplexity import Perplexity, perplexity
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.text.windows import Windows
+from pruner_zero.text.token_windows import Windows
 from tests.cli.conftest import Cli
 from tests.measuring.local_task import QUESTIONS, write_task
 from tests.tiny import FOX

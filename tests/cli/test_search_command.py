@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pruner_zero.cli.search import _print
+from pruner_zero.cli.search_command import _print
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.archive import SearchJournal
 from pruner_zero.evolution.evaluator import MaskedModel

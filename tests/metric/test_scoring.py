@@ -10,10 +10,10 @@ import torch
 from hypothesis import given
 from torch import Tensor
 
-from pruner_zero.metric.evaluate import ScoreError, _zero_divisor, evaluate, evaluate_stack, score
 from pruner_zero.metric.expression import Call, Constant, Expression, Terminal
 from pruner_zero.metric.grammar import parse
 from pruner_zero.metric.operators import Operator
+from pruner_zero.metric.scoring import ScoreError, _zero_divisor, evaluate, evaluate_stack, score
 from tests.metric.strategies import expressions, lightly, matrices, tame, terminals_of
 
 W = Terminal("W")

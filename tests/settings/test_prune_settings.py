@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from pruner_zero.pruning.planning import takes_default
-from pruner_zero.settings.prune import PruneSettings
-from pruner_zero.settings.read import read_settings
+from pruner_zero.settings.prune_settings import PruneSettings
+from pruner_zero.settings.read_settings import read_settings
 
 
 def settings(**given: Any) -> PruneSettings:

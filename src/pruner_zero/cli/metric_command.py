@@ -112,7 +112,7 @@ def as_tree(metric: Spec) -> None:
 def _rules() -> dict[str, tuple[str, str]]:
     """The names that --metric takes and that are no expressions: what they do, and the source."""
     from pruner_zero.pruning.recipe import SPARSEGPT, SPARSEGPT_SCORE
-    from pruner_zero.settings.prune import BLOCK_INFLUENCE, REAP, TOKEN_COUNT
+    from pruner_zero.settings.prune_settings import BLOCK_INFLUENCE, REAP, TOKEN_COUNT
 
     return {
         SPARSEGPT: (

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from pruner_zero.models.structure import Matrix, check_weights, find_blocks, find_matrices
+from pruner_zero.models.matrices import Matrix, check_weights, find_blocks, find_matrices
 from tests.models.expected import expected_matrices
 from tests.text.refusals import refusal
 from tests.tiny_models import ARCHITECTURES, FUSED_EXPERTS, tiny_model, tiny_windows

@@ -2,8 +2,8 @@
 
 import pytest
 
-from pruner_zero.settings.read import read_settings
-from pruner_zero.settings.recover import RecoverSettings
+from pruner_zero.settings.read_settings import read_settings
+from pruner_zero.settings.recover_settings import RecoverSettings
 from tests.text.refusals import refusal
 
 NAMES = {"model": "m", "text": "t"}

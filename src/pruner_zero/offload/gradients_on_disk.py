@@ -24,9 +24,9 @@ from pruner_zero.calibration.statistics import (
 )
 from pruner_zero.calibration.walk import Stream, Walk, WindowFile
 from pruner_zero.journal import Journal
-from pruner_zero.models.blocks import Activations, blocks_replaced, run_block
-from pruner_zero.models.loss import gradients_to, next_token_loss
-from pruner_zero.models.structure import find_blocks, find_matrices
+from pruner_zero.models.block_calls import Activations, blocks_replaced, run_block
+from pruner_zero.models.matrices import find_blocks, find_matrices
+from pruner_zero.models.next_token import gradients_to, next_token_loss
 from pruner_zero.models.transformers_private import experts_one_by_one
 from pruner_zero.progress import note, track
 

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.settings.base import MAIN, TEXT_HELP, Cli, CommaSeparated, ModelSettings, PathText
 from pruner_zero.settings.calibration import MethodSettings, SizeSettings, WindowSettings
-from pruner_zero.settings.prune import BLOCK_INFLUENCE, METHOD, REAP
+from pruner_zero.settings.prune_settings import BLOCK_INFLUENCE, METHOD, REAP
 
 # Settings without effect where no task is named.
 _OF_TASKS = ("num_fewshot", "limit", "include_path", "apply_chat_template")

@@ -6,7 +6,7 @@ from typing import Any
 
 from pruner_zero.cli import options
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.settings.prune import PruneSettings
+from pruner_zero.settings.prune_settings import PruneSettings
 
 IMPROVEMENT = (
     "a plain mask: leave out --metric, or give the .json file of a metric that a search found, for "

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.text import windows
+from pruner_zero.text import token_windows as windows
 from pruner_zero.text.corpus import Corpus
-from pruner_zero.text.windows import consecutive_windows, random_windows, start_of
+from pruner_zero.text.token_windows import consecutive_windows, random_windows, start_of
 from tests.text.refusals import refusal
 from tests.tiny import FOX, tiny_tokenizer
 

@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 
 from pruner_zero.devices import is_out_of_memory
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models.loss import in_float32
-from pruner_zero.models.structure import find_blocks
+from pruner_zero.models.matrices import find_blocks
+from pruner_zero.models.next_token import in_float32
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 

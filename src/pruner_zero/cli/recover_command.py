@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from pruner_zero.cli import options
-from pruner_zero.settings.recover import RecoverSettings
+from pruner_zero.settings.recover_settings import RecoverSettings
 
 
 @options.with_settings(RecoverSettings)
