@@ -31,7 +31,12 @@ def prune(
 
     if dry_run:
         made = plan(output=output, overwrite=overwrite, config=config, **settings)
-        print(json.dumps(made.to_json()) if as_json else "\n".join(made.lines()))
+        shapes = [
+            f"  {name}: {len(group)} of {group[0][0]} x {group[0][1]}"
+            for name, group in made.shapes.items()
+        ]
+        lines = [*made.lines(), *(["matrices:", *shapes] if shapes else [])]
+        print(json.dumps(made.to_json()) if as_json else "\n".join(lines))
         return
     if output is None:
         raise PrunerZeroError("give the place of the result as --output, or add --dry-run")

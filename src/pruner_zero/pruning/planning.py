@@ -93,7 +93,7 @@ def plan_recipe(settings: PruneSettings, said: Recipe, language_model: LanguageM
     if takes_default(settings):
         if said.cut is None:
             recipe, tokens = _with_default(settings, said, language_model)
-        elif said.cut.rule is None:
+        elif said.cut.when == "masks":
             # Least squares stand in the place of passes (benchmarks/units.md).
             recipe = replace(said, distill=_first(settings.distill, DISTILL))
     fitted = recipe.fitted(language_model)

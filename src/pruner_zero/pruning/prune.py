@@ -82,8 +82,7 @@ def prune(
     if run.settings.offload and run.folder is None:
         raise PrunerZeroError("--offload needs an output folder, where the result is built up")
     with torch_threads(run.settings.threads):
-        note(str(run.plan.estimate or "how long it takes is not known"))
-        for line in run.recipe.lines():
+        for line in run.lines():
             note(line)
         windows, store = open_calibration(
             run.texts, run.language_model, run.shape, run.settings.seed, cache
@@ -108,37 +107,7 @@ def plan(
     Raises PrunerZeroError for what `prune` refuses before its work.
     """
     parts = (model, metric, calibration, output, overwrite, tokenizer, config, settings)
-    return _prepare(*parts).plan
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The recipe for a model, the matrices that it concerns, and what it takes.
-
-    matrices: by their name inside a block, how many there are and their shape (out, in). estimate:
-    None where the blocks of the model cannot be run alone.
-    """
-
-    recipe: Recipe
-    matrices: Mapping[str, tuple[int, tuple[int, int]]]
-    estimate: Estimate | None
-
-    def lines(self) -> list[str]:
-        """The plan in words, line by line."""
-        shown = [
-            f"  {name}: {count} of {shape[0]} x {shape[1]}"
-            for name, (count, shape) in self.matrices.items()
-        ]
-        lines = self.recipe.lines()
-        if self.recipe.has_masks:
-            lines += ["matrices:", *shown]
-        return [*lines, str(self.estimate or "how long it takes is not known")]
-
-    def to_json(self) -> dict[str, Any]:
-        """The plan as JSON values; shapes by matrix name."""
-        shapes = {name: {"count": n, "shape": shape} for name, (n, shape) in self.matrices.items()}
-        duration = self.estimate and vars(self.estimate)
-        return {**self.recipe.to_json(), "matrices": shapes, "estimate": duration}
+    return _prepare(*parts)
 
 
 def _prepare(
@@ -150,7 +119,7 @@ def _prepare(
     tokenizer: Any,
     config: str | Path | None,
     settings: Mapping[str, Any],
-) -> "_Prepared":
+) -> "Plan":
     """All that comes before the first work. Raises PrunerZeroError for what can be seen by then."""
     checked, said = read_recipe(model, metric, calibration, config, settings)
     folder = None if output is None else check_output(output, overwrite, [checked.model], gguf=True)
@@ -186,7 +155,7 @@ def _prepare(
         writes = any(isinstance(source, SelfText) for source in sources)
         duration = estimate(language_model, recipe, matrices, writes=writes)
     parts = (checked, recipe, language_model, is_object, texts, matrices, folder, source)
-    return _Prepared(*parts, optional, duration)
+    return Plan(*parts, optional, duration)
 
 
 def _check_offload(is_object: bool) -> None:
@@ -199,11 +168,12 @@ def _check_offload(is_object: bool) -> None:
 
 
 @dataclass(frozen=True)
-class _Prepared:
-    """A run before its first work.
+class Plan:
+    """A run before its first work: the recipe for a model, its matrices, and what it takes.
 
     is_object: whether the caller gave a model object. texts: of the calibration. optional: whether
-    the distillation may be left out.
+    the distillation may be left out. estimate: None where the blocks of the model cannot be run
+    alone.
     """
 
     settings: PruneSettings
@@ -224,23 +194,31 @@ class _Prepared:
         return self.settings.shape(text.tokens if text else TOKENS)
 
     @property
-    def plan(self) -> Plan:
-        """The recipe, the matrices and the estimate."""
-        by_name: dict[str, list[Matrix]] = defaultdict(list)
-        for matrix in self.matrices:
-            by_name[local_name_of(matrix.name, matrix.block)].append(matrix)
-        counted = {
-            name: (len(group), (group[0].weight.shape[0], group[0].weight.shape[1]))
-            for name, group in by_name.items()
-        }
-        return Plan(self.recipe, counted, self.estimate)
+    def shapes(self) -> dict[str, list[tuple[int, int]]]:
+        """The shapes (out, in) of the matrices by their name inside a block."""
+        by_name: dict[str, list[tuple[int, int]]] = defaultdict(list)
+        for matrix in self.matrices if self.recipe.has_masks else ():
+            name = local_name_of(matrix.name, matrix.block)
+            by_name[name].append((matrix.weight.shape[0], matrix.weight.shape[1]))
+        return by_name
+
+    def lines(self) -> list[str]:
+        """What it takes and what is done, line by line."""
+        duration = str(self.estimate or "how long it takes is not known")
+        return [duration, *self.recipe.lines()]
+
+    def to_json(self) -> dict[str, Any]:
+        """The recipe, the matrices by name, and the estimate, as JSON values."""
+        shapes = {n: {"count": len(group), "shape": group[0]} for n, group in self.shapes.items()}
+        duration = self.estimate and vars(self.estimate)
+        return {**self.recipe.to_json(), "matrices": shapes, "estimate": duration}
 
 
 @dataclass(frozen=True)
 class _Work:
     """The work of a run: what was prepared, the calibration windows, the store of statistics."""
 
-    run: _Prepared
+    run: Plan
     windows: Windows
     store: StatisticsStore
 
