@@ -7,7 +7,8 @@ from torch.nn import functional
 
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.recovery.recover import check_teacher
-from pruner_zero.training.losses import Loss, taught_loss, text_loss
+from pruner_zero.training.losses import taught_loss, text_loss
+from pruner_zero.training.train import Loss
 from tests.recovery.conftest import pruned_model
 from tests.text.refusals import refusal
 from tests.tiny import tiny_tokenizer

@@ -1,6 +1,5 @@
 """The losses of a training, with their gradients: of a text, and of a text beside a teacher."""
 
-from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
@@ -10,11 +9,7 @@ from pruner_zero.models.block_calls import run_blocks
 from pruner_zero.models.next_token import in_float32
 from pruner_zero.text.translation import Translation
 from pruner_zero.training.targets import Target, divergence, target_of
-
-# Of some logits (positions, vocabulary) and the slice of the positions that they belong to, which
-# are those of all windows that have a next token, numbered through: the sum of the loss over them,
-# in nats, and its gradient, both float32.
-Loss = Callable[[slice, Tensor], tuple[Tensor, Tensor]]
+from pruner_zero.training.train import Loss
 
 
 def text_loss(windows: Tensor) -> Loss:

@@ -23,7 +23,6 @@ from pruner_zero.models.next_token import fast_products, gradients_to
 from pruner_zero.progress import note, track
 from pruner_zero.tensor_file import TensorFile, write_tensors
 from pruner_zero.training.factored import FactoredMatrix
-from pruner_zero.training.losses import Loss
 from pruner_zero.training.targets import logits_in_chunks
 
 # The highest learning rate, as a share of the root mean square of each matrix.
@@ -54,6 +53,12 @@ class Batch(NamedTuple):
 
     windows: Tensor
     loss: Loss
+
+
+# Of some logits (positions, vocabulary) and the slice of the positions that they belong to, which
+# are those of all windows that have a next token, numbered through: the sum of the loss over them,
+# in nats, and its gradient, both float32.
+Loss = Callable[[slice, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
