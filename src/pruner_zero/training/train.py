@@ -48,17 +48,17 @@ def rate(share: float) -> float:
     return (1 - math.cos(math.pi * (1 - share) / (1 - WARMUP))) / 2
 
 
+# Of some logits (positions, vocabulary) and the slice of the positions that they belong to, which
+# are those of all windows that have a next token, numbered through: the sum of the loss over them,
+# in nats, and its gradient, both float32.
+Loss = Callable[[slice, Tensor], tuple[Tensor, Tensor]]
+
+
 class Batch(NamedTuple):
     """The windows (n, tokens) of an optimizer step or of a validation, with their loss."""
 
     windows: Tensor
     loss: Loss
-
-
-# Of some logits (positions, vocabulary) and the slice of the positions that they belong to, which
-# are those of all windows that have a next token, numbered through: the sum of the loss over them,
-# in nats, and its gradient, both float32.
-Loss = Callable[[slice, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
