@@ -62,20 +62,24 @@ def measured() -> Iterator[Cost]:
     cost = Cost()
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
+    wait_for_gpus()
     for index in _gpus_in_use():
-        torch.cuda.synchronize(index)
         torch.cuda.reset_peak_memory_stats(index)
     start = time.monotonic()
     try:
         yield cost
     finally:
+        wait_for_gpus()
         gpus = _gpus_in_use()
-        for index in gpus:
-            # CUDA kernels run asynchronously: without this the clock stops before they end.
-            torch.cuda.synchronize(index)
         cost.seconds = round(time.monotonic() - start, 2)
         cost.peak_rss_bytes = peak_rss_bytes()
         cost.peak_gpu_bytes = max(map(torch.cuda.max_memory_allocated, gpus), default=None)
+
+
+def wait_for_gpus() -> None:
+    """Return once all work queued on GPUs has finished: kernels run asynchronously."""
+    for index in _gpus_in_use():
+        torch.cuda.synchronize(index)
 
 
 def peak_rss_bytes() -> int:

@@ -67,5 +67,5 @@ def test_bad_input_is_refused_in_one_line(
     assert "no text to train on" in cli("recover", model, "-o", tmp_path / "out").error
     assert "'model' is missing" in cli("recover", *good[2:]).error
     assert "Missing option '--output'" in cli(*good[:4]).error
-    assert "choose another folder, or add --overwrite" in cli(*good[:4], "-o", model).error
+    assert "which this command reads: choose another output" in cli(*good[:4], "-o", model).error
     assert not list(tmp_path.iterdir())

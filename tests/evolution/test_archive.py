@@ -129,7 +129,7 @@ def test_a_flipped_bit_of_any_byte_is_refused(tmp_path: Path) -> None:
 
 def test_a_run_of_other_settings_is_refused_naming_the_difference(tmp_path: Path) -> None:
     Archive(tmp_path, {"seed": 0, "sparsity": 0.5}).remember(Outcome(0, "all", value=1.0))
-    with pytest.raises(PrunerZeroError, match="seed differ"):
+    with pytest.raises(PrunerZeroError, match="seed changed"):
         Archive(tmp_path, {"seed": 1, "sparsity": 0.5})
 
 

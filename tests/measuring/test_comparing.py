@@ -467,4 +467,5 @@ def test_the_weights_of_a_model_are_hashed_once(
     assert hashed == [mine]
     hashed.clear()
     recover(mine, teacher=dense, steps=1, validation_windows=1, windows=11, seqlen=16)
-    assert hashed == [mine, dense]
+    assert len(hashed) == 2
+    assert {mine, dense} == set(hashed)

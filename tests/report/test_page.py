@@ -189,7 +189,8 @@ def test_removed_units_are_no_groups_of_a_pattern(tmp_path: Path) -> None:
     assert "Where weights were removed" in text
     assert "zeros" not in text
     settings |= {"structure": None}
-    other = write_prune(tmp_path / "other", settings=settings, pattern="columns of a plug-in")
+    words_of_other: dict[str, Any] = {"pattern": "columns of a plug-in", "scope": None}
+    other = write_prune(tmp_path / "other", settings=settings, **words_of_other)
     assert "compared within the groups of the pattern" in written(other).text
     row = {**WITH_SMALLER[4], "scope": None, "pattern": words}
     assert "compared as whole units" in written(write_comparison(tmp_path / "c.json", [row])).text

@@ -14,7 +14,7 @@ from pruner_zero.models.block_calls import BlockCalls, blocks_replaced, run_wind
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.matrices import Matrix, find_blocks, find_matrices, size_of
 from pruner_zero.models.next_token import in_float32
-from pruner_zero.provenance import peak_rss_bytes
+from pruner_zero.provenance import peak_rss_bytes, wait_for_gpus
 from pruner_zero.pruning.race import HELD_OUT
 from pruner_zero.pruning.recipe import Race, Recipe
 from pruner_zero.training.reconstruction import reconstruct
@@ -135,8 +135,7 @@ def _seconds(work: Callable[[], object]) -> float:
     for _ in range(2):
         start = time.perf_counter()
         work()
-        if torch.cuda.is_initialized():
-            torch.cuda.synchronize()
+        wait_for_gpus()
         times.append(time.perf_counter() - start)
     return min(times)
 

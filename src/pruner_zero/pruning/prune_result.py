@@ -211,7 +211,12 @@ def _outcome(result: PruneResult) -> str:
         sentences.append(
             "In the training of the whole, the divergence from the dense model's predictions on "
             f"windows kept apart went from {first.validation_loss:.3f} to "
-            f"{last.validation_loss:.3f} nats per token."
+            f"{last.validation_loss:.3f} nats per token"
+            + (
+                ", so that the weights before it were kept."
+                if last.validation_loss > first.validation_loss
+                else "."
+            )
         )
     elif not result.recipe.reconstruct:
         sentences.append(NOT_RETRAINED)
