@@ -1,12 +1,11 @@
 """An estimate times the model at hand, changes nothing, and grows with the work."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from pruner_zero.models.matrices import find_matrices
 from pruner_zero.offload.model import load_offloaded
 from pruner_zero.pruning import estimate as module
 from pruner_zero.pruning.default import default
@@ -21,12 +20,11 @@ SMALL = Text(64, seqlen=16)
 
 
 @pytest.fixture(autouse=True)
-def _timed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _timed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiny models are timed too, by a clock on which every look takes a second."""
     monkeypatch.setattr(module, "_LITTLE", 0)
     ticks = iter(range(10**6))
     monkeypatch.setattr(module.time, "perf_counter", lambda: float(next(ticks)))
-    yield
 
 
 def seconds(recipe: Recipe, *, writes: bool = False) -> float:
@@ -65,7 +63,7 @@ def test_every_part_of_a_recipe_takes_time() -> None:
 
 def test_wide_memory_is_that_of_the_largest_part() -> None:
     model, plain = language_model("llama"), replace(recipe_of("wanda"), text=SMALL)
-    matrices: list[Any] = module.find_matrices(model.model)
+    matrices = find_matrices(model.model)
 
     def memory(recipe: Recipe) -> int:
         made = estimate(model, recipe, matrices, writes=False)
