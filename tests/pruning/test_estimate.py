@@ -24,7 +24,7 @@ def _timed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiny models are timed too, by a clock on which every look takes a second."""
     monkeypatch.setattr(module, "_LITTLE", 0)
     ticks = iter(range(10**6))
-    monkeypatch.setattr(module.time, "perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr("pruner_zero.pruning.estimate.perf_counter", lambda: float(next(ticks)))
 
 
 def seconds(recipe: Recipe, *, writes: bool = False) -> float:

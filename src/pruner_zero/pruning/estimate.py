@@ -1,9 +1,9 @@
 """How long a recipe takes and how much memory, from a few timed seconds of the model at hand."""
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from time import perf_counter
 
 import torch
 from torch import Tensor, nn
@@ -133,10 +133,10 @@ def _seconds(work: Callable[[], object]) -> float:
     """The shorter of two runs, since the first one also prepares kernels."""
     times = []
     for _ in range(2):
-        start = time.perf_counter()
+        start = perf_counter()
         work()
         wait_for_gpus()
-        times.append(time.perf_counter() - start)
+        times.append(perf_counter() - start)
     return min(times)
 
 
