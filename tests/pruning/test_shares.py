@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pruner_zero.models.matrices import Matrix, find_matrices
-from pruner_zero.pruning.default import COSTS, equal_margins, shares_by_role
+from pruner_zero.pruning.shares import COSTS, equal_margins, shares_by_role
 from pruner_zero.sparsity.selection import Unstructured
 from tests.tiny_models import tiny_model
 
