@@ -12,7 +12,7 @@ from pruner_zero.files import sha256
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.matrices import find_matrices
 from pruner_zero.progress import reported_to
-from pruner_zero.settings.evaluate_settings import CLASSICS
+from pruner_zero.settings.compare_settings import CLASSICS
 from tests.tiny import Notes, tiny_tokenizer
 from tests.tiny_models import tiny_model
 

@@ -11,7 +11,8 @@ from pydantic import Field, model_validator
 import pruner_zero
 from pruner_zero import PrunerZeroError
 from pruner_zero.settings.base import Option, Settings, options_of
-from pruner_zero.settings.evaluate_settings import CompareSettings, EvaluateSettings
+from pruner_zero.settings.compare_settings import CompareSettings
+from pruner_zero.settings.evaluate_settings import EvaluateSettings
 from pruner_zero.settings.prune_settings import PruneSettings
 from pruner_zero.settings.read_settings import read_settings
 from pruner_zero.settings.recover_settings import RecoverSettings

@@ -8,7 +8,8 @@ import typer
 
 from pruner_zero.cli import options
 from pruner_zero.cli.terminal import print_table
-from pruner_zero.settings.evaluate_settings import CompareSettings, EvaluateSettings
+from pruner_zero.settings.compare_settings import CompareSettings
+from pruner_zero.settings.evaluate_settings import EvaluateSettings
 from pruner_zero.settings.read_settings import read_settings
 
 if TYPE_CHECKING:

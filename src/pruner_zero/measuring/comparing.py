@@ -31,7 +31,7 @@ from pruner_zero.pruning.notation import parse_recipe, split_methods
 from pruner_zero.pruning.recipe import Recipe
 from pruner_zero.pruning.runner import check_parameters, check_recipe, run_recipe
 from pruner_zero.settings.base import name_of, names_of
-from pruner_zero.settings.evaluate_settings import CompareSettings
+from pruner_zero.settings.compare_settings import CompareSettings
 from pruner_zero.settings.read_settings import read_settings
 from pruner_zero.text.corpus import Corpus
 from pruner_zero.text.mixture import SelfText, Source, load_text

@@ -272,6 +272,9 @@ class Recipe:
             order = "all statistics of the dense model"
         return [*lines, f"order: {self.order}, {order}"] if self.has_masks else lines
 
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
     def to_json(self) -> dict[str, Any]:
         """The parts around the metric, as JSON values."""
         return {

@@ -10,7 +10,7 @@ import yaml
 from pruner_zero.evolution.study import Study
 from pruner_zero.report.results import ComparisonRun, PruneRun, Result
 from pruner_zero.settings.base import STRINGS, Settings, options_of, quoted
-from pruner_zero.settings.evaluate_settings import CLASSICS, CompareSettings
+from pruner_zero.settings.compare_settings import CLASSICS, CompareSettings
 from pruner_zero.settings.prune_settings import PruneSettings
 from pruner_zero.settings.search_settings import SearchSettings
 from pruner_zero.text.source import SOURCES

@@ -1,4 +1,4 @@
-"""The settings of `evaluate` and of `compare`."""
+"""The settings of `evaluate`."""
 
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -7,8 +7,6 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.settings.base import MAIN, TEXT_HELP, Cli, CommaSeparated, ModelSettings, PathText
-from pruner_zero.settings.calibration import MethodSettings, SizeSettings, WindowSettings
-from pruner_zero.settings.prune_settings import BLOCK_INFLUENCE, METHOD, REAP
 
 # Settings without effect where no task is named.
 _OF_TASKS = ("num_fewshot", "limit", "include_path", "apply_chat_template")
@@ -77,37 +75,3 @@ class EvaluateSettings(ModelSettings):
             if len(self.beside) > 1 and given:
                 raise PrunerZeroError(f"{option} compares with one model: give one --beside")
         return self
-
-
-CLASSICS = "dense,magnitude,wanda,gblm,ria,pruner-zero,sparsegpt"
-
-
-class CompareSettings(ModelSettings, WindowSettings, MethodSettings, SizeSettings):
-    """All that decides the result of `compare`."""
-
-    panel: ClassVar[str] = "Evaluation"
-
-    methods: Annotated[CommaSeparated, Cli(panel="Options", metavar="METHOD,…", first=True)] = (
-        Field(
-            CLASSICS,
-            description=f"Methods with commas between them, each {METHOD}, at whose end +distill=N "
-            "adds N steps of distillation; dense is the unpruned model, default what prune does "
-            "without a metric. METRIC@channels=0.25 and METRIC@heads=0.25 remove this share of "
-            f"units as prune --structure does, {BLOCK_INFLUENCE}@blocks=0.25 of blocks, "
-            f"{REAP}@experts=0.25 and METRIC@experts=0.25 of experts. "
-            'The name of a file that has commas stands in double quotes: "a,b.json"+exact.',
-        )
-    )
-    text: Annotated[str, MAIN] = Field(
-        description=f"Text that perplexity is measured on: {TEXT_HELP} Or self, as for "
-        "--calibration, with other windows of that text."
-    )
-    windows_eval: Annotated[int | None, Cli(default="all")] = Field(
-        None, ge=1, description="Windows of the text that perplexity is measured on."
-    )
-    seqlen_eval: Annotated[int | None, Cli(default="as --seqlen")] = Field(
-        None, ge=2, description="Tokens in a window that perplexity is measured on."
-    )
-    batch_size: int = Field(
-        1, ge=1, description="Windows of the text in a forward pass that measures perplexity."
-    )
