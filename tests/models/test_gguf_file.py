@@ -180,7 +180,7 @@ def test_a_pruned_file_can_be_recovered_to_a_file(
     small, file, folder = tmp_path / "small.gguf", tmp_path / "out.gguf", tmp_path / "out"
     pruned(source("llama"), run, small)
     for output in (file, folder):
-        settings: dict[str, Any] = {"text": TEXT, "seqlen": 16, "steps": 2}
+        settings: dict[str, Any] = {"text": TEXT, "seqlen": 16, "steps": 8}
         recover(small, output=output, teacher=source("llama"), **settings)
     (model, tokenizer), (expected, _) = loaded(file), loaded(folder)
     trained = "model.layers.1.mlp.up_proj.weight"

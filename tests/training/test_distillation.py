@@ -128,7 +128,8 @@ def test_the_least_memory_is_the_weights_in_training_a_gradient_twice_and_logits
             held.append(size_of(self.model)[1])
             super()._train()
 
-    monkeypatch.setattr("pruner_zero.training.train.has_fast_bfloat16", lambda _: native)
+    for module in ("training.train", "models.next_token"):
+        monkeypatch.setattr(f"pruner_zero.{module}.has_fast_bfloat16", lambda _: native)
     monkeypatch.setattr("pruner_zero.training.distillation.Training", Weighed)
     monkeypatch.setattr("pruner_zero.training.distillation.LOGITS", 1000)
     monkeypatch.setattr("pruner_zero.training.targets.LOGITS", 1000)
