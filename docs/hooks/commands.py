@@ -17,7 +17,7 @@ from pruner_zero.sparsity.steps.step import STEPS
 SETTINGS = {
     "prune": ("pruner_zero.settings.prune_settings", "PruneSettings"),
     "evaluate": ("pruner_zero.settings.evaluate_settings", "EvaluateSettings"),
-    "compare": ("pruner_zero.settings.evaluate_settings", "CompareSettings"),
+    "compare": ("pruner_zero.settings.compare_settings", "CompareSettings"),
     "search": ("pruner_zero.settings.search_settings", "SearchSettings"),
     "recover": ("pruner_zero.settings.recover_settings", "RecoverSettings"),
 }
