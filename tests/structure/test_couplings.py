@@ -10,14 +10,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from pruner_zero.choices import Structure
 from pruner_zero.errors import PrunerZeroError
+from pruner_zero.models.couplings import Coupling, find_couplings
 from pruner_zero.models.matrices import find_blocks, size_of
-from pruner_zero.structure.units import (
-    CoupledUnits,
-    Coupling,
-    counts_left,
-    find_couplings,
-    is_loadable,
-)
+from pruner_zero.structure.units import CoupledUnits, counts_left, is_loadable
 from tests.tiny_models import ARCHITECTURES, HIDDEN, INNER, tiny_model, tiny_windows
 
 SUPPORTED: dict[Structure, tuple[str, ...]] = {

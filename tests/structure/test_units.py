@@ -15,13 +15,14 @@ from transformers import AutoModelForCausalLM, HeliumConfig, HeliumForCausalLM, 
 
 from pruner_zero.choices import Structure
 from pruner_zero.errors import PrunerZeroError
+from pruner_zero.models.couplings import find_couplings
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.pruning import matrix as matrix_module
 from pruner_zero.pruning.prune import prune
 from pruner_zero.pruning.prune_result import PruneResult
 from pruner_zero.pruning.runner import run_recipe
 from pruner_zero.sparsity.steps.step import Layer, Step, Updated, run_steps
-from pruner_zero.structure.units import CoupledUnits, find_couplings
+from pruner_zero.structure.units import CoupledUnits
 from pruner_zero.text.token_windows import Windows
 from tests.conftest import save_tiny
 from tests.pruning.conftest import OpenStore, language_model, recipe_of

@@ -1,11 +1,5 @@
-"""Channels and heads: units of every block, which are masked until the model is saved.
+"""Channels and heads: units of every block, which are masked until the model is saved."""
 
-They are found by the model's own tensor-parallel plan, which names the linear maps that can be
-divided along their outputs (colwise) and the linear maps that take these outputs as inputs
-(rowwise).
-"""
-
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -19,8 +13,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from pruner_zero.choices import Structure
 from pruner_zero.devices import where_float64_is
 from pruner_zero.errors import PrunerZeroError
+from pruner_zero.models.couplings import COUNTS, Coupling, find_couplings
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.matrices import find_blocks, set_tensor, size_of
+from pruner_zero.models.matrices import set_tensor, size_of
 from pruner_zero.sparsity.pattern import Pattern
 from pruner_zero.sparsity.selection import keep_highest
 from pruner_zero.sparsity.threshold import comparable
@@ -34,87 +29,11 @@ from pruner_zero.structure.removal import (
 )
 from pruner_zero.tensor_file import TensorFile, write_tensors
 
-# The fields of the configuration that count units; the first counts the units of a coupling.
-_COUNTS: Mapping[str, tuple[str, ...]] = {
-    "channels": ("intermediate_size",),
-    "heads": ("num_key_value_heads", "num_attention_heads"),
-}
-_NEEDED: Mapping[str, str] = {
-    "channels": "one MLP, without experts,",
-    "heads": "one attention layer",
-}
-
-
-@dataclass(frozen=True)
-class Coupling:
-    """Linear maps of one block whose units can only be removed together.
-
-    consumer: the name of the matrix that loses columns; producers: the names of the matrices that
-    lose rows. Unit i is the i-th of `count` equal slices, of a producer's rows (and its bias, if
-    any) or of the consumer's columns: an MLP's channel, or a key-value head with the query heads
-    that share it.
-    """
-
-    block: int
-    producers: tuple[str, ...]
-    consumer: str
-    count: int
-
-    def tensors(self, model: nn.Module) -> Iterator[tuple[str, nn.Parameter, int]]:
-        """The parameters with a slice for each unit: full name, parameter, axis of the slices."""
-        for axis, names in enumerate((self.producers, (self.consumer,))):
-            for name in names:
-                linear = model.get_submodule(name)
-                for full, parameter in linear.named_parameters(prefix=name):
-                    # Columns have no part in the bias.
-                    if parameter.ndim > axis:
-                        yield full, parameter, axis
-
-
-def find_couplings(model: PreTrainedModel, structure: Structure) -> list[Coupling]:
-    """The coupling of every block, in order.
-
-    A unit whose columns of the consumer are zero changes no output, so that removing a unit and
-    setting these columns to zero are equivalent. Raises PrunerZeroError naming the family of the
-    model where a block has no such coupling, or more than one.
-    """
-    config = model.config
-    family, field = config.model_type, _COUNTS[structure][0]
-    names = {module: name for name, module in model.named_modules()}
-    plan = getattr(model.base_model.config, "base_model_tp_plan", None) or {}
-    styles = {key.split(".*.", 1)[1]: style for key, style in plan.items() if ".*." in key}
-    couplings = []
-    for index, block in enumerate(find_blocks(model)):
-        experts = any(parameter.ndim > 2 for parameter in block.parameters())
-        siblings = [] if structure == "channels" and experts else _siblings(block, styles)
-        inside = []
-        for module, producers, consumer in siblings:
-            # Attention modules know the number of their block, where the cache keeps their keys.
-            if hasattr(module, "layer_idx") != (structure == "heads"):
-                continue
-            count = getattr(config, field, 0) if structure == "heads" else consumer.in_features
-            if _divides(module, list(producers.values()), consumer, count):
-                full = [f"{names[block]}.{local}" for local in producers]
-                inside.append(Coupling(index, tuple(full), names[consumer], count))
-        if len(inside) != 1:
-            raise PrunerZeroError(
-                f"--structure {structure} cannot remove any of the {family} family: each block "
-                f"needs {_NEEDED[structure]} of separate linear layers that the model's "
-                "base_model_tp_plan lists; leave out --structure"
-            )
-        couplings += inside
-    if {coupling.count for coupling in couplings} != {getattr(config, field, None)}:
-        raise PrunerZeroError(
-            f"--structure {structure} needs blocks that are as wide as {field} in the "
-            f"configuration says, which those of the {family} family are not: leave it out"
-        )
-    return couplings
-
 
 def counts_left(config: PreTrainedConfig, structure: Structure, kept: int) -> dict[str, int]:
     """The fields of the configuration of a model with `kept` units in a block, with new values."""
-    count = getattr(config, _COUNTS[structure][0])
-    fields = {field: getattr(config, field) * kept // count for field in _COUNTS[structure]}
+    count = getattr(config, COUNTS[structure][0])
+    fields = {field: getattr(config, field) * kept // count for field in COUNTS[structure]}
     if structure == "heads":
         # Where the configuration has no head width, it is the model width over the number of heads.
         width = getattr(config, "head_dim", None)
@@ -130,42 +49,6 @@ def is_loadable(config: PreTrainedConfig, structure: Structure, kept: int) -> bo
     except REFUSALS:
         return False
     return True
-
-
-def _siblings(
-    block: nn.Module, styles: dict[str, str]
-) -> Iterator[tuple[nn.Module, dict[str, nn.Linear], nn.Linear]]:
-    """Modules of a block in which a rowwise linear map takes the outputs of colwise ones."""
-    parts: dict[str, dict[str, nn.Linear]] = defaultdict(dict)
-    for local, module in block.named_modules():
-        if type(module) is nn.Linear:
-            parts[local.rpartition(".")[0]][local] = module
-    for parent, linears in parts.items():
-        consumers = [linear for local, linear in linears.items() if styles.get(local) == "rowwise"]
-        producers = {
-            local: linear for local, linear in linears.items() if styles.get(local) == "colwise"
-        }
-        if len(consumers) == 1 and producers:
-            yield block.get_submodule(parent), producers, consumers[0]
-
-
-def _divides(
-    module: nn.Module, producers: list[nn.Linear], consumer: nn.Linear, count: int
-) -> bool:
-    """Whether each parameter of `module` belongs to a unit, or is shared by all `count` units."""
-    widths = {consumer.in_features, *(linear.out_features for linear in producers)}
-    if not count or any(width % count for width in widths):
-        return False
-    attends = hasattr(module, "layer_idx")
-    # Queries as wide as the consumer's inputs, keys and values: three maps, so no fused ones.
-    if attends and (len(producers) != 3 or producers[0].out_features != consumer.in_features):
-        return False
-    if not attends and len(widths) > 1:
-        return False
-    theirs = {p for linear in (*producers, consumer) for p in linear.parameters()}
-    head = min(widths) // count
-    # A norm of each head has one weight for each of its outputs, the same for all heads.
-    return all(p.shape == (head,) and attends for p in set(module.parameters()) - theirs)
 
 
 # Rows whose squares are added up at a time, so that their doubles stay in the processor's cache.
