@@ -16,6 +16,10 @@ Group = Literal["row", "block", "matrix", "global", "unit"]
 Mode = Literal["auto", "sequential", "one-shot"]
 GgufType = Literal["F16", "BF16", "Q8_0", "Q4_0"]
 Structure = Literal["channels", "heads", "blocks", "experts", "vocabulary"]
+# Whether all blocks keep the same number of channels or heads.
+Widths = Literal["equal", "free"]
+# Kinds of units that compete for one budget.
+SOLD: tuple[Structure, ...] = ("channels", "heads", "vocabulary")
 
 
 def check_sparsity(sparsity: float) -> None:

@@ -15,11 +15,11 @@ from pruner_zero.pruning.recipe import Recipe
 from pruner_zero.structure.blocks import Blocks
 from pruner_zero.structure.cut import Cut
 from pruner_zero.structure.experts import Experts
-from pruner_zero.structure.units import CoupledUnits
+from pruner_zero.structure.units import EqualWidths
 from tests.pruning.conftest import recipe_of
 
 EIGHTS = {"multiple_of": 8}
-CHANNELS = CoupledUnits(0.25, "channels", 8)
+CHANNELS = EqualWidths(0.25, "channels", 8)
 
 
 def expression_of(recipe: Recipe) -> str:
@@ -224,8 +224,8 @@ def test_groups_inside_rows_leave_no_other_scope() -> None:
     [
         ("W * X@channels=0.25", {"units": EIGHTS, "scope": "global"}, CHANNELS, ("exact",)),
         ("wanda", {"units": EIGHTS, "structure": "channels", "sparsity": 0.25}, CHANNELS, None),
-        ("wanda@heads", {}, CoupledUnits(0.5, "heads"), ("exact",)),
-        ("wanda@heads=0.5+obs", {"pattern": "2:4"}, CoupledUnits(0.5, "heads"), ("obs",)),
+        ("wanda@heads", {}, EqualWidths(0.5, "heads"), ("exact",)),
+        ("wanda@heads=0.5+obs", {"pattern": "2:4"}, EqualWidths(0.5, "heads"), ("obs",)),
         ("block-influence@blocks=.1", {}, Blocks(0.1), ()),
         ("reap@experts=.25", {}, Experts(0.25), ()),
         ("wanda@experts=.25", {}, Experts(0.25, by_metric=True), ()),

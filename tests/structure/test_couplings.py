@@ -12,7 +12,7 @@ from pruner_zero.choices import Structure
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.couplings import Coupling, find_couplings
 from pruner_zero.models.matrices import find_blocks, size_of
-from pruner_zero.structure.units import CoupledUnits, counts_left, is_loadable
+from pruner_zero.structure.units import EqualWidths, counts_left, is_loadable
 from tests.tiny_models import ARCHITECTURES, HIDDEN, INNER, tiny_model, tiny_windows
 
 SUPPORTED: dict[Structure, tuple[str, ...]] = {
@@ -32,9 +32,9 @@ OTHERS = [
 KEPT: dict[Structure, int] = {"channels": 32, "heads": 1}
 
 
-def fitted(couplings: Sequence[Coupling], structure: Structure, kept: int) -> CoupledUnits:
+def fitted(couplings: Sequence[Coupling], structure: Structure, kept: int) -> EqualWidths:
     """The cut by which `kept` units of each coupling stay."""
-    return CoupledUnits(0.5, structure, couplings=tuple(couplings), kept=kept)
+    return EqualWidths(0.5, structure, couplings=tuple(couplings), kept=(kept,) * len(couplings))
 
 
 @torch.no_grad()

@@ -33,7 +33,7 @@ from pruner_zero.sparsity.hessian import Hessian
 from pruner_zero.sparsity.pattern import Pattern
 from pruner_zero.sparsity.selection import SemiStructured, Unstructured
 from pruner_zero.sparsity.steps.step import STEPS, Layer
-from pruner_zero.structure.units import CoupledUnits, UnitMask
+from pruner_zero.structure.units import EqualWidths, UnitMask
 from pruner_zero.text.mixture import Mixture
 from pruner_zero.text.token_windows import Windows, no_windows
 
@@ -91,7 +91,7 @@ def _pattern_of(settings: SearchSettings, language_model: LanguageModel | None =
     share = settings.sparsity or 0.0
     if settings.structure is not None:
         size = None if settings.parameters is None else read_parameters(settings.parameters)
-        units = CoupledUnits(share, settings.structure, settings.multiple_of, parameters=size)
+        units = EqualWidths(share, settings.structure, settings.multiple_of, parameters=size)
         return units.fit(language_model).pattern if language_model else units.pattern
     return SemiStructured.parse(settings.pattern) if settings.pattern else Unstructured(share)
 

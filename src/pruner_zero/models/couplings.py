@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from pruner_zero.choices import Structure
 from pruner_zero.errors import PrunerZeroError
+from pruner_zero.models.block_sizes import block_sizes
 from pruner_zero.models.matrices import find_blocks
 
 # The fields of the configuration that count units; the first counts the units of a coupling.
@@ -34,13 +35,14 @@ class Coupling:
     consumer: the name of the matrix that loses columns; producers: the names of the matrices that
     lose rows. Unit i is the i-th of `count` equal slices, of a producer's rows (and its bias, if
     any) or of the consumer's columns: an MLP's channel, or a key-value head with the query heads
-    that share it.
+    that share it. structure: the kind of its units.
     """
 
     block: int
     producers: tuple[str, ...]
     consumer: str
     count: int
+    structure: Structure = "channels"
 
     def tensors(self, model: nn.Module) -> Iterator[tuple[str, nn.Parameter, int]]:
         """The parameters with a slice for each unit: full name, parameter, axis of the slices."""
@@ -66,6 +68,7 @@ def find_couplings(model: PreTrainedModel, structure: Structure) -> list[Couplin
     plan = getattr(model.base_model.config, "base_model_tp_plan", None) or {}
     styles = {key.split(".*.", 1)[1]: style for key, style in plan.items() if ".*." in key}
     couplings = []
+    sizes = [of_block.get(field, 0) for of_block in block_sizes(config)]
     for index, block in enumerate(find_blocks(model)):
         experts = any(parameter.ndim > 2 for parameter in block.parameters())
         siblings = [] if structure == "channels" and experts else _siblings(block, styles)
@@ -74,10 +77,10 @@ def find_couplings(model: PreTrainedModel, structure: Structure) -> list[Couplin
             # Attention modules know the number of their block, where the cache keeps their keys.
             if hasattr(module, "layer_idx") != (structure == "heads"):
                 continue
-            count = getattr(config, field, 0) if structure == "heads" else consumer.in_features
+            count = sizes[index] if structure == "heads" else consumer.in_features
             if _divides(module, list(producers.values()), consumer, count):
                 full = [f"{names[block]}.{local}" for local in producers]
-                inside.append(Coupling(index, tuple(full), names[consumer], count))
+                inside.append(Coupling(index, tuple(full), names[consumer], count, structure))
         if len(inside) != 1:
             raise PrunerZeroError(
                 f"--structure {structure} cannot remove any of the {family} family: each block "
@@ -85,7 +88,7 @@ def find_couplings(model: PreTrainedModel, structure: Structure) -> list[Couplin
                 "base_model_tp_plan lists; leave out --structure"
             )
         couplings += inside
-    if {coupling.count for coupling in couplings} != {getattr(config, field, None)}:
+    if [coupling.count for coupling in couplings] != sizes:
         raise PrunerZeroError(
             f"--structure {structure} needs blocks that are as wide as {field} in the "
             f"configuration says, which those of the {family} family are not: leave it out"

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pruner_zero.choices import GgufType, Structure
+from pruner_zero.choices import GgufType
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.files import is_gguf
 from pruner_zero.models.gguf_header import GgufHeader, read_header
@@ -116,7 +116,7 @@ def source_of(
 
 
 def read_source(
-    path: Path, name: str, model: PreTrainedModel, structure: Structure | None = None
+    path: Path, name: str, model: PreTrainedModel, structure: str | None = None
 ) -> GgufSource:
     """Read from the file `path` all but the weights of the dense `model`, known as `name`.
 

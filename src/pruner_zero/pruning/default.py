@@ -1,9 +1,10 @@
 """The default: what `prune MODEL --sparsity 0.5` does, and what is left of it beside options."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
-from pruner_zero.choices import Mode, Scope, Structure
+from pruner_zero.choices import Mode, Scope, Widths
 from pruner_zero.metric.metric import Metric
 from pruner_zero.models.matrices import Matrix
 from pruner_zero.pruning.recipe import Race, Recipe, Scored, Text
@@ -13,7 +14,7 @@ from pruner_zero.settings.prune_settings import RULES
 from pruner_zero.sparsity.pattern import Pattern
 from pruner_zero.sparsity.selection import Unstructured
 
-DEFAULT, WANDA = "default", "wanda"
+DEFAULT, WANDA, FISHER = "default", "wanda", "fisher"
 # Steps of distillation of small models, and where units are removed.
 DISTILL = 40
 # Found by a search over two models (benchmarks/universal.md).
@@ -79,6 +80,18 @@ def default_beside(
     return recipe
 
 
-def metric_of_units(structure: Structure) -> str:
+def metric_of_units(structure: str | None, widths: Widths) -> str:
     """The metric, or the rule, that chooses units where none is named."""
-    return RULES.get(structure) or (HEADS if structure == "heads" else WANDA)
+    rules: Mapping[Any, str] = RULES
+    if structure in rules:
+        return rules[structure]
+    if structure is None or "," in structure or widths == "free":
+        return FISHER
+    return HEADS if structure == "heads" else WANDA
+
+
+def default_of_units(matrices: Sequence[Matrix], said: Recipe) -> Recipe:
+    """The recipe `said`, and what follows where channels and heads go (benchmarks/units.md)."""
+    passes, steps, tokens = (2, 60, 4 * TOKENS) if is_wide(matrices) else (4, DISTILL, 2 * TOKENS)
+    text = Text(tokens, seqlen=256)
+    return replace(said, text=text, reconstruct=passes, distill=steps)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, cast, get_args
 
-from pruner_zero.choices import Scope, Structure
+from pruner_zero.choices import SOLD, Scope, Structure
 from pruner_zero.errors import PrunerZeroError, did_you_mean
 from pruner_zero.metric.metric import NAMED, Metric
 from pruner_zero.pruning.recipe import SPARSEGPT, SPARSEGPT_SCORE, Recipe, Scored
@@ -37,7 +37,7 @@ def parse_recipe(
     asymmetric: bool = False,
     reconstruct: int | None = None,
     distill: int | None = None,
-    structure: Structure | None = None,
+    structure: str | None = None,
     parameters: str | None = None,
     units: Mapping[str, Any] = MappingProxyType({}),
 ) -> Recipe:
@@ -76,7 +76,7 @@ def parse_recipe(
             "and heads by a metric"
         )
     cut = None
-    if structure:
+    if structure or parameters:
         left = None if parameters is None else read_parameters(parameters)
         if left is None and sparsity is None and not units.get("tokens"):
             raise _no_share(name)
@@ -128,7 +128,7 @@ def parse_recipe(
 
 
 def _cut(
-    structure: Structure,
+    structure: str | None,
     sparsity: float,
     parameters: float | None,
     rule: str,
@@ -153,9 +153,19 @@ def _cut(
         words = () if keep is None else tuple(dict.fromkeys(load_corpus(keep).text.split()))
         named = () if scripts is None else read_scripts(scripts)
         return Vocabulary(sparsity, parameters, units.get("tokens"), words, named)
-    from pruner_zero.structure.units import CoupledUnits
+    several, multiple = structure is None or "," in structure, units.get("multiple_of", 32)
+    widths = units.get("widths", "equal")
+    if several or widths == "free":
+        from pruner_zero.structure.budget import Budget
 
-    return CoupledUnits(sparsity, structure, units.get("multiple_of", 32), parameters)
+        kinds = structure.split(",") if structure else SOLD
+        ordered = tuple(kind for kind in SOLD if kind in kinds)
+        return Budget(
+            sparsity, "units", multiple, parameters, (), (), ordered, not structure, widths
+        )
+    from pruner_zero.structure.units import EqualWidths
+
+    return EqualWidths(sparsity, cast(Structure, structure), multiple, parameters)
 
 
 def check_compares_weights(name: str, metric: Metric) -> None:

@@ -12,9 +12,9 @@ from pruner_zero.models.matrices import find_matrices
 from pruner_zero.progress import note
 from pruner_zero.pruning.default import (
     DEFAULT,
-    DISTILL,
     WANDA,
     default_beside,
+    default_of_units,
     metric_of_units,
 )
 from pruner_zero.pruning.notation import check_compares_weights, parse_recipe
@@ -60,13 +60,14 @@ def read_recipe(
         check_compares_weights(str(metric), metric)
         checked = checked.model_copy(update={"scope": metric.scope})
     zeros = pattern if isinstance(pattern, Pattern) else checked.pattern
-    units = {name: getattr(checked, name) for name in _OF_UNITS}
+    widths = checked.widths or ("free" if checked.metric is None else "equal")
+    units = {"widths": widths} | {name: getattr(checked, name) for name in _OF_UNITS}
     options = {name: getattr(checked, name) for name in _OPTIONS}
     named = checked.metric
     if named is None:
-        named = metric_of_units(checked.structure) if checked.structure else WANDA
+        named = metric_of_units(checked.structure, widths) if checked.is_smaller else WANDA
     recipe = parse_recipe(named, pattern=zeros, units=units, **options)
-    if recipe.cut and not checked.structure:
+    if recipe.cut and not checked.is_smaller:
         raise PrunerZeroError(
             f"{recipe.name} removes whole units: name them by --structure, and their share by "
             "--sparsity"
@@ -94,12 +95,16 @@ def plan_recipe(settings: PruneSettings, said: Recipe, language_model: LanguageM
         if said.cut is None:
             recipe, tokens = _with_default(settings, said, language_model)
         elif said.cut.when == "masks":
-            # Least squares stand in the place of passes (benchmarks/units.md).
-            recipe = replace(said, distill=_first(settings.distill, DISTILL))
+            base = default_of_units(find_matrices(language_model.model), said)
+            recipe = replace(
+                said,
+                reconstruct=_first(settings.reconstruct, base.reconstruct),
+                distill=_first(settings.distill, base.distill),
+            )
+            tokens = base.text.tokens if base.text else TOKENS
     fitted = recipe.fitted(language_model)
     if fitted.cut and recipe.cut and not isclose(fitted.share, recipe.share, abs_tol=1e-6):
-        kept = getattr(fitted.cut, "kept", 0)
-        note(f"removing {fitted.cut}" + (f": {kept} stay" if kept else ""))
+        note(f"removing {fitted.cut}")
     windows, seqlen = settings.shape(tokens)
     name = settings.text_name
     text = Text(windows * seqlen, seqlen, name) if fitted.needs_text else None

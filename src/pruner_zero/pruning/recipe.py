@@ -103,6 +103,8 @@ class Recipe:
         The order of work stays the same.
         """
         mode = "one-shot" if self.order == "one-shot" else self.mode
+        if cut and cut.compares and isinstance(masks, Scored):
+            masks = replace(masks, pattern=cut.pattern)
         return replace(self, masks=masks, cut=cut, mode=mode)
 
     @property
@@ -191,7 +193,8 @@ class Recipe:
         """The statistics of the dense model that have to be collected before the first block."""
         if self.order == "one-shot":
             return self.kinds
-        if self._from_dense or isinstance(self.masks, Race):
+        compares = self.cut is not None and self.cut.compares
+        if self._from_dense or compares or isinstance(self.masks, Race):
             return self.scoring_kinds | select(GradientStatistic, self.kinds).keys()
         return frozenset(select(GradientStatistic, self.kinds))
 

@@ -102,11 +102,21 @@ def run_recipe(
     if matrices is None:
         matrices = check_recipe(language_model, recipe, saved=journal is not None)
     everything, train, cut = windows, None, recipe.cut
-    if cut and cut.when == "text":
+    distilled = windows
+    if recipe.distill and recipe.reconstruct:
+        windows, distilled = for_training(windows)
+    seen, judged = windows, None
+    if isinstance(recipe.masks, Race):
+        seen, judged = judged_apart(windows, everything)
+    if seen is not everything:
+        cache, fingerprint = store.folder.parent, store.settings["model"]
+        store = open_store(language_model, seen, folder=cache, fingerprint=fingerprint)
+    statistics = DenseStatistics(store, recipe.damping)
+    if cut and (cut.when != "masks" or cut.compares):
         # The distillation needs to know which tokens stay.
-        cut = cut.decide(language_model, windows.tokens, {})
+        calibrate(language_model, seen, recipe.dense_kinds, store)
+        cut = _decided(language_model, everything, recipe, cut, statistics)
     if recipe.distill:
-        windows, distilled = for_training(windows) if recipe.reconstruct else (windows, windows)
         # First, because it needs the dense model's predictions.
         train = distillation(
             language_model,
@@ -116,13 +126,6 @@ def run_recipe(
             folder=training_folder(journal, recipe.distill) if journal else None,
             translation=cut.translation if cut else None,
         )
-    seen, judged = windows, None
-    if isinstance(recipe.masks, Race):
-        seen, judged = judged_apart(windows, everything)
-    if seen is not everything:
-        cache, fingerprint = store.folder.parent, store.settings["model"]
-        store = open_store(language_model, seen, folder=cache, fingerprint=fingerprint)
-    statistics = DenseStatistics(store, recipe.damping)
     masks, raced = recipe.masks, list[Entry]()
     if isinstance(masks, Race):
         assert judged is not None
@@ -135,9 +138,8 @@ def run_recipe(
             f"divergence of masks alone on {len(judged)} held-out windows, in nats per token: "
             + ", ".join(map(str, raced))
         )
-    elif cut and cut.when == "dense":
-        calibrate(language_model, seen, recipe.dense_kinds, store)
-        cut = _decided(language_model, windows, recipe, cut, statistics)
+    if cut:
+        cut = cut.prepared(language_model, windows.tokens)
     recipe = recipe.settled(masks, cut)
     calibrate(language_model, seen, recipe.dense_kinds, store)
     run = _Run(language_model, windows, recipe, matrices, statistics, journal, seed)
@@ -247,15 +249,19 @@ def _decided(
     cut: Cut,
     statistics: DenseStatistics,
 ) -> Cut:
-    """The cut with the units that go, by the dense model, which is prepared for it."""
+    """The cut with the units that go, by the dense model."""
     matrices = find_matrices(language_model.model)
+    scores: Mapping[str, Tensor] = {}
     if kind := cut.statistic:
         blocks, read = {matrix.name: matrix.block for matrix in matrices}, statistics.store.read
         scores = Lazy(blocks, lambda name: read(kind, blocks[name], [name])[name])
-    else:
-        assert recipe.metric is not None
+    elif recipe.metric:
         scores = scores_of(
-            matrices, recipe.metric, lambda m: statistics.read(m, recipe.scoring_kinds), hold=0
+            matrices,
+            recipe.metric,
+            lambda m: statistics.read(m, recipe.scoring_kinds),
+            language_model.block,
+            hold=0,
         )
     return cut.decide(language_model, windows.tokens, scores)
 

@@ -237,14 +237,17 @@ def read_parameters(text: str) -> float:
 
 def check_structure(settings: Any, beside: Sequence[str]) -> None:
     """Refuse, by a PrunerZeroError, `beside` with --structure, and settings of units without it."""
-    if not settings.structure and settings.parameters:
-        raise PrunerZeroError(
-            "--parameters applies to whole units alone: add --structure, or leave out --parameters"
-        )
-    if settings.structure != "channels":
+    several = "," in (settings.structure or ",")
+    if not (settings.structure or settings.parameters):
         settings.refuse(("multiple_of",), "--structure channels")
-    if not settings.structure:
         return
+    if several and (settings.sparsity is not None or not settings.parameters):
+        raise PrunerZeroError(
+            "--parameters, the size of the smaller model, takes the place of --sparsity where "
+            "units of several kinds compete: give it alone, or name one kind by --structure"
+        )
+    if not several and settings.structure != "channels":
+        settings.refuse(("multiple_of",), "--structure channels")
     sizes = [settings.sparsity, settings.parameters, getattr(settings, "tokens", None)]
     if sum(size is not None for size in sizes) != 1:
         others = ", or --tokens, how many stay" if settings.structure == "vocabulary" else ""
@@ -255,7 +258,7 @@ def check_structure(settings: Any, beside: Sequence[str]) -> None:
     for name in beside:
         if getattr(settings, name):
             raise PrunerZeroError(
-                f"--structure {settings.structure} removes whole units and decides which: leave "
+                "whole units are removed, and it is decided which: leave "
                 f"out --{name.replace('_', '-')}"
             )
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, get_args
 
 from pydantic import Field, model_validator
 
-from pruner_zero.choices import Structure
+from pruner_zero.choices import SOLD, Structure, Widths
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.settings.base import MAIN, Cli, OutputSettings, PathText
+from pruner_zero.settings.base import MAIN, Cli, CommaSeparated, OutputSettings, PathText
 from pruner_zero.settings.calibration import (
     COUNTED,
     LONG,
@@ -98,14 +98,26 @@ class PruneSettings(OutputSettings, MethodSettings, SizeSettings):
         "tokens towards the dense model's predictions on the calibration windows, of which it has "
         "the second half after --reconstruct.",
     )
-    structure: Annotated[Structure | None, Cli(panel="Options")] = Field(
+    structure: Annotated[
+        CommaSeparated | None,
+        Cli(panel="Options", metavar="KINDS", default="with --parameters alone: all that compete"),
+    ] = Field(
         None,
         description="Remove whole units in place of single weights, so that the model becomes "
         "smaller and faster: channels of the MLPs; heads (key-value heads with the query heads "
         "that share them); blocks (those that change their input the least); experts of a "
         "mixture; or the vocabulary, of which the tokens go that occur least in --calibration. "
-        "Except for experts and tokens, kept weights are then corrected by least squares unless "
-        "--update says otherwise. --sparsity is the share of units, or give --parameters.",
+        f"Several of {', '.join(SOLD)} compete: those go that cost the predictions the least per "
+        "parameter. --sparsity is the share of units of a kind, or give --parameters.",
+    )
+    widths: Annotated[
+        Widths | None, Cli(panel=SizeSettings.panel, default="free where the family allows it")
+    ] = Field(
+        None,
+        description="Of channels and heads: free lets every block keep another number, which "
+        "a folder carries by a modelling file of its own (trust_remote_code), and a .gguf file by "
+        "the architecture deci; equal keeps the family as it is. With --metric equal is the "
+        "default.",
     )
     tokens: Annotated[int | None, Cli(panel=SizeSettings.panel, default="as --sparsity says")] = (
         Field(None, ge=1, description="With --structure vocabulary: how many tokens stay.")
@@ -124,6 +136,14 @@ class PruneSettings(OutputSettings, MethodSettings, SizeSettings):
     @model_validator(mode="after")
     def _check_structure(self) -> "PruneSettings":
         beside = _BESIDE_STRUCTURE
+        unknown = set(self.kinds) - {*get_args(Structure)}
+        if unknown or (len(self.kinds) > 1 and {*self.kinds} - {*SOLD}):
+            raise PrunerZeroError(
+                f"--structure {self.structure}: choose one of {', '.join(get_args(Structure))}, or "
+                f"several of {', '.join(SOLD)}, with commas between them"
+            )
+        if self.widths and not {"channels", "heads"} & {*self.kinds} and self.structure:
+            raise PrunerZeroError("--widths applies to channels and heads: leave it out")
         if self.structure in RULED and self.metric not in (None, RULES[self.structure]):
             raise PrunerZeroError(
                 f"--structure {self.structure} takes no metric: leave out --metric"
@@ -142,11 +162,21 @@ class PruneSettings(OutputSettings, MethodSettings, SizeSettings):
         check_structure(self, beside)
         return self
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of units that --structure names."""
+        return tuple((self.structure or "").split(",")) if self.structure else ()
+
+    @property
+    def is_smaller(self) -> bool:
+        """Whether whole units are removed."""
+        return bool(self.structure or self.parameters)
+
     @model_validator(mode="after")
     def _check_race(self) -> "PruneSettings":
         if self.race and not self.metric:
             raise PrunerZeroError("--race has no effect without --metric: leave it out")
-        if self.race and self.structure:
+        if self.race and self.is_smaller:
             raise PrunerZeroError("--race compares masks, which --structure does not: leave it out")
         return self
 

@@ -62,8 +62,7 @@ class Blocks(Cut):
     ) -> Self:
         """The blocks of the least influence, the first and the last block left out.
 
-        Dropped blocks are folded into those before them. scores: the influence (1, 1) of each
-        matrix's block. Raises PrunerZeroError where the
+        scores: the influence (1, 1) of each matrix's block. Raises PrunerZeroError where the
         configuration cannot describe the model without the blocks.
         Source: ShortGPT (Men et al. 2024, 2403.03853), which may also remove the first and the last
         block.
@@ -86,8 +85,12 @@ class Blocks(Cut):
             influence={index: influence[index] for index in chosen},
             dropped=dropped,
             names=frozenset(name for name, block in matrices.items() if block in dropped),
-            folded=fold_blocks(language_model, tokens, dropped) if self.folds else {},
         )
+
+    def prepared(self, language_model: LanguageModel, tokens: Tensor) -> Self:
+        """Dropped blocks are folded into those before them."""
+        folded = fold_blocks(language_model, tokens, self.dropped) if self.folds else {}
+        return replace(self, folded=folded)
 
     def limits(self, model: PreTrainedModel) -> tuple[dict[int, int], int, int]:
         """Parameters of the blocks that can go, how many of them go, and the most that are left.

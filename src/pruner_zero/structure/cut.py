@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from torch import Tensor, nn
 
@@ -14,8 +14,8 @@ from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.matrices import size_of
 from pruner_zero.sparsity.pattern import Pattern
 
-# When a cut knows which units go: from the calibration text before anything else, from the whole
-# dense model before the first mask, or block by block from masks.
+# What says which units go: the calibration text, scores or statistics of the whole dense model, or
+# masks, block by block.
 When = Literal["text", "dense", "masks"]
 
 
@@ -24,15 +24,16 @@ class Cut(ABC):
 
     unit: the kind of unit, such as "channels". sparsity: the share of units to remove, in [0, 1).
     parameters: in its place, the largest number of parameters of the smaller model, or up to 1
-    their share. when: as `When` says. update: the step that corrects kept weights after the mask;
-    None where no step has any effect. kept_tokens: the numbers of the tokens that stay, empty where
-    all do.
+    their share. when: as `When` says. compares: whether `decide` looks at the dense model although
+    masks say which units go. update: the step that corrects kept weights after the mask; None where
+    no step has any effect. kept_tokens: the numbers of the tokens that stay, empty where all do.
     """
 
     unit: str
     sparsity: float
     parameters: float | None
     when: When = "dense"
+    compares: ClassVar[bool] = False
     update: str | None = None
     kept_tokens: tuple[int, ...] = ()
 
@@ -74,12 +75,17 @@ class Cut(ABC):
     def decide(
         self, language_model: LanguageModel, tokens: Tensor, scores: Mapping[str, Tensor]
     ) -> Self:
-        """The cut with the units that go; the dense model may be prepared for it, in place.
+        """The cut with the units that go, by the dense model.
 
         tokens: the calibration windows (n, seqlen). scores: by matrix name, of the metric or the
         `statistic`, without matrices that calibration never reached; may be lazy.
         """
         del language_model, tokens, scores
+        return self
+
+    def prepared(self, language_model: LanguageModel, tokens: Tensor) -> Self:
+        """The decided cut, for which the dense model is prepared in place."""
+        del language_model, tokens
         return self
 
     def goes(self, name: str) -> bool:

@@ -102,9 +102,13 @@ class TokenTable:
 
         expected: counts (count or more,), as by `expected_counts`.
         """
-        counts = torch.bincount(tokens.flatten(), minlength=len(expected)).double()
-        shares = (counts / counts.sum() + expected / expected.sum()).tolist()
+        shares = self.shares(tokens, expected).tolist()
         return sorted(self.names, key=lambda number: (-shares[number], number))
+
+    def shares(self, tokens: Tensor, expected: Tensor) -> Tensor:
+        """The mean of each token's share of `tokens` and of `expected`: (rows,) float64."""
+        counts = torch.bincount(tokens.flatten(), minlength=len(expected)).double()
+        return (counts / counts.sum() + expected / expected.sum()) / 2
 
     def path(self, number: int) -> set[int] | None:
         """The tokens that merges pass through on the way to a token, itself among them.

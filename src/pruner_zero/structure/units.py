@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from pruner_zero.choices import Structure
 from pruner_zero.devices import where_float64_is
 from pruner_zero.errors import PrunerZeroError
+from pruner_zero.models.block_sizes import block_sizes, set_block_sizes
 from pruner_zero.models.couplings import COUNTS, Coupling, find_couplings
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.matrices import set_tensor, size_of
@@ -22,7 +23,6 @@ from pruner_zero.sparsity.threshold import comparable
 from pruner_zero.structure.cut import Cut
 from pruner_zero.structure.removal import (
     REFUSALS,
-    size_left,
     take_units,
     units_left,
     without_weights,
@@ -53,12 +53,12 @@ def is_loadable(config: PreTrainedConfig, structure: Structure, kept: int) -> bo
 
 # Rows whose squares are added up at a time, so that their doubles stay in the processor's cache.
 _ROWS = 32
-_WORDS: Mapping[str, str] = {"channels": "MLP channels", "heads": "key-value heads"}
+WORDS: Mapping[str, str] = {"channels": "MLP channels", "heads": "key-value heads"}
 
 
 @dataclass(frozen=True)
 class UnitMask(Pattern):
-    """The masks of the units of `couplings` with the lowest totals, of which `kept` stay in each.
+    """The masks of the units with the lowest totals; `kept` of each of the `couplings` stay.
 
     A unit's total is the sum of the squared scores of its columns of the consumer, with the sign of
     the score: for Wanda the sum of W²·X² over all outputs, what it contributes to them.
@@ -68,7 +68,7 @@ class UnitMask(Pattern):
 
     sparsity: float
     couplings: tuple[Coupling, ...]
-    kept: int
+    kept: tuple[int, ...]
 
     reach = "block"
 
@@ -79,7 +79,7 @@ class UnitMask(Pattern):
 
     def choose(self, scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         masks: dict[str, Tensor] = {}
-        for coupling in self.couplings:
+        for coupling, kept in zip(self.couplings, self.kept, strict=True):
             inside = [name for name in (*coupling.producers, coupling.consumer) if name in scores]
             if not inside:
                 continue
@@ -89,8 +89,8 @@ class UnitMask(Pattern):
                     "computes its inputs, so that no unit of its block can be chosen: give more "
                     "text, or another metric"
                 )
-            totals = _totals(scores[coupling.consumer], coupling)
-            units = keep_highest(totals[None], coupling.count - self.kept)[0]
+            totals = totals_of(scores[coupling.consumer], coupling)
+            units = keep_highest(totals[None], coupling.count - kept)[0]
             for name in inside:
                 axis = int(name == coupling.consumer)
                 shape = scores[name].shape
@@ -102,41 +102,17 @@ class UnitMask(Pattern):
 
 @dataclass(frozen=True)
 class CoupledUnits(Cut):
-    """Channels or heads, equally many of every block, those with the lowest totals of scores.
-
-    multiple: the number of channels that stay is a multiple of it. couplings: of the model, found
-    by `fit`. kept: the number of units that stay in each, found by `fit`.
-    """
+    """Units of `couplings`, of which those with the lowest totals go and `kept` of each stay."""
 
     sparsity: float
-    unit: Structure = "channels"
+    unit: str = "channels"
     multiple: int = 32
     parameters: float | None = None
-    couplings: tuple[Coupling, ...] = ()
-    kept: int = 0
+    couplings: tuple[Coupling, ...] = field(default=(), repr=False)
+    kept: tuple[int, ...] = field(default=(), repr=False)
 
     when = "masks"
     update = "exact"
-
-    def fit(self, language_model: LanguageModel) -> Self:
-        model = language_model.model
-        couplings = tuple(find_couplings(model, self.unit))
-        count = couplings[0].count
-        step = self.multiple if self.unit == "channels" else 1
-        rest = replace(self, couplings=couplings, kept=0).size(model)[0]
-        unit = (size_of(model)[0] - rest) // count
-        kept = units_left(
-            model,
-            self,
-            count,
-            range(step, count, step),
-            lambda kept: rest + unit * kept,
-            _WORDS[self.unit],
-            lambda kept: is_loadable(model.config, self.unit, kept),
-        )
-        fitted = replace(self, sparsity=1 - kept / count, couplings=couplings, kept=kept)
-        fitted._check_described(model)
-        return fitted
 
     @property
     def pattern(self) -> UnitMask:
@@ -148,8 +124,12 @@ class CoupledUnits(Cut):
         return [name for c in self.couplings for name in (*c.producers, c.consumer)]
 
     def size(self, model: PreTrainedModel) -> tuple[int, int]:
-        names = (name for coupling in self.couplings for name, _, _ in coupling.tensors(model))
-        return size_left(model, names, self.couplings[0].count, self.kept)
+        numbers, nbytes = size_of(model)
+        for coupling, kept in zip(self.couplings, self.kept, strict=True):
+            for _, parameter, _ in coupling.tensors(model):
+                gone = parameter.numel() // coupling.count * (coupling.count - kept)
+                numbers, nbytes = numbers - gone, nbytes - gone * parameter.itemsize
+        return numbers, nbytes
 
     @torch.no_grad()
     def cut(self, model: PreTrainedModel) -> None:
@@ -157,15 +137,16 @@ class CoupledUnits(Cut):
 
         No output changes. Raises ValueError where fewer are zero than have to go.
         """
-        for coupling in self.couplings:
-            places = self._places(model.get_parameter(f"{coupling.consumer}.weight"), coupling)
+        sizes = self._sizes(model.config)
+        for coupling, kept in zip(self.couplings, self.kept, strict=True):
+            places = _places(model.get_parameter(f"{coupling.consumer}.weight"), coupling, kept)
             for name, parameter, axis in coupling.tensors(model):
                 left = take_units(parameter.data, places, coupling.count, axis)
                 set_tensor(model, name, nn.Parameter(left, parameter.requires_grad))
                 if left.ndim == 2:
                     linear = model.get_submodule(name.rpartition(".")[0])
                     linear.out_features, linear.in_features = left.shape
-        model.config.update(counts_left(model.config, self.unit, self.kept))
+        set_block_sizes(model.config, sizes)
 
     def cut_files(
         self, model: PreTrainedModel, files: list[Path]
@@ -174,42 +155,60 @@ class CoupledUnits(Cut):
 
         Raises PrunerZeroError where a block is saved under other names than its matrices have.
         """
-        smaller = []
-        for coupling in self.couplings:
-            path = files[coupling.block]
-            smaller.append(path.with_name(f"smaller-{path.name}"))
-            write_tensors(smaller[-1], self._cut(path, model, coupling), {"format": "pt"})
-        return self._smaller_config(model), smaller
+        smaller = list(files)
+        for coupling, kept in zip(self.couplings, self.kept, strict=True):
+            path = smaller[coupling.block]
+            smaller[coupling.block] = path.with_name(f"smaller-{path.name}")
+            tensors = _cut_file(path, model, coupling, kept)
+            write_tensors(smaller[coupling.block], tensors, {"format": "pt"})
+        return self.smaller_config(model), smaller
 
-    def _cut(self, path: Path, model: PreTrainedModel, coupling: Coupling) -> dict[str, Tensor]:
-        """The tensors of a block in the file `path`, without the removed units."""
-        file, axes = TensorFile(path), {name: axis for name, _, axis in coupling.tensors(model)}
-        tensors = {name: file.read(name) for name in file}
-        if missing := sorted(axes.keys() - tensors.keys()):
-            raise PrunerZeroError(
-                f"{missing[0]} is saved under another name, so that units cannot be removed on "
-                "disk: leave out --offload"
-            )
-        places = self._places(tensors[f"{coupling.consumer}.weight"], coupling)
-        for name, axis in axes.items():
-            tensors[name] = take_units(tensors[name], places, coupling.count, axis)
-        return tensors
-
-    def _places(self, weight: Tensor, coupling: Coupling) -> Tensor:
-        """The units that stay, sorted: all non-zero ones, filled up with the first zero ones.
-
-        weight: the consumer's, (out, in).
-        """
-        alive = weight.unflatten(1, (coupling.count, -1)).ne(0).any(2).any(0)
-        if int(alive.sum()) > self.kept:
-            raise ValueError(f"{coupling.consumer} has {int(alive.sum())} units, not {self.kept}")
-        places: Tensor = alive.int().argsort(descending=True, stable=True)[: self.kept].sort()[0]
-        return places
-
-    def _smaller_config(self, model: PreTrainedModel) -> PreTrainedConfig:
+    def smaller_config(self, model: PreTrainedModel) -> PreTrainedConfig:
+        """The configuration of the smaller model."""
         config = deepcopy(model.config)
-        config.update(counts_left(config, self.unit, self.kept))
+        set_block_sizes(config, self._sizes(config))
         return config
+
+    def _sizes(self, config: PreTrainedConfig) -> list[dict[str, int]]:
+        """The sizes of each block of the smaller model."""
+        sizes = block_sizes(config)
+        for coupling, kept in zip(self.couplings, self.kept, strict=True):
+            of_block = sizes[coupling.block]
+            for name in COUNTS[coupling.structure]:
+                of_block[name] = of_block[name] * kept // coupling.count
+        return sizes
+
+
+@dataclass(frozen=True)
+class EqualWidths(CoupledUnits):
+    """Channels or heads, equally many of every block, so that the family stays the same.
+
+    multiple: the number of channels that stay is a multiple of it.
+    """
+
+    unit: Structure = "channels"
+
+    def fit(self, language_model: LanguageModel) -> Self:
+        model = language_model.model
+        couplings = tuple(find_couplings(model, self.unit))
+        count = couplings[0].count
+        step = self.multiple if self.unit == "channels" else 1
+        nothing = (0,) * len(couplings)
+        rest = replace(self, couplings=couplings, kept=nothing).size(model)[0]
+        unit = (size_of(model)[0] - rest) // count
+        kept = units_left(
+            model,
+            self,
+            count,
+            range(step, count, step),
+            lambda kept: rest + unit * kept,
+            WORDS[self.unit],
+            lambda kept: is_loadable(model.config, self.unit, kept),
+        )
+        of_each = (kept,) * len(couplings)
+        fitted = replace(self, sparsity=1 - kept / count, couplings=couplings, kept=of_each)
+        fitted._check_described(model)
+        return fitted
 
     def _check_described(self, model: PreTrainedModel) -> None:
         """Raise PrunerZeroError where the configuration cannot describe what `cut` leaves.
@@ -219,8 +218,8 @@ class CoupledUnits(Cut):
         expected = {name: list(tensor.shape) for name, tensor in model.named_parameters()}
         for coupling in self.couplings:
             for name, parameter, axis in coupling.tensors(model):
-                expected[name][axis] = parameter.shape[axis] // coupling.count * self.kept
-        config = self._smaller_config(model)
+                expected[name][axis] = parameter.shape[axis] // coupling.count * self.kept[0]
+        config = self.smaller_config(model)
         smaller = without_weights(model, config)
         tensors = smaller.named_parameters() if smaller else ()
         if {name: list(tensor.shape) for name, tensor in tensors} != expected:
@@ -231,7 +230,36 @@ class CoupledUnits(Cut):
             )
 
     def __str__(self) -> str:
-        return f"{100 * self.sparsity:.4g}% of the {_WORDS[self.unit]} of every block"
+        return f"{100 * self.sparsity:.4g}% of the {WORDS[self.unit]} of every block"
+
+
+def _cut_file(
+    path: Path, model: PreTrainedModel, coupling: Coupling, kept: int
+) -> dict[str, Tensor]:
+    """The tensors of a block in the file `path`, without the removed units."""
+    file, axes = TensorFile(path), {name: axis for name, _, axis in coupling.tensors(model)}
+    tensors = {name: file.read(name) for name in file}
+    if missing := sorted(axes.keys() - tensors.keys()):
+        raise PrunerZeroError(
+            f"{missing[0]} is saved under another name, so that units cannot be removed on "
+            "disk: leave out --offload"
+        )
+    places = _places(tensors[f"{coupling.consumer}.weight"], coupling, kept)
+    for name, axis in axes.items():
+        tensors[name] = take_units(tensors[name], places, coupling.count, axis)
+    return tensors
+
+
+def _places(weight: Tensor, coupling: Coupling, kept: int) -> Tensor:
+    """The `kept` units that stay, sorted: all non-zero ones, filled up with the first zero ones.
+
+    weight: the consumer's, (out, in).
+    """
+    alive = weight.unflatten(1, (coupling.count, -1)).ne(0).any(2).any(0)
+    if int(alive.sum()) > kept:
+        raise ValueError(f"{coupling.consumer} has {int(alive.sum())} units, not {kept}")
+    places: Tensor = alive.int().argsort(descending=True, stable=True)[:kept].sort()[0]
+    return places
 
 
 def signed_squares(scores: Tensor, name: str) -> Iterator[Tensor]:
@@ -245,7 +273,7 @@ def signed_squares(scores: Tensor, name: str) -> Iterator[Tensor]:
     return (part * part.abs() for part in parts)
 
 
-def _totals(scores: Tensor, coupling: Coupling) -> Tensor:
+def totals_of(scores: Tensor, coupling: Coupling) -> Tensor:
     """The signed sums of squares over the columns of each unit in the consumer, fp64."""
     sums = [part.sum(0) for part in signed_squares(scores, coupling.consumer)]
     return torch.stack(sums).sum(0).view(coupling.count, -1).sum(1)

@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from pruner_zero.errors import PrunerZeroError
@@ -18,12 +19,18 @@ from pruner_zero.progress import track
 from pruner_zero.structure.cut import Cut
 from pruner_zero.structure.named_tokens import needed_tokens, renumber
 from pruner_zero.structure.removal import most_parameters
+from pruner_zero.structure.selling import Good
 from pruner_zero.structure.tokens import TokenTable, check_tokenizer, replace_tokens
 from pruner_zero.text.scripts import tokens_outside
 from pruner_zero.text.translation import Translation
 
-# The windows that the model reads; more are only counted.
-_EXPECTED = 192
+# The windows that the model reads; more are only counted. Those on which pieces are compared.
+_EXPECTED, _PIECES = 192, 32
+# Tokens that a budget removes together.
+_LOT = 64
+# What the pieces of a removed token cost more, in nats, where the text has no such token
+# (benchmarks/vocabulary.md).
+_COST = 6.0
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,7 @@ class Vocabulary(Cut):
         """
         check_tokenizer(language_model.tokenizer)
         model = language_model.model
-        rows = model.get_input_embeddings().weight.shape[0]
+        rows = self.rows(model)
         if self.tokens and self.tokens >= rows:
             raise PrunerZeroError(
                 f"--tokens {self.tokens}: the model has {rows} tokens, choose fewer"
@@ -98,7 +105,7 @@ class Vocabulary(Cut):
         """
         model, tokenizer = language_model.model, language_model.tokenizer
         table = TokenTable(tokenizer)
-        rows = model.get_input_embeddings().weight.shape[0]
+        rows = self.rows(model)
         if table.count > rows:
             raise PrunerZeroError(
                 f"the tokenizer has {table.count} tokens and the model embeds {rows}: use the "
@@ -126,14 +133,37 @@ class Vocabulary(Cut):
             smaller=table.cut(stay),
         )
 
+    def rows(self, model: PreTrainedModel) -> int:
+        """The number of tokens of the dense model."""
+        return int(model.get_input_embeddings().weight.shape[0])
+
+    def each(self, model: PreTrainedModel) -> int:
+        """The parameters of a token."""
+        return sum(table[0].numel() for table in _tables(model))
+
+    def good(self, language_model: LanguageModel, tokens: Tensor) -> Good:
+        """The tokens that may go, with their prices in nats per token, for a budget.
+
+        The price is how often a token is expected in the windows `tokens` (n, seqlen) and occurs
+        there, times what `cost_of_pieces` measures on the first of them.
+        """
+        model, table = language_model.model, TokenTable(language_model.tokenizer)
+        always = table.always() | table.needed(self.words, self.scripts, needed_tokens(model))
+        expected = expected_counts(language_model, tokens[:_EXPECTED])
+        shares = table.shares(tokens, expected)
+        order = [number for number in table.in_order(tokens, expected) if number not in always]
+        half = table.choose(order, self.rows(model) // 2, always)
+        cost = cost_of_pieces(language_model, tokens[:_PIECES], half, table.cut(half))
+        prices = cost * shares[torch.tensor(order[::-1], dtype=torch.int64)]
+        return Good(prices, self.each(model), _LOT, _LOT)
+
     def _size(self, model: PreTrainedModel, rows: int, fewest: int) -> int:
         """The number of tokens that may stay."""
         if self.tokens:
             return self.tokens
         if not self.parameters:
             return round(rows * (1 - self.sparsity))
-        each = sum(table[0].numel() for table in _tables(model))
-        whole = size_of(model)[0]
+        each, whole = self.each(model), size_of(model)[0]
         reachable = whole - each * (rows - fewest), whole - each
         most = most_parameters(model, self.parameters, reachable, "tokens")
         return rows - -(-(whole - most) // each)
@@ -146,7 +176,7 @@ class Vocabulary(Cut):
         return numbers, nbytes
 
     def cut(self, model: PreTrainedModel) -> None:
-        rows, stay = model.get_input_embeddings().weight.shape[0], self.kept_tokens
+        rows, stay = self.rows(model), self.kept_tokens
         with torch.no_grad():
             for table in _tables(model):
                 table.data = table.data[torch.tensor(stay, device=table.device)]
@@ -186,6 +216,42 @@ def expected_counts(language_model: LanguageModel, windows: Tensor) -> Tensor:
             for part in logits.split(positions_at_once(logits)):
                 total += part.float().softmax(-1).sum(0).cpu()
     return total
+
+
+@torch.no_grad()
+def cost_of_pieces(
+    language_model: LanguageModel, windows: Tensor, stay: list[int], smaller: dict[str, Any]
+) -> float:
+    """By how many nats a removed token is less probable in pieces, the mean over `windows`.
+
+    stay: the tokens that stay. smaller: the tokenizer that has them alone. Of the same text, as
+    long as its pieces have room in the window, the model predicts the tokens, and then the pieces
+    among the tokens that stay.
+    """
+    model, device = language_model.model, language_model.device
+    small = Tokenizer.from_str(json.dumps(smaller))
+    translation = Translation.between(language_model.tokenizer.backend_tokenizer, small)
+    assert translation is not None
+    numbers = torch.tensor(stay)
+    gone = torch.ones(model.get_input_embeddings().weight.shape[0], dtype=torch.bool)
+    gone[numbers] = False
+    more, missing = 0.0, 0
+    for window, pieces, ends in zip(windows, *translation.windows(windows), strict=True):
+        covered = int(ends.max()) + 1
+        lost = int(gone[window[1:covered]].sum())
+        if not lost:
+            continue
+        rows = torch.zeros(2, len(window), dtype=torch.int64)
+        rows[0], rows[1, : len(pieces)] = window, numbers[pieces]
+        logits = model(rows.to(device), use_cache=False).logits[:, :-1].float().cpu()
+        logits[1, :, gone[: logits.shape[-1]]] = -torch.inf
+        lengths = covered - 1, int((ends == covered - 1).nonzero()[-1])
+        losses = [
+            float(cross_entropy(logits[row, :length], rows[row, 1 : length + 1], reduction="sum"))
+            for row, length in enumerate(lengths)
+        ]
+        more, missing = more + losses[1] - losses[0], missing + lost
+    return max(more / missing, 0.0) if missing else _COST
 
 
 def _tables(model: PreTrainedModel) -> list[nn.Parameter]:

@@ -1,0 +1,190 @@
+"""One budget: units of every kind compete, and those that cost the least per parameter go."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from pruner_zero.choices import SOLD, Structure, Widths
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.models.couplings import Coupling, find_couplings
+from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.models.matrices import size_of
+from pruner_zero.structure.removal import most_parameters
+from pruner_zero.structure.selling import Good, sell
+from pruner_zero.structure.units import WORDS, CoupledUnits, totals_of
+from pruner_zero.structure.vocabulary import Vocabulary
+from pruner_zero.text.translation import Translation
+
+# The least share of the channels of a block that stays.
+_LEAST = 0.25
+
+
+@dataclass(frozen=True)
+class Budget(CoupledUnits):
+    """Units of several kinds, in numbers that differ between blocks, by their price per parameter.
+
+    The price of a channel or a head is the sum of the squared scores of its columns over their
+    rows, divided by the number of rows: with the score sqrt(F) its Fisher information, in nats per
+    token. That of a token is how often it is expected, times what its pieces cost more.
+
+    kinds: of the units that compete; those that the model has where `every`. widths: with "equal"
+    all blocks lose the same number of a kind. vocabulary: of the tokens that go.
+    price: of all units that go, estimated, in nats per token.
+    Source: prices of units by Fisher information, and a budget of cost for them, Kwon et al. 2022
+    (2204.09656) for masks of one encoder; widths that differ between blocks, FLAP (An et al. 2024,
+    2312.11983). Tokens in the same budget, and the price of a token, are ours.
+    """
+
+    unit: str = "units"
+    kinds: tuple[Structure, ...] = SOLD
+    every: bool = False
+    widths: Widths = "free"
+    vocabulary: Vocabulary | None = field(default=None, repr=False)
+    kept_tokens: tuple[int, ...] = field(default=(), repr=False)
+    price: float | None = None
+
+    compares = True
+
+    def fit(self, language_model: LanguageModel) -> Self:
+        """As for `Cut`. Raises PrunerZeroError where the model lacks a kind that was asked for."""
+        model = language_model.model
+        couplings: list[Coupling] = []
+        vocabulary, kinds = None, list(self.kinds)
+        for kind in self.kinds:
+            try:
+                if kind == "vocabulary":
+                    vocabulary = Vocabulary(0.0).fit(language_model)
+                else:
+                    couplings += find_couplings(model, kind)
+            except PrunerZeroError:
+                if not self.every or kinds == [kind]:
+                    raise
+                kinds.remove(kind)
+        whole = (coupling.count for coupling in couplings)
+        fitted = replace(
+            self,
+            kinds=tuple(kinds),
+            couplings=tuple(couplings),
+            kept=tuple(whole),
+            vocabulary=vocabulary,
+        )
+        dense = size_of(model)[0]
+        if self.parameters is None:
+            units = replace(fitted, kept=(0,) * len(couplings)).size(model)[0]
+            return replace(fitted, parameters=1 - self.sparsity * (dense - units) / dense)
+        goods = fitted._goods(model)
+        free = sum(len(good.prices) * good.parameters for good in goods)
+        least = min(good.first * good.parameters for good in goods)
+        if vocabulary:
+            free += vocabulary.each(model) * (vocabulary.rows(model) - 1)
+        reachable = dense - free, dense - least
+        most = most_parameters(model, self.parameters, reachable, " and ".join(kinds))
+        return replace(fitted, sparsity=1 - most / dense)
+
+    def decide(
+        self, language_model: LanguageModel, tokens: Tensor, scores: Mapping[str, Tensor]
+    ) -> Self:
+        """Sell units until the model has as few parameters as asked for.
+
+        Raises PrunerZeroError where calibration reached no unit of a block, and where too many
+        would have to go.
+        """
+        model = language_model.model
+        goods = self._goods(model, scores)
+        if self.vocabulary:
+            goods.append(self.vocabulary.good(language_model, tokens))
+        dense = size_of(model)[0]
+        assert self.parameters is not None
+        most = int(self.parameters if self.parameters > 1 else self.parameters * dense)
+        gone, price = sell(goods, dense - most)
+        number = {name: at for at, group in enumerate(self._groups()) for name in group}
+        kept = tuple(c.count - gone[number[c]] for c in self.couplings)
+        smaller = replace(self, kept=kept, price=price)
+        if self.vocabulary and gone[-1]:
+            stay = self.vocabulary.rows(model) - gone[-1]
+            cut = replace(self.vocabulary, tokens=stay).decide(language_model, tokens, {})
+            smaller = replace(smaller, vocabulary=cut, kept_tokens=cut.kept_tokens)
+        return replace(smaller, sparsity=1 - smaller.size(model)[0] / dense)
+
+    def _groups(self) -> list[list[Coupling]]:
+        """The couplings of which the same number of units goes."""
+        if self.widths == "free":
+            return [[coupling] for coupling in self.couplings]
+        kinds = dict.fromkeys(coupling.structure for coupling in self.couplings)
+        return [[c for c in self.couplings if c.structure == kind] for kind in kinds]
+
+    def _goods(self, model: Any, scores: Mapping[str, Tensor] | None = None) -> list[Good]:
+        """What each group has on offer, as `_good`."""
+        goods = []
+        for group in self._groups():
+            of_each = [self._good(model, coupling, scores) for coupling in group]
+            first = of_each[0]
+            prices = torch.stack([good.prices for good in of_each]).sum(0)
+            parameters = sum(good.parameters for good in of_each)
+            goods.append(Good(prices, parameters, first.first, first.step))
+        return goods
+
+    def _good(
+        self, model: Any, coupling: Coupling, scores: Mapping[str, Tensor] | None = None
+    ) -> Good:
+        """The units of `coupling` that may go; their prices are 0 without `scores`."""
+        parameters = sum(p.numel() for _, p, _ in coupling.tensors(model)) // coupling.count
+        step = self.multiple if coupling.structure == "channels" else 1
+        share = _LEAST if coupling.structure == "channels" else 0
+        least = max(step, step * round(coupling.count * share / step))
+        prices = torch.zeros(coupling.count, dtype=torch.float64)
+        if scores is not None:
+            if coupling.consumer not in scores:
+                raise PrunerZeroError(
+                    f"calibration left statistics of {coupling.consumer} zero: give more text"
+                )
+            score = scores[coupling.consumer]
+            prices = totals_of(score, coupling).cpu() / len(score)
+        cheapest = prices.sort()[0][: max(0, coupling.count - least)]
+        return Good(cheapest, parameters, coupling.count % step or step, step)
+
+    @property
+    def translation(self) -> Translation | None:
+        return self.vocabulary.translation if self.kept_tokens and self.vocabulary else None
+
+    def size(self, model: PreTrainedModel) -> tuple[int, int]:
+        numbers, nbytes = super().size(model)
+        if self.kept_tokens and self.vocabulary:
+            less = zip(size_of(model), self.vocabulary.size(model), strict=True)
+            gone = [before - after for before, after in less]
+            numbers, nbytes = numbers - gone[0], nbytes - gone[1]
+        return numbers, nbytes
+
+    def cut(self, model: PreTrainedModel) -> None:
+        super().cut(model)
+        if self.kept_tokens and self.vocabulary:
+            self.vocabulary.cut(model)
+
+    def describe(self) -> dict[str, Any]:
+        """The units that stay in each block by kind, the tokens, and the estimated loss."""
+        kept: dict[str, dict[str, int]] = {}
+        for coupling, stay in zip(self.couplings, self.kept, strict=True):
+            kept.setdefault(coupling.structure, {})[str(coupling.block)] = stay
+        tokens = {"tokens": len(self.kept_tokens)} if self.kept_tokens else {}
+        return {"kept": kept, **tokens, "price": self.price}
+
+    def __str__(self) -> str:
+        parts = []
+        for kind in self.kinds:
+            pairs = zip(self.couplings, self.kept, strict=True)
+            mine = [
+                (coupling.count, stay) for coupling, stay in pairs if coupling.structure == kind
+            ]
+            if mine:
+                share = 1 - sum(stay for _, stay in mine) / sum(count for count, _ in mine)
+                parts.append(f"{100 * share:.3g}% of the {WORDS[kind]}")
+            elif self.kept_tokens and self.vocabulary:
+                parts.append(str(self.vocabulary))
+        said = ", ".join(parts)
+        if self.price is None:
+            return f"{100 * self.sparsity:.3g}% of the parameters, of {', '.join(self.kinds)}"
+        return f"{100 * self.sparsity:.3g}% of the parameters: {said}"
