@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from pruner_zero.models.reading import INDEX, quiet
+from pruner_zero.models.quiet import quiet
+from pruner_zero.models.reading import INDEX
 from pruner_zero.offload.shards import Shards
 from tests.conftest import save_sharded
 from tests.text.refusals import refusal

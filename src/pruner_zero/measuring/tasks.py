@@ -21,7 +21,7 @@ from pruner_zero.files import hub_reachable
 from pruner_zero.measuring.origin import Measured
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.next_token import in_float32
-from pruner_zero.models.reading import quiet
+from pruner_zero.models.quiet import quiet
 from pruner_zero.progress import note, receiver, track
 from pruner_zero.settings.evaluate_settings import EvaluateSettings
 

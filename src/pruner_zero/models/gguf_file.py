@@ -14,8 +14,16 @@ from transformers import PreTrainedModel
 from pruner_zero.choices import GgufType
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.files import sync, writing
+from pruner_zero.models.block_sizes import has_code, head_width
+from pruner_zero.models.deci import DECI, GGUF_FAMILY, family_of, in_pairs, renamed
 from pruner_zero.models.gguf_header import TOKENS, Field
-from pruner_zero.models.gguf_source import INSTEAD, SIZES, GgufSource
+from pruner_zero.models.gguf_source import (
+    INSTEAD,
+    SIZES,
+    GgufSource,
+    check_may_differ,
+    described_size,
+)
 from pruner_zero.progress import note
 
 # The sizes of a head, which follow from the number of heads where they are not given.
@@ -50,7 +58,13 @@ def save_gguf(
             "keeps the ban"
         )
     kind: GgufType = asked or "F16"
-    fields = _resized(source, model.config)
+    architecture, store = source.header.architecture, source.store
+    if has_code(model.config):
+        check_may_differ(source, model.config.per_layer_attributes)
+        architecture, store = DECI, in_pairs
+    if architecture == DECI:
+        records = {**records, GGUF_FAMILY: family_of(source.header, source.name)}
+    fields = _resized(source, model.config, architecture)
     if stay:
         fields = _cut_tokens(fields, stay)
     tensors = source.tensors(model)
@@ -59,7 +73,7 @@ def save_gguf(
         raise PrunerZeroError(
             f"{source.name} has {tokens} tokens, and the model embeds {rows}: {INSTEAD}"
         )
-    writer = gguf.GGUFWriter(file, source.header.architecture)
+    writer = gguf.GGUFWriter(file, architecture)
     # First, where `check_output` finds them.
     for key, record in records.items():
         writer.add_string(key, json.dumps(record))
@@ -83,7 +97,7 @@ def save_gguf(
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
             for name, tensor in tensors.items():
-                array = source.store(name, tensor.detach().float().cpu().numpy(), model.config)
+                array = store(name, tensor.detach().float().cpu().numpy(), model.config)
                 writer.write_tensor_data(gguf.quantize(array, kinds[name]))
             for array in source.copied.values():
                 writer.write_tensor_data(array)
@@ -95,17 +109,19 @@ def save_gguf(
         sync(file)
 
 
-def _resized(source: GgufSource, config: Any) -> dict[str, Field]:
-    """The metadata of `source` with the sizes of `config`."""
-    before, architecture = source.header.fields, source.header.architecture
-    fields = dict(before)
+def _resized(source: GgufSource, config: Any, architecture: str) -> dict[str, Field]:
+    """The metadata of `source` with the sizes of `config`, under the keys of `architecture`."""
+    before = renamed(source.header.fields, source.header.architecture, architecture)
+    fields, number = dict(before), gguf.GGUFValueType.UINT32
     for suffix, name in SIZES.items():
         key = f"{architecture}.{suffix}"
         if key in fields:
-            fields[key] = (getattr(config, name), *fields[key][1:])
+            size = described_size(config, name, architecture)
+            array = (gguf.GGUFValueType.ARRAY, number)
+            fields[key] = (size, *(array if isinstance(size, list) else fields[key][1:]))
     heads = f"{architecture}.attention.head_count"
     if fields[heads] != before[heads]:
-        width = (config.head_dim, gguf.GGUFValueType.UINT32, None)
+        width = (head_width(config), number, None)
         fields = {**{f"{architecture}.{suffix}": width for suffix in _HEAD}, **fields}
     return fields
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -17,6 +17,8 @@ from transformers import PreTrainedModel
 from pruner_zero.choices import GgufType
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.files import is_gguf
+from pruner_zero.models.block_sizes import FIELDS, block_sizes
+from pruner_zero.models.deci import BLOCK_SIZES, DECI, FAMILIES, family_of, in_pairs
 from pruner_zero.models.gguf_header import GgufHeader, read_header
 from pruner_zero.models.load import PREFIX, installed_file
 from pruner_zero.models.transformers_private import gguf_reading
@@ -26,13 +28,7 @@ Array = NDArray[Any]
 INSTEAD = "write a folder and convert it with convert_hf_to_gguf.py of llama.cpp"
 # The keys of sizes, after the architecture, and the fields of the configuration that have them.
 SIZES: Mapping[str, str] = MappingProxyType(
-    {
-        "block_count": "num_hidden_layers",
-        "feed_forward_length": "intermediate_size",
-        "attention.head_count": "num_attention_heads",
-        "attention.head_count_kv": "num_key_value_heads",
-        "vocab_size": "vocab_size",
-    }
+    {"block_count": "num_hidden_layers", "vocab_size": "vocab_size", **BLOCK_SIZES}
 )
 # Tensors that transformers does not read, and that pruning leaves as they are.
 _COPIED = frozenset({"rope_freqs.weight"})
@@ -88,6 +84,33 @@ class GgufSource:
         return tensors
 
 
+def described_size(config: Any, field: str, architecture: str) -> int | list[int] | None:
+    """The `field` of the configuration; in `deci` files, by block where blocks have it."""
+    if architecture == DECI and field in FIELDS:
+        return [block[field] for block in block_sizes(config)]
+    size: int | None = getattr(config, field, None)
+    return size
+
+
+def check_may_differ(source: GgufSource, fields: Collection[str]) -> None:
+    """Raise PrunerZeroError where a file after `source` cannot have blocks of different sizes.
+
+    fields: of the configuration, those that may differ.
+    """
+    family = family_of(source.header, source.name)
+    if family not in FAMILIES:
+        raise PrunerZeroError(
+            f"{source.name} is a {family}, and in its GGUF files all blocks have equal sizes: "
+            "choose --widths equal, or write a folder"
+        )
+    biased = any(key.endswith("attn_q.bias") for key in source.header.tensors)
+    if biased and "num_attention_heads" in fields:
+        raise PrunerZeroError(
+            f"{source.name} has biases of queries, and runtimes of its GGUF files need all heads "
+            "then: choose --structure channels, or write a folder"
+        )
+
+
 def source_of(
     output: Path | None, kind: GgufType | None, name: str | None, other: str = ""
 ) -> Path | None:
@@ -125,20 +148,20 @@ def read_source(
     is not known here, a tensor that is not the model's, sizes that differ between blocks.
     """
     header = read_header(path, name)
-    architecture = header.architecture
+    architecture, family = header.architecture, family_of(header, name)
     copied = {
         key: np.array(np.memmap(path, "<f4", "r", tensor.start, tensor.shape))
         for key, tensor in header.tensors.items()
         if key in _COPIED and tensor.type == gguf.GGMLQuantizationType.F32
     }
-    processor, names = gguf_reading(model, architecture)
+    processor, names = gguf_reading(model, family)
     if processor not in _INVERSES:
         raise PrunerZeroError(
             f"{name} is a {architecture}, which cannot be written as a GGUF file: {INSTEAD}"
         )
     for suffix, field in SIZES.items():
         value = header.fields.get(f"{architecture}.{suffix}", (None,))[0]
-        size = getattr(model.config, field, None)
+        size = described_size(model.config, field, architecture)
         if value != size and (suffix, value) != ("vocab_size", None):
             raise PrunerZeroError(
                 f"{architecture}.{suffix} of {name} is {value}, and the model's {field} is {size}: "
@@ -149,25 +172,14 @@ def read_source(
             f"the numbers of the blocks decide their kinds of attention in a {architecture} GGUF "
             "file: choose another --structure than blocks, or write a folder"
         )
-    source = GgufSource(name, header, copied, names, _INVERSES[processor])
+    store = in_pairs if architecture == DECI else _INVERSES[processor]
+    source = GgufSource(name, header, copied, names, store)
     source.tensors(model)
     return source
 
 
 def _unchanged(name: str, array: Array, config: Any) -> Array:
     return array
-
-
-def _paired(name: str, array: Array, config: Any) -> Array:
-    """llama.cpp keeps the two halves of each rotary pair next to each other."""
-    if ".attn_q." in name:
-        heads = config.num_attention_heads
-    elif ".attn_k." in name:
-        heads = config.num_key_value_heads
-    else:
-        return array
-    halves = array.reshape(heads, 2, -1, *array.shape[1:])
-    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(array.shape)
 
 
 def _from_one(name: str, array: Array, config: Any) -> Array:
@@ -179,7 +191,7 @@ def _from_one(name: str, array: Array, config: Any) -> Array:
 _INVERSES: Mapping[str, Callable[[str, Array, Any], Array]] = MappingProxyType(
     {
         "TensorProcessor": _unchanged,
-        "LlamaTensorProcessor": _paired,
+        "LlamaTensorProcessor": in_pairs,
         "Gemma2TensorProcessor": _from_one,
         "NemotronTensorProcessor": _from_one,
     }

@@ -1,11 +1,9 @@
 """Reading a checkpoint with transformers; every error in one line that says what to change."""
 
 import json
-import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
-from io import StringIO
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +15,11 @@ from pruner_zero.choices import Dtype
 from pruner_zero.devices import is_out_of_memory
 from pruner_zero.errors import PrunerZeroError, one_line
 from pruner_zero.files import is_gguf
-from pruner_zero.models.gguf_header import read_header
+from pruner_zero.models.block_sizes import causal_class, has_code
+from pruner_zero.models.deci import DECI, described, read_tensors, set_described_sizes
+from pruner_zero.models.gguf_header import GgufHeader, read_header
 from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.models.quiet import quiet
 from pruner_zero.models.transformers_private import is_causal
 
 INDEX = "model.safetensors.index.json"
@@ -39,17 +40,21 @@ def read_model(
     PrunerZeroError where anything cannot be read, is no causal language model, or lacks weights:
     nothing is filled in at random.
     """
-    gguf = is_gguf(path)
-    folder = path.parent if gguf else path
-    options: dict[str, Any] = {
-        "local_files_only": True,
-        # Code that comes with a model is not run, nor is the user asked whether to.
-        "trust_remote_code": False,
-        **({"gguf_file": path.name} if gguf else {}),
-    }
-    with readable(name), quiet():
-        shapes = _stored_shapes(path, name)
+    with readable(name), quiet(), ExitStack() as stack:
+        header = read_header(path, name) if is_gguf(path) else None
+        shapes = _stored_shapes(path, header)
+        deci = header if header and header.architecture == DECI else None
+        file = stack.enter_context(described(deci, name)) if deci else path
+        folder = file.parent if header else path
+        options: dict[str, Any] = {
+            "local_files_only": True,
+            # Code that comes with a model is not run, nor is the user asked whether to.
+            "trust_remote_code": False,
+            **({"gguf_file": file.name} if header else {}),
+        }
         config = AutoConfig.from_pretrained(folder, **options)
+        if deci:
+            set_described_sizes(config, deci)
         _check_causal(config, name)
         _check_sizes(config, shapes, name)
         if not weights and getattr(config, "quantization_config", None) is not None:
@@ -57,38 +62,32 @@ def read_model(
                 f"{name} is quantized, which --offload cannot read: give its unquantized "
                 "weights, or leave out --offload"
             )
-        model, report = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+        asked = None if dtype == "auto" else getattr(torch, dtype)
+        family: Any = AutoModelForCausalLM
+        source: dict[str, Any] = {"pretrained_model_name_or_path": folder, **options}
+        if deci:
+            tensors = read_tensors(path, deci, config, asked)
+            source = {"pretrained_model_name_or_path": None, "state_dict": tensors}
+        if deci or has_code(config):
+            # Of the code beside the weights, the package has a copy.
+            family, source["config"] = causal_class(config), config
+        model, report = family.from_pretrained(
+            dtype=asked or "auto",
             attn_implementation=attn_implementation,
             device_map=None if weights else {"": "meta"},
-            use_safetensors=None if gguf else True,
+            use_safetensors=None if header else True,
             # Reported rather than raised, so that the error below can name the weight.
             ignore_mismatched_sizes=True,
             output_loading_info=True,
-            **options,
+            **source,
         )
+        if deci:
+            model.name_or_path = model.config.name_or_path = str(path.parent)
         _check_complete(report, name)
         _check_blocks(model, report, name)
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
     _forget_quantization(model)
     return LanguageModel(model.eval(), tokenizer, name)
-
-
-@contextmanager
-def quiet() -> Iterator[StringIO]:
-    """Keep the bars and advice of transformers off the terminal; its errors still come through.
-
-    Yields what is written to stderr in its place.
-    """
-    library = logging.getLogger("transformers")
-    level = library.level
-    library.setLevel(logging.ERROR)
-    try:
-        with redirect_stderr(StringIO()) as written:
-            yield written
-    finally:
-        library.setLevel(level)
 
 
 def _check_causal(config: Any, name: str) -> None:
@@ -99,10 +98,10 @@ def _check_causal(config: Any, name: str) -> None:
         )
 
 
-def _stored_shapes(path: Path, name: str) -> list[tuple[int, ...]]:
-    """The shapes of all tensors in a folder or GGUF file."""
-    if is_gguf(path):
-        return [tensor.shape for tensor in read_header(path, name).tensors.values()]
+def _stored_shapes(path: Path, header: GgufHeader | None) -> list[tuple[int, ...]]:
+    """The shapes of all tensors in a folder, or in a GGUF file with the `header`."""
+    if header:
+        return [tensor.shape for tensor in header.tensors.values()]
     shapes = []
     for each in weight_files(path):
         with safe_open(each, "pt") as file:
@@ -113,9 +112,12 @@ def _stored_shapes(path: Path, name: str) -> list[tuple[int, ...]]:
 def _check_sizes(config: Any, shapes: Sequence[tuple[int, ...]], name: str) -> None:
     """Raise PrunerZeroError for sizes for which no memory may be allocated, nor time be spent."""
     longest = max((size for shape in shapes for size in shape), default=0)
-    limits = dict.fromkeys(("hidden_size", "intermediate_size", "vocab_size"), longest)
-    for field, limit in {**limits, "num_hidden_layers": len(shapes)}.items():
-        size = getattr(config.get_text_config(), field, None)
+    fields = dict.fromkeys(("hidden_size", "intermediate_size", "vocab_size"), longest)
+    limits = {"num_hidden_layers": len(shapes), **fields}
+    text = config.get_text_config()
+    blocks = text.per_layer_config if text.is_heterogeneous else [text]
+    for block, field, limit in ((block, *each) for block in blocks for each in limits.items()):
+        size = getattr(block, field, None)
         if isinstance(size, int) and size > limit:
             raise PrunerZeroError(
                 f"the configuration of {name} has {field} {size}, more than its {len(shapes)} "

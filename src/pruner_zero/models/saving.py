@@ -7,8 +7,9 @@ from stat import S_IMODE
 from transformers import PreTrainedModel
 
 from pruner_zero.files import writing
+from pruner_zero.models.block_sizes import copy_code
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.reading import quiet
+from pruner_zero.models.quiet import quiet
 
 
 def save_model(language_model: LanguageModel, folder: Path, shard_size: str = "5GB") -> None:
@@ -26,6 +27,7 @@ def save_model(language_model: LanguageModel, folder: Path, shard_size: str = "5
             path.chmod(usual)
         if language_model.tokenizer is not None:
             language_model.tokenizer.save_pretrained(folder)
+        copy_code(language_model.model.config, folder)
         copy_license(language_model.model, folder)
 
 

@@ -81,6 +81,14 @@ def convert_group(
     }
 
 
+def built_like(model: PreTrainedModel, attn_implementation: str | None) -> PreTrainedModel:
+    """A model of the class, configuration and dtype of `model`, with weights of its own."""
+    built: PreTrainedModel = type(model)._from_config(
+        model.config, dtype=model.dtype, attn_implementation=attn_implementation
+    )
+    return built
+
+
 def copy_conversions(source: PreTrainedModel, target: PreTrainedModel) -> None:
     """Have `target` saved in the layout that `source` was loaded from."""
     target._weight_conversions = source._weight_conversions

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from pruner_zero.calibration.calibrate import StatisticsStore
 from pruner_zero.calibration.statistics import GradientStatistic, Kind
@@ -28,8 +28,9 @@ from pruner_zero.models.block_calls import (
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import PREFIX, cast_weights, locate_model
 from pruner_zero.models.matrices import Matrix, find_blocks, set_tensor
-from pruner_zero.models.reading import quiet, read_model
-from pruner_zero.models.transformers_private import as_stored, copy_conversions
+from pruner_zero.models.quiet import quiet
+from pruner_zero.models.reading import read_model
+from pruner_zero.models.transformers_private import as_stored, built_like, copy_conversions
 from pruner_zero.offload.gradients_on_disk import OffloadedGradients
 from pruner_zero.offload.shards import Shards, save_offloaded
 
@@ -212,9 +213,7 @@ def load_offloaded(
         bare = checked.model
         shards = Shards(path, bare)
         with init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(
-                bare.config, dtype=bare.dtype, attn_implementation=attn_implementation
-            )
+            model = built_like(bare, attn_implementation)
     model.generation_config = bare.generation_config
     copy_conversions(bare, model)
     stored = _place(model, bare, shards)

@@ -14,7 +14,9 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from pruner_zero.files import writing
-from pruner_zero.models.reading import INDEX, quiet, weight_files
+from pruner_zero.models.block_sizes import copy_code
+from pruner_zero.models.quiet import quiet
+from pruner_zero.models.reading import INDEX, weight_files
 from pruner_zero.models.saving import copy_license
 from pruner_zero.models.transformers_private import StoredGroup, convert_group, group_stored
 from pruner_zero.tensor_file import TensorFile, write_tensors
@@ -91,6 +93,7 @@ def save_offloaded(
             write_tensors(folder / names[-1], offloaded.rest(), {"format": "pt"})
         _write_index(folder, names)
         _write_config(offloaded.model, config or offloaded.model.config, folder)
+        copy_code(config or offloaded.model.config, folder)
         if offloaded.tokenizer is not None:
             offloaded.tokenizer.save_pretrained(folder)
         copy_license(offloaded.model, folder)

@@ -21,6 +21,7 @@ from pruner_zero.models.block_calls import (
     record_block_calls,
     run_block,
 )
+from pruner_zero.models.block_sizes import block_sizes, has_code, set_block_sizes
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.matrices import block_list, find_blocks, find_matrices, size_of
 from pruner_zero.progress import track
@@ -208,7 +209,10 @@ def _set_blocks(config: PreTrainedConfig, count: int, dropped: Collection[int]) 
         if isinstance(value, list) and len(value) == count and not key.endswith("token_id"):
             kept = [entry for index, entry in enumerate(value) if index not in dropped]
             setattr(config, key, kept)
+    sizes = [block for index, block in enumerate(block_sizes(config)) if index not in dropped]
     config.num_hidden_layers = count - len(dropped)
+    if has_code(config):
+        set_block_sizes(config, sizes)
 
 
 def _description(block: nn.Module) -> Iterator[tuple[Any, ...]]:

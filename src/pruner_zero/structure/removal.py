@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from pruner_zero.errors import PrunerZeroError
+from pruner_zero.models.block_sizes import causal_class, has_code
 from pruner_zero.models.matrices import size_of
 from pruner_zero.structure.cut import Cut
 
@@ -41,7 +42,10 @@ def take_units(tensor: Tensor, places: Tensor, count: int, axis: int) -> Tensor:
 def without_weights(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel | None:
     """A model of the class of `model` that `config` describes, on "meta"; None where none is."""
     with suppress(*REFUSALS), torch.device("meta"):
-        return type(model)(type(config).from_dict(config.to_dict()))
+        built: PreTrainedModel = (causal_class(config) if has_code(config) else type(model))(
+            type(config).from_dict(config.to_dict())
+        )
+        return built
     return None
 
 
