@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 from transformers import PreTrainedModel
 
-from pruner_zero.models.matrices import find_matrices
+from pruner_zero.models.matrices import find_blocks, find_matrices
 from pruner_zero.models.next_token import in_float32
 
 
@@ -127,6 +128,88 @@ def scaled_gradients(model: PreTrainedModel, window: Tensor) -> dict[str, Tensor
     }
     model.zero_grad()
     return gradients
+
+
+@dataclass
+class Products:
+    """`x · dL/dx` (windows, tokens, width) of the inputs x of each matrix, by its name.
+
+    By the number of a block, those of what it adds to its input, summed over the width. L is the
+    sum of the losses of a window with labels that the model draws. Each is the gradient of a factor
+    of 1 by which x is multiplied.
+    """
+
+    inputs: dict[str, Tensor]
+    blocks: dict[int, Tensor]
+
+
+def plain_products(model: PreTrainedModel, windows: Tensor, seed: int = 0) -> Products:
+    """The products of all matrices and blocks, window by window, expert by expert."""
+    generator = torch.Generator().manual_seed(seed)
+    places = torch.rand(*windows.shape, dtype=torch.double, generator=generator)
+    factors: dict[str | int, Tensor] = {}
+    rows: dict[str | int, list[Tensor]] = {}
+    handles, replaced = [], []
+
+    def scaled(key: str | int, values: Tensor, width: int) -> Tensor:
+        factors[key] = torch.ones(values.shape[-2], width, requires_grad=True)
+        return values * factors[key].to(values.dtype)
+
+    def entered(name: str, _part: nn.Module, args: Any) -> Any:
+        return (scaled(name, args[0], args[0].shape[-1]), *args[1:])
+
+    def added(index: int, _block: Any, args: Any, output: Any) -> Any:
+        hidden = output[0] if isinstance(output, tuple) else output
+        hidden = args[0] + scaled(index, hidden - args[0], 1)
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    def experts(module: Any, name: str, hidden: Tensor, *router: Tensor) -> Tensor:
+        outputs = []
+        shares = hidden.view(module.num_experts, -1, hidden.shape[1]) if not router else None
+        for expert in range(module.num_experts):
+            share = hidden if shares is None else shares[expert]
+            share = scaled(f"{name}.gate_up_proj[{expert}]", share, share.shape[1])
+            between = _between(module, expert, share)
+            between = scaled(f"{name}.down_proj[{expert}]", between, between.shape[1])
+            down = module.down_proj[expert]
+            in_out = type(module).__name__ in ("GptOssExperts", "Llama4TextExperts")
+            output = between @ (down if in_out else down.T)
+            if hasattr(module, "down_proj_bias"):
+                output = output + module.down_proj_bias[expert]
+            if router:
+                output = output * (router[1] * (router[0] == expert)).sum(1, keepdim=True)
+            outputs.append(output)
+        return torch.stack(outputs).sum(0) if router else torch.cat(outputs)
+
+    for matrix in find_matrices(model):
+        if matrix.expert is None:
+            part = model.get_submodule(matrix.name)
+            handles.append(part.register_forward_pre_hook(partial(entered, matrix.name)))
+    for name, module in model.named_modules():
+        if hasattr(module, "gate_up_proj") and isinstance(module.gate_up_proj, nn.Parameter):
+            vars(module)["forward"] = partial(experts, module, name)
+            replaced.append(module)
+    for index, block in enumerate(find_blocks(model)):
+        handles.append(block.register_forward_hook(partial(added, index)))
+    with in_float32(model):
+        for window, place in zip(windows, places, strict=True):
+            chances = model(window[None], use_cache=False).logits[0].float().log_softmax(-1)
+            sums = chances.detach().double().exp().cumsum(-1)
+            labels = [int((row < u * row[-1]).sum()) for row, u in zip(sums, place, strict=True)]
+            (-chances[torch.arange(len(window)), labels].sum()).backward()
+            for key, factor in factors.items():
+                grad = torch.zeros_like(factor) if factor.grad is None else factor.grad
+                rows.setdefault(key, []).append(grad.double())
+    for handle in handles:
+        handle.remove()
+    for module in replaced:
+        del vars(module)["forward"]
+    model.zero_grad()
+    stacked = {key: torch.stack(value) for key, value in rows.items()}
+    return Products(
+        {key: value for key, value in stacked.items() if isinstance(key, str)},
+        {key: value for key, value in stacked.items() if isinstance(key, int)},
+    )
 
 
 def plain_output_gradients(model: PreTrainedModel, windows: Tensor) -> dict[str, Tensor]:

@@ -72,7 +72,8 @@ def test_a_new_statistic_is_collected_in_memory_and_from_disk(
 
 
 def test_every_terminal_is_of_the_weight_or_of_a_statistic_that_is_collected() -> None:
-    assert collected_for(TERMINALS) == set(STATISTICS) - {"tokens", "influence", "reap"}
+    of_units = {"influence", "reap", "matrix_price", "block_price"}
+    assert collected_for(TERMINALS) == set(STATISTICS) - {"tokens", *of_units}
     assert collected_for(["W", "S"]) == set()
     assert collected_for(["W", "X", "D"]) == {"X", "gram"}
     assert collected_for(["W", "X", "O"]) == {"X", "O"}

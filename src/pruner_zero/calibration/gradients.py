@@ -6,47 +6,92 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
+from transformers import PreTrainedModel
 
-from pruner_zero.calibration.inputs import check_observed, products_observed
+from pruner_zero.calibration.inputs import check_observed, products_observed, split_products
+from pruner_zero.calibration.prices import PriceSums
 from pruner_zero.calibration.statistics import (
+    FIRST_TOKENS,
     GRADIENT_SCALE,
+    GradientStatistic,
     Kind,
     MatrixStatistics,
     OutputGradientStatistic,
+    PriceStatistic,
     WeightGradientStatistic,
+    by_loss,
     select,
 )
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models.matrices import Matrix, parameters_of
+from pruner_zero.models.couplings import head_slices
+from pruner_zero.models.matrices import Matrix, find_blocks, parameters_of
 from pruner_zero.models.next_token import gradients_to, next_token_loss
+from pruner_zero.models.sampling import drawn_label_loss, label_places
 from pruner_zero.progress import track
 
 
 def collect_gradients(
-    model: nn.Module, matrices: Sequence[Matrix], windows: Tensor, kinds: Iterable[Kind] = ("G",)
+    model: PreTrainedModel,
+    matrices: Sequence[Matrix],
+    windows: Tensor,
+    kinds: Iterable[Kind] = ("G",),
+    *,
+    seed: int = 0,
 ) -> dict[str, MatrixStatistics]:
     """Statistics of the gradients over `windows` (n, tokens), by matrix name.
 
-    Weights have a gradient only where a kind needs it. Raises PrunerZeroError on float16 weights,
-    whose gradients vanish, on a gradient that is not finite, and where the outputs of a mixture's
-    experts cannot be observed and a kind needs them.
+    Kinds of the same loss take one backward pass. Weights have a gradient only where a kind needs
+    it. seed: of labels that the model draws. Raises PrunerZeroError as `check_gradients`, on a
+    gradient that is not finite, and where inputs or outputs of a mixture's experts cannot be
+    observed and a kind needs them.
     """
-    check_gradients(matrices)
-    sums = GradientSums(matrices, kinds)
-    with sums.collecting(model):
-        for window in track(windows, "gradients", len(windows)):
-            next_token_loss(model, window[None]).backward()
-    return sums.result(len(windows))
+    wanted = frozenset(kinds)
+    check_gradients(matrices, wanted, windows.shape[1])
+    results: dict[str, MatrixStatistics] = {matrix.name: {} for matrix in matrices}
+    blocks = dict(enumerate(find_blocks(model)))
+    for statistics in by_loss(wanted):
+        sums = GradientSums(matrices, statistics, head_slices(model), windows.shape[1])
+        with sums.collecting(model, blocks):
+            losses = window_losses(model, windows, statistics, seed)
+            for loss in track(losses, "gradients", len(windows)):
+                loss.backward()
+        for name, values in sums.result(len(windows)).items():
+            results[name] |= values
+    return results
+
+
+def window_losses(
+    model: nn.Module, windows: Tensor, statistics: Mapping[Kind, GradientStatistic], seed: int = 0
+) -> Iterator[Tensor]:
+    """The loss of each window whose gradients `statistics`, all of one loss, are made of.
+
+    It is computed when its turn comes.
+    """
+    if any(statistic.drawn for statistic in statistics.values()):
+        for window, places in zip(windows, label_places(windows, seed), strict=True):
+            yield drawn_label_loss(model, window[None], places)
+    else:
+        for window in windows:
+            yield next_token_loss(model, window[None])
 
 
 class GradientSums:
-    """Sums over windows of what a backward pass collects of `matrices`, by kind of statistic."""
+    """Sums over windows of what a backward pass collects of `matrices`, by kind of statistic.
 
-    def __init__(self, matrices: Sequence[Matrix], kinds: Iterable[Kind]) -> None:
+    slices, tokens: as `PriceSums` takes them.
+    """
+
+    def __init__(
+        self,
+        matrices: Sequence[Matrix],
+        kinds: Iterable[Kind],
+        slices: Mapping[str, int],
+        tokens: int,
+    ) -> None:
         wanted = frozenset(kinds)
         self.matrices = matrices
         self.outputs = OutputSums(matrices, select(OutputGradientStatistic, wanted))
+        self.prices = PriceSums(matrices, select(PriceStatistic, wanted), slices, tokens)
         self.statistics = select(WeightGradientStatistic, wanted)
         # Empty where no statistic needs the gradient of a weight.
         self.parameters = parameters_of(matrices) if self.statistics else {}
@@ -59,18 +104,25 @@ class GradientSums:
         }
 
     @contextmanager
-    def collecting(self, module: nn.Module) -> Iterator[None]:
-        """Fold in the gradients of every backward pass through `module`, which has all matrices."""
+    def collecting(self, module: nn.Module, blocks: Mapping[int, nn.Module]) -> Iterator[None]:
+        """Fold in the gradients of every backward pass through `module`, which has all matrices.
+
+        blocks: those in `module` by number.
+        """
         receivers = {p: partial(self._fold, name) for name, p in self.parameters.items()}
-        with gradients_to(receivers, module), self.outputs.collecting(module):
+        with (
+            gradients_to(receivers, module),
+            self.outputs.collecting(module),
+            self.prices.collecting(module, blocks),
+        ):
             yield
 
     def result(self, windows: int) -> dict[str, MatrixStatistics]:
         """The statistics by matrix name over that many `windows`; the sums are used up.
 
-        Raises PrunerZeroError on NaN, and where the outputs of experts could not be observed.
+        Raises PrunerZeroError on NaN, and where inputs or outputs of experts were not observed.
         """
-        values = self.outputs.result(windows)
+        values = self.outputs.result(windows) | self.prices.result(windows)
         for kind, statistic in self.statistics.items():
             for total in self.sums[kind].values():
                 statistic.value(total)
@@ -95,12 +147,20 @@ class GradientSums:
         self.statistics[last].add(self.sums[last][name], gradient)
 
 
-def check_gradients(matrices: Sequence[Matrix]) -> None:
-    """Raise PrunerZeroError where the gradients of `matrices` could not be trusted."""
+def check_gradients(matrices: Sequence[Matrix], kinds: Iterable[Kind], tokens: int) -> None:
+    """Raise PrunerZeroError where gradients of `matrices` could not be trusted for `kinds`.
+
+    tokens: of a window.
+    """
+    if select(PriceStatistic, kinds) and tokens <= FIRST_TOKENS:
+        raise PrunerZeroError(
+            f"F leaves out the first {FIRST_TOKENS} tokens of a window: choose --seqlen "
+            f"{FIRST_TOKENS + 1} or more"
+        )
     if any(matrix.parameter.dtype == torch.float16 for matrix in matrices):
         raise PrunerZeroError(
             "gradients in float16 vanish: choose --dtype bfloat16 or float32, "
-            "or a metric without G and without O"
+            "or a metric without G, O and F"
         )
 
 
@@ -135,23 +195,13 @@ class OutputSums:
         if not self.statistics:
             yield
             return
-        of_parameter = {
-            id(parameter): part
-            for part in module.modules()
-            for parameter in part.parameters(recurse=False)
-        }
-        products = []
+        linears, products = split_products(module, self.matrices)
         with ExitStack() as stack:
-            for matrix in self.matrices:
-                part = of_parameter[id(matrix.parameter)]
-                # Other forward methods, such as a router's, do not return the plain product.
-                if type(part).forward in (nn.Linear.forward, Conv1D.forward):
-                    handle = part.register_forward_hook(
-                        lambda _part, _inputs, out, name=matrix.name: self._watch([name], out, None)
-                    )
-                    stack.callback(handle.remove)
-                else:
-                    products.append(matrix)
+            for name, part in linears:
+                handle = part.register_forward_hook(
+                    lambda _part, _inputs, out, name=name: self._watch([name], out, None)
+                )
+                stack.callback(handle.remove)
             if products:
                 stack.enter_context(products_observed(module, products, self._see))
             yield

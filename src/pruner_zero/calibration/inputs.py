@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from transformers.pytorch_utils import Conv1D
 
 from pruner_zero.calibration.statistics import (
     BlockStatistic,
@@ -33,16 +34,42 @@ from pruner_zero.models.transformers_private import experts_one_by_one
 # the matrices where they are several. Its result replaces the product. The name of a matrix that is
 # not observed is None.
 See = Callable[[Sequence[str | None], Tensor, Tensor], Tensor]
+# Called before, with the names and the inputs. Its result replaces the inputs.
+Give = Callable[[Sequence[str | None], Tensor], Tensor]
 
 
 @contextmanager
-def products_observed(module: nn.Module, matrices: Sequence[Matrix], see: See) -> Iterator[None]:
-    """Within the context, `see` is called at each product with one of `matrices` in `module`.
+def products_observed(
+    module: nn.Module, matrices: Sequence[Matrix], see: See | None = None, give: Give | None = None
+) -> Iterator[None]:
+    """Within the context, `give` and `see` are called at each product with one of `matrices`.
 
     Mixtures run expert by expert meanwhile.
     """
-    with in_float32(module), experts_one_by_one(module), _Products(matrices, see):
+    with in_float32(module), experts_one_by_one(module), _Products(matrices, see, give):
         yield
+
+
+def split_products(
+    module: nn.Module, matrices: Sequence[Matrix]
+) -> tuple[list[tuple[str, nn.Module]], list[Matrix]]:
+    """The names of matrices in `module` that are a linear map of their own, with it; and the rest.
+
+    Other forward methods, such as a router's, do not return the plain product.
+    """
+    of_parameter = {
+        id(parameter): part
+        for part in module.modules()
+        for parameter in part.parameters(recurse=False)
+    }
+    linears, products = [], []
+    for matrix in matrices:
+        part = of_parameter[id(matrix.parameter)]
+        if type(part).forward in (nn.Linear.forward, Conv1D.forward):
+            linears.append((matrix.name, part))
+        else:
+            products.append(matrix)
+    return linears, products
 
 
 class _Products(TorchFunctionMode):
@@ -55,24 +82,25 @@ class _Products(TorchFunctionMode):
     _products = (torch.nn.functional.linear, torch.matmul, torch.Tensor.matmul)
     _stacked_products = (torch.bmm, torch.Tensor.bmm)
 
-    def __init__(self, matrices: Sequence[Matrix], see: See) -> None:
+    def __init__(self, matrices: Sequence[Matrix], see: See | None, give: Give | None) -> None:
         super().__init__()
         self.names = {matrix.weight.data_ptr(): matrix.name for matrix in matrices}
-        self.see = see
+        self.see, self.give = see, give
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
         names: list[str | None] = []
         if len(args) > 1:
             if func in self._stacked_products:
                 names = [self.names.get(weight.data_ptr()) for weight in args[1]]
             elif func in self._products or getattr(func, "__name__", "") == "__matmul__":
                 names = [self.names.get(args[1].data_ptr())]
-        if any(name is not None for name in names):
-            return self.see(names, args[0], result)
-        return result
+        observed = any(name is not None for name in names)
+        if observed and self.give:
+            args = (self.give(names, args[0]), *args[1:])
+        result = func(*args, **(kwargs or {}))
+        return self.see(names, args[0], result) if observed and self.see else result
 
 
 def check_observed(

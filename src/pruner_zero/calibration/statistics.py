@@ -7,7 +7,7 @@ pipelines handle kinds by name and know nothing else about them.
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
@@ -21,6 +21,8 @@ Kind = str
 MatrixStatistics = dict[Kind, Tensor]
 
 GRADIENT_SCALE = 100.0
+# How many tokens at the beginning of a window no price counts.
+FIRST_TOKENS = 8
 
 
 class ForwardStatistic:
@@ -65,7 +67,13 @@ class ExpertStatistic(ForwardStatistic):
 
 
 class GradientStatistic:
-    """A statistic that a backward pass collects."""
+    """A statistic that a backward pass collects.
+
+    drawn: whether its loss is the sum over a window of cross entropies with labels that the model
+    draws from its own predictions, and not the mean with the next tokens of the text.
+    """
+
+    drawn: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
@@ -93,6 +101,40 @@ class OutputGradientStatistic(GradientStatistic):
     shape: Callable[[int], tuple[int, int]]
     add: Callable[[Tensor, Tensor], Tensor]
     value: Callable[[Tensor, int], Tensor]
+
+
+class PriceStatistic(GradientStatistic):
+    """By how much the predictions of the model diverge if a unit goes, in nats per token.
+
+    To second order that is half of the mean over tokens of s², s the sum over the unit's values of
+    the value times the gradient of the loss there, since labels drawn from the predictions make the
+    mean of squared gradients the Fisher information. The first `FIRST_TOKENS` tokens of a window
+    are left out: massive activations there would decide it.
+    Source: Fisher pruning (Theis et al. 2018, 1801.05787), which finds the same for the feature
+    maps of images; Kwon et al. (2022, 2204.09656) take heads and channels of transformers as units,
+    Liu et al. (2021, 2108.00708) the sum over what only goes together. They take the labels of the
+    data, and the gradient of a whole image or text. Here labels are drawn, and squares are of
+    single tokens; leaving out the first ones is ours.
+    """
+
+    drawn = True
+
+
+@dataclass(frozen=True)
+class InputPriceStatistic(PriceStatistic):
+    """The price of units of the inputs of a matrix, as this matrix alone takes them up.
+
+    whole: whether all inputs are one unit, (1, 1); else a unit is an input channel, or a slice of
+    them that only goes together, whose price is spread equally over its columns: (1, in).
+    Tokens that other experts serve count as zeros.
+    """
+
+    whole: bool
+
+
+@dataclass(frozen=True)
+class BlockPriceStatistic(PriceStatistic):
+    """The price of what a decoder block adds to its input, (1, 1), the same for its matrices."""
 
 
 def _add_squares(total: Tensor, gradients: Tensor) -> Tensor:
@@ -129,6 +171,13 @@ STATISTICS: Mapping[Kind, ForwardStatistic | GradientStatistic] = MappingProxyTy
         "O": OutputGradientStatistic(
             shape=lambda height: (2, height), add=_add_squares, value=_root_of_mean
         ),
+        # (1, in), so that a sum over the columns of a unit is its price, also for a key-value head
+        # with its query heads, where the model says which they are.
+        "F": InputPriceStatistic(whole=False),
+        # The price of the whole product of a matrix: of an expert at the matrix that gives its
+        # outputs, of attention or an MLP at theirs.
+        "matrix_price": InputPriceStatistic(whole=True),
+        "block_price": BlockPriceStatistic(),
         # (in, in), `2·XᵀX / windows`, SparseGPT's Hessian (2301.00774).
         "gram": InputStatistic(
             shape=lambda width: (width, width),
@@ -165,3 +214,10 @@ def select(of: type[S], kinds: Iterable[Kind]) -> dict[Kind, S]:
         for kind, statistic in STATISTICS.items()
         if kind in wanted and isinstance(statistic, of)
     }
+
+
+def by_loss(kinds: Iterable[Kind]) -> list[dict[Kind, GradientStatistic]]:
+    """The statistics of gradients among `kinds`, those of the same loss together."""
+    statistics = select(GradientStatistic, kinds)
+    groups = [{k: s for k, s in statistics.items() if s.drawn == drawn} for drawn in (False, True)]
+    return [group for group in groups if group]

@@ -58,6 +58,15 @@ TERMINALS: Mapping[str, Statistic] = MappingProxyType(
             cost=2,
             collected="O",
         ),
+        "F": Statistic(
+            Shape.ROW,
+            "Fisher price of each input channel in nats per token: half of the mean over tokens of "
+            "s², s the input times the gradient of the loss there, labels drawn from the model's "
+            "predictions, the first 8 tokens of a window left out; inputs that only go together, "
+            "such as those of a key-value head, share the price of their sum equally",
+            cost=2,
+            collected="F",
+        ),
         "D": Statistic(
             Shape.ROW,
             "diagonal U_jj of the upper Cholesky factor of the inverse of the damped Hessian "

@@ -78,7 +78,7 @@ def record_block_calls(
     def bypass(index: int) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
             nonlocal as_tuple
-            incoming, rest = _split(args, kwargs)
+            incoming, rest = split_arguments(args, kwargs)
             if index == 0:
                 hidden.append(incoming)
             if as_tuple is None:
@@ -137,7 +137,7 @@ def _outputs_are_equal(model: PreTrainedModel, tokens: Tensor) -> bool:
     expected: list[Tensor] = []
 
     def note(_block: nn.Module, _inputs: Any, output: Any) -> None:
-        expected.append(_hidden_of(output))
+        expected.append(hidden_of(output))
 
     with blocks[-1].register_forward_hook(note):
         model(tokens, use_cache=False)
@@ -172,7 +172,7 @@ def _calls_are_a_chain(model: PreTrainedModel, tokens: Tensor) -> bool:
             nonlocal returned, last
             if returned is None:
                 returned = output(*args, **kwargs)
-            incoming, rest = _split(args, kwargs)
+            incoming, rest = split_arguments(args, kwargs)
             # Weights that are not finite are found, and named, elsewhere.
             same = last is None or torch.equal(incoming.nan_to_num(), last.nan_to_num())
             chain.append(index if same else -1)
@@ -233,7 +233,7 @@ def run_blocks(model: nn.Module, windows: Tensor) -> tuple[Tensor, bool]:
     last: list[tuple[Tensor, bool]] = []
 
     def stop(_block: nn.Module, _inputs: Any, output: Any) -> None:
-        last.append((_hidden_of(output), isinstance(output, tuple | list)))
+        last.append((hidden_of(output), isinstance(output, tuple | list)))
         raise _StopForwardError
 
     with find_blocks(model)[-1].register_forward_hook(stop), suppress(_StopForwardError):
@@ -268,7 +268,7 @@ def first_token_apart(model: nn.Module) -> Iterator[None]:
         return torch.cat([torch.zeros_like(gradient[:, :1]), gradient[:, 1:]], 1)
 
     def hook(_block: nn.Module, _inputs: Any, output: Any) -> None:
-        hidden = _hidden_of(output)
+        hidden = hidden_of(output)
         if hidden.requires_grad:
             hidden.register_hook(without_first)
 
@@ -285,7 +285,7 @@ def run_block(block: nn.Module, hidden: Tensor, arguments: Arguments) -> Tensor:
     """
     args, kwargs = take_inputs(block, (hidden, *arguments[0]), arguments[1])
     with in_float32(block):
-        return _hidden_of(block(*args, **kwargs))
+        return hidden_of(block(*args, **kwargs))
 
 
 def run_batch(block: nn.Module, hidden: Sequence[Tensor], arguments: Sequence[Arguments]) -> Tensor:
@@ -327,7 +327,8 @@ def run_windows(
     return outputs
 
 
-def _hidden_of(output: Any) -> Tensor:
+def hidden_of(output: Any) -> Tensor:
+    """The hidden states in what a block returns."""
     result = output[0] if isinstance(output, tuple | list) else output
     assert isinstance(result, Tensor)
     return result
@@ -343,7 +344,8 @@ def take_inputs(
     return moved
 
 
-def _split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Arguments]:
+def split_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Arguments]:
+    """The hidden states that a block is called with, and its other arguments."""
     if args:
         return args[0], (args[1:], kwargs)
     rest = dict(kwargs)

@@ -96,6 +96,17 @@ def find_couplings(model: PreTrainedModel, structure: Structure) -> list[Couplin
     return couplings
 
 
+def head_slices(model: PreTrainedModel) -> dict[str, int]:
+    """Into how many slices of its inputs each matrix falls that takes up heads, by its name.
+
+    Empty for a model whose heads cannot be removed.
+    """
+    try:
+        return {coupling.consumer: coupling.count for coupling in find_couplings(model, "heads")}
+    except PrunerZeroError:
+        return {}
+
+
 def _siblings(
     block: nn.Module, styles: dict[str, str]
 ) -> Iterator[tuple[nn.Module, dict[str, nn.Linear], nn.Linear]]:

@@ -4,14 +4,14 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import DynamicCache, DynamicLayer, PreTrainedModel
 
 from pruner_zero.devices import has_fast_bfloat16
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.language_model import LanguageModel, cache_arguments
-from pruner_zero.models.next_token import in_bfloat16, in_float32
+from pruner_zero.models.next_token import in_bfloat16, in_float32, positions_at_once
 from pruner_zero.progress import track
 
 # The separator between documents in the training text of many models. In models tuned to follow
@@ -169,6 +169,29 @@ def draw_tokens(logits: Tensor, chosen: Tensor) -> Tensor:
     rows = torch.arange(len(weights), device=weights.device)
     within = weights[rows, chunks[:, 0].to(weights.device)].cpu().double()
     return (_CHUNK * chunks + _invert(within, rest)[0])[:, 0]
+
+
+def label_places(windows: Tensor, seed: int = 0) -> Tensor:
+    """Where in the model's prediction after each of `windows` (n, tokens) its label is drawn.
+
+    Quantiles (n, tokens, 1) float64, as `draw_tokens` takes them; the same for the same seed.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(*windows.shape, 1, dtype=torch.float64, generator=generator)
+
+
+def drawn_label_loss(model: nn.Module, window: Tensor, places: Tensor) -> Tensor:
+    """The sum of the cross entropies of a window (1, tokens) with labels that the model draws.
+
+    places: where each label is in the model's prediction, (tokens, 1), as from `label_places`. The
+    last token has a label too. A scalar, nats, fp32; its gradients as those of `next_token_loss`.
+    """
+    window = window.to(next(model.parameters()).device)
+    logits = model(window, use_cache=False).logits[0].float()
+    rows = positions_at_once(logits)
+    parts = zip(logits.detach().split(rows), places.split(rows), strict=True)
+    labels = torch.cat([draw_tokens(part, chosen) for part, chosen in parts])
+    return functional.cross_entropy(logits, labels.to(logits.device), reduction="sum")
 
 
 def _invert(weights: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,18 +15,20 @@ import torch
 from torch import Tensor, nn
 
 from pruner_zero.calibration.calibrate import Digests, StatisticsStore
-from pruner_zero.calibration.gradients import GradientSums, check_gradients
+from pruner_zero.calibration.gradients import GradientSums, check_gradients, window_losses
 from pruner_zero.calibration.statistics import (
     GradientStatistic,
     Kind,
     OutputGradientStatistic,
+    PriceStatistic,
     select,
 )
 from pruner_zero.calibration.walk import Stream, Walk, WindowFile
 from pruner_zero.journal import Journal
 from pruner_zero.models.block_calls import Activations, blocks_replaced, run_block
+from pruner_zero.models.couplings import head_slices
 from pruner_zero.models.matrices import find_blocks, find_matrices
-from pruner_zero.models.next_token import gradients_to, next_token_loss
+from pruner_zero.models.next_token import gradients_to
 from pruner_zero.models.transformers_private import experts_one_by_one
 from pruner_zero.progress import note, track
 
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 class OffloadedGradients:
     """The statistics that `collect_gradients` gives, to the last bit, of an offloaded model.
 
+    All `statistics` are of one loss.
     Forward steps, one step at the head, backward steps: each is durable once done, and `run` goes
     on after the last finished step of an interrupted call on the same store. Beside the
     statistics, the disk holds the inputs of all blocks. Raises what `collect_gradients` raises.
@@ -55,7 +58,8 @@ class OffloadedGradients:
         self.store = store
         self.depth = len(find_blocks(language_model.model))
         self.matrices = find_matrices(language_model.model)
-        check_gradients(self.matrices)
+        check_gradients(self.matrices, statistics, windows.shape[1])
+        self.slices = head_slices(language_model.model)
         settings = {**store.settings, "kinds": list(statistics)}
         folder = store.folder / "gradients.partial"
         self.journal = Journal(folder, settings, overwrite=True)
@@ -66,7 +70,10 @@ class OffloadedGradients:
         if done:
             note(f"going on with the gradients after step {done} in {self.journal.folder}")
         # Experts run as in the backward pass, so that blocks get the inputs of that pass.
-        observed = select(OutputGradientStatistic, self.statistics)
+        observed = [
+            *select(OutputGradientStatistic, self.statistics),
+            *select(PriceStatistic, self.statistics),
+        ]
         with experts_one_by_one(model) if observed else nullcontext():
             walk = Walk(self.language_model, self.windows)
             # Where the forward pass is finished, its inputs are opened one after the other.
@@ -101,12 +108,11 @@ class OffloadedGradients:
         gradients = self._file("gradients", self.depth)
         model = self.language_model.model
         with self.language_model.outside(), gradients_to({}, model):
-            for window, hidden in track(
-                zip(self.windows, outputs, strict=True), "loss", len(self.windows)
-            ):
+            losses = window_losses(model, self.windows, self.statistics)
+            for hidden in track(outputs, "loss", len(self.windows)):
                 hidden = hidden.to(self.language_model.device).requires_grad_()
                 with blocks_replaced(model, hidden, stream.as_tuple):
-                    next_token_loss(model, window[None]).backward()
+                    next(losses).backward()
                 assert hidden.grad is not None
                 gradients.append(hidden.grad)
         files = {gradients.path.name: gradients.sha256}
@@ -118,8 +124,9 @@ class OffloadedGradients:
         outgoing = self._file("gradients", index) if index else None
         with self.language_model.block(index) as block, ExitStack() as stack:
             # The sums are made here because only now are the parameters on their device.
-            sums = GradientSums(matrices, self.statistics)
-            stack.enter_context(sums.collecting(block))
+            tokens = self.windows.shape[1]
+            sums = GradientSums(matrices, self.statistics, self.slices, tokens)
+            stack.enter_context(sums.collecting(block, {index: block}))
             for hidden, gradient, arguments in zip(
                 inputs, incoming, stream.arguments[index], strict=True
             ):

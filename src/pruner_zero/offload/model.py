@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from pruner_zero.calibration.calibrate import StatisticsStore
-from pruner_zero.calibration.statistics import GradientStatistic, Kind
+from pruner_zero.calibration.statistics import GradientStatistic, Kind, by_loss
 from pruner_zero.choices import Dtype
 from pruner_zero.devices import CPU, available_bytes, find_devices
 from pruner_zero.errors import PrunerZeroError
@@ -113,9 +113,10 @@ class OffloadedModel(LanguageModel):
     def collect_gradients(
         self, windows: Tensor, statistics: Mapping[Kind, GradientStatistic], store: StatisticsStore
     ) -> bool:
-        passage = OffloadedGradients(self, windows, statistics, store)
-        store.commit(passage.run())
-        passage.journal.discard()
+        for group in by_loss(statistics):
+            passage = OffloadedGradients(self, windows, group, store)
+            store.commit(passage.run())
+            passage.journal.discard()
         return True
 
     def save_blocks(

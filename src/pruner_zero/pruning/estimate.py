@@ -8,7 +8,7 @@ from time import perf_counter
 import torch
 from torch import Tensor, nn
 
-from pruner_zero.calibration.statistics import GradientStatistic, WeightGradientStatistic, select
+from pruner_zero.calibration.statistics import WeightGradientStatistic, by_loss, select
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.block_calls import BlockCalls, blocks_replaced, run_windows
 from pruner_zero.models.language_model import LanguageModel
@@ -83,9 +83,8 @@ def estimate(
             seconds += (tokens - blocks or tokens) * (forward + head)
             # Activations are computed again in the backward pass.
             seconds += recipe.distill * (depth * (timed.learn + timed.forward) + 3 * timed.head)
-        if select(GradientStatistic, recipe.kinds):
-            # A backward pass takes twice as long as a forward pass.
-            seconds += 3 * blocks * (forward + head)
+        # A backward pass takes twice as long as a forward pass.
+        seconds += len(by_loss(recipe.kinds)) * 3 * blocks * (forward + head)
         if isinstance(recipe.masks, Race):
             seconds += (1 + len(recipe.entries)) * HELD_OUT * tokens * (forward + head)
         if recipe.kinds or recipe.reconstruct:

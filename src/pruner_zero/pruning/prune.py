@@ -147,9 +147,9 @@ def _prepare(
     matrices = check_recipe(
         language_model, certain, checked.include, checked.exclude, saved=folder is not None
     )
-    if select(GradientStatistic, recipe.kinds):
+    if recipe.text and select(GradientStatistic, recipe.kinds):
         # Before the model writes a text for nothing.
-        check_gradients(matrices)
+        check_gradients(matrices, recipe.kinds, recipe.text.seqlen)
     with torch_threads(checked.threads):
         sources = texts.texts if texts else ()
         writes = any(isinstance(source, SelfText) for source in sources)
