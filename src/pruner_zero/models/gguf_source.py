@@ -55,6 +55,17 @@ class GgufSource:
         fields = self.header.fields.items()
         return {key: json.loads(text) for key, (text, *_) in fields if key.startswith(GGUF_RECORDS)}
 
+    def parameters_in(self, nbytes: int, asked: GgufType | None) -> int:
+        """How many parameters have room in a file of at most `nbytes` with matrices of that type.
+
+        Metadata and vectors are taken to be as large as those of the source.
+        """
+        items, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[asked or "F16"]]
+        tensors = self.header.tensors.values()
+        vectors = sum(tensor.shape[0] for tensor in tensors if len(tensor.shape) == 1)
+        room = nbytes - min(tensor.start for tensor in tensors) - 4 * vectors
+        return int(room * items // size + vectors)
+
     def tensors(self, model: PreTrainedModel) -> dict[str, Tensor]:
         """The tensors of `model`, dense or pruned, by their names in the file, in its order.
 

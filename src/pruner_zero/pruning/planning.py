@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from math import isclose
-from typing import Any
+from typing import Any, cast
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.metric.metric import Metric
+from pruner_zero.models.gguf_source import GgufSource
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.matrices import find_matrices
 from pruner_zero.progress import note
@@ -20,11 +21,13 @@ from pruner_zero.pruning.default import (
 from pruner_zero.pruning.notation import check_compares_weights, parse_recipe
 from pruner_zero.pruning.recipe import Race, Recipe, Text
 from pruner_zero.settings.base import name_of, names_of
-from pruner_zero.settings.calibration import TOKENS
+from pruner_zero.settings.calibration import TOKENS, read_bytes
 from pruner_zero.settings.prune_settings import PruneSettings
 from pruner_zero.settings.read_settings import read_settings
 from pruner_zero.sparsity.pattern import Pattern
 from pruner_zero.sparsity.steps.step import in_order
+from pruner_zero.structure.budget import Budget, check_widths
+from pruner_zero.structure.cut import Cut
 
 # The settings that `parse_recipe` takes under their names.
 _OPTIONS = (
@@ -63,6 +66,9 @@ def read_recipe(
     widths = checked.widths or ("free" if checked.metric is None else "equal")
     units = {"widths": widths} | {name: getattr(checked, name) for name in _OF_UNITS}
     options = {name: getattr(checked, name) for name in _OPTIONS}
+    if checked.bytes:
+        # Until the model is known, and with it how many parameters have room.
+        options["parameters"] = "0.5"
     named = checked.metric
     if named is None:
         named = metric_of_units(checked.structure, widths) if checked.is_smaller else WANDA
@@ -85,11 +91,18 @@ def takes_default(settings: PruneSettings) -> bool:
     return settings.metric is None or settings.race or found
 
 
-def plan_recipe(settings: PruneSettings, said: Recipe, language_model: LanguageModel) -> Recipe:
+def plan_recipe(
+    settings: PruneSettings,
+    said: Recipe,
+    language_model: LanguageModel,
+    source: GgufSource | None = None,
+) -> Recipe:
     """The recipe for a model: what `read_recipe` gave, and what the default adds to it.
 
-    Raises PrunerZeroError where the units of the model cannot be removed as asked.
+    source: the file after which the output is made, where that is a GGUF file. Raises
+    PrunerZeroError where the units of the model cannot be removed as asked.
     """
+    said = replace(said, cut=_for_output(said.cut, settings, language_model, source))
     recipe, tokens = said, TOKENS
     if takes_default(settings):
         if said.cut is None:
@@ -109,6 +122,41 @@ def plan_recipe(settings: PruneSettings, said: Recipe, language_model: LanguageM
     name = settings.text_name
     text = Text(windows * seqlen, seqlen, name) if fitted.needs_text else None
     return replace(fitted, text=text)
+
+
+def _for_output(
+    cut: Cut | None, settings: PruneSettings, language_model: LanguageModel, source: Any
+) -> Cut | None:
+    """The cut that the output can have, with the parameters that --bytes leaves room for.
+
+    Raises PrunerZeroError where it cannot have what was asked for.
+    """
+    if cut is None:
+        return None
+    model = language_model.model
+    if settings.bytes:
+        room = read_bytes(settings.bytes)
+        left = source.parameters_in(room, settings.gguf_type) if source else 0
+        each = min(parameter.itemsize for parameter in model.parameters())
+        many = max(2, left or room // each)
+        cut = cast(Cut, replace(cast(Any, cut), parameters=many, sparsity=0.0))
+    if not isinstance(cut, Budget):
+        return cut
+    if settings.offload and "vocabulary" in cut.kinds:
+        if settings.structure:
+            raise PrunerZeroError(
+                "--offload cannot remove tokens: leave vocabulary out of --structure"
+            )
+        cut = replace(cut, kinds=tuple(kind for kind in cut.kinds if kind != "vocabulary"))
+    if cut.widths == "free":
+        try:
+            check_widths(model, cut.kinds, source)
+        except PrunerZeroError as error:
+            if settings.widths:
+                raise
+            note(f"{str(error).partition(':')[0]}: all blocks keep as many")
+            cut = replace(cut, widths="equal")
+    return cut
 
 
 def _with_default(

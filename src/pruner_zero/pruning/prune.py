@@ -140,7 +140,7 @@ def _prepare(
     source = None
     if gguf:
         source = read_source(gguf, checked.model, language_model.model, checked.structure)
-    recipe = plan_recipe(checked, said, language_model)
+    recipe = plan_recipe(checked, said, language_model, source)
     # Of a model on disk, distillation is left out where memory is too small, and the run goes on.
     optional = checked.offload and checked.distill is None and takes_default(checked)
     certain = replace(recipe, distill=0) if optional else recipe

@@ -10,6 +10,7 @@ from typing import Any
 
 from pruner_zero.files import write_atomic, write_json
 from pruner_zero.metric.metric import Metric
+from pruner_zero.models.block_sizes import has_code
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.saving import save_model
 from pruner_zero.provenance import Cost
@@ -165,6 +166,12 @@ def model_card(result: PruneResult) -> str:
             f"It has {after:,} of {before:,} parameters: a smaller model of the same kind, which "
             "loads with plain `AutoModelForCausalLM.from_pretrained`."
         )
+        if has_code(result.language_model.model.config):
+            stored = (
+                f"It has {after:,} of {before:,} parameters, and its blocks have different sizes: "
+                "it loads with `AutoModelForCausalLM.from_pretrained(…, trust_remote_code=True)`, "
+                "by the few lines of code beside the weights."
+            )
     by_name: dict[str, list[MatrixRecord]] = defaultdict(list)
     for record in result.records:
         by_name[record.local_name].append(record)

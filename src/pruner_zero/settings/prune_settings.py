@@ -14,6 +14,7 @@ from pruner_zero.settings.calibration import (
     LONG,
     SHORT,
     TOKENS,
+    Bytes,
     CalibrationSettings,
     MethodSettings,
     SizeSettings,
@@ -119,6 +120,13 @@ class PruneSettings(OutputSettings, MethodSettings, SizeSettings):
         "the architecture deci; equal keeps the family as it is. With --metric equal is the "
         "default.",
     )
+    bytes: Annotated[Bytes | None, Cli(panel=SizeSettings.panel, default="as --sparsity says")] = (
+        Field(
+            None,
+            description="Remove units until the weights take at most this many bytes, such as "
+            "80MB: those of the .gguf file with --gguf-type, else those of the folder.",
+        )
+    )
     tokens: Annotated[int | None, Cli(panel=SizeSettings.panel, default="as --sparsity says")] = (
         Field(None, ge=1, description="With --structure vocabulary: how many tokens stay.")
     )
@@ -170,7 +178,7 @@ class PruneSettings(OutputSettings, MethodSettings, SizeSettings):
     @property
     def is_smaller(self) -> bool:
         """Whether whole units are removed."""
-        return bool(self.structure or self.parameters)
+        return bool(self.structure or self.parameters or self.bytes)
 
     @model_validator(mode="after")
     def _check_race(self) -> "PruneSettings":

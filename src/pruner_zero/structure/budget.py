@@ -1,6 +1,7 @@
 """One budget: units of every kind compete, and those that cost the least per parameter go."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -10,10 +11,12 @@ from transformers import PreTrainedModel
 
 from pruner_zero.choices import SOLD, Structure, Widths
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models.couplings import Coupling, find_couplings
+from pruner_zero.models.block_sizes import block_sizes, set_block_sizes
+from pruner_zero.models.couplings import COUNTS, Coupling, find_couplings
+from pruner_zero.models.gguf_source import GgufSource, check_may_differ
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.matrices import size_of
-from pruner_zero.structure.removal import most_parameters
+from pruner_zero.structure.removal import most_parameters, without_weights
 from pruner_zero.structure.selling import Good, sell
 from pruner_zero.structure.units import WORDS, CoupledUnits, totals_of
 from pruner_zero.structure.vocabulary import Vocabulary
@@ -27,9 +30,9 @@ _LEAST = 0.25
 class Budget(CoupledUnits):
     """Units of several kinds, in numbers that differ between blocks, by their price per parameter.
 
-    The price of a channel or a head is the sum of the squared scores of its columns over their
-    rows, divided by the number of rows: with the score sqrt(F) its Fisher information, in nats per
-    token. That of a token is how often it is expected, times what its pieces cost more.
+    The price of a channel or a head is the sum of the squared scores of its columns: with the
+    metric `fisher`, by how many nats per token the predictions diverge without it. That of a token
+    is how often it is expected, times what its pieces cost more.
 
     kinds: of the units that compete; those that the model has where `every`. widths: with "equal"
     all blocks lose the same number of a kind. vocabulary: of the tokens that go.
@@ -100,6 +103,12 @@ class Budget(CoupledUnits):
         dense = size_of(model)[0]
         assert self.parameters is not None
         most = int(self.parameters if self.parameters > 1 else self.parameters * dense)
+        free = sum(len(good.prices) * good.parameters for good in goods)
+        if dense - most > free:
+            raise PrunerZeroError(
+                f"--parameters {most:,} of {dense:,} cannot be reached by removing "
+                f"{' and '.join(self.kinds)}: choose --parameters {dense - free}, or more"
+            )
         gone, price = sell(goods, dense - most)
         number = {name: at for at, group in enumerate(self._groups()) for name in group}
         kept = tuple(c.count - gone[number[c]] for c in self.couplings)
@@ -142,8 +151,7 @@ class Budget(CoupledUnits):
                 raise PrunerZeroError(
                     f"calibration left statistics of {coupling.consumer} zero: give more text"
                 )
-            score = scores[coupling.consumer]
-            prices = totals_of(score, coupling).cpu() / len(score)
+            prices = totals_of(scores[coupling.consumer], coupling).cpu()
         cheapest = prices.sort()[0][: max(0, coupling.count - least)]
         return Good(cheapest, parameters, coupling.count % step or step, step)
 
@@ -188,3 +196,26 @@ class Budget(CoupledUnits):
         if self.price is None:
             return f"{100 * self.sparsity:.3g}% of the parameters, of {', '.join(self.kinds)}"
         return f"{100 * self.sparsity:.3g}% of the parameters: {said}"
+
+
+def check_widths(
+    model: PreTrainedModel, kinds: Sequence[Structure], source: GgufSource | None
+) -> None:
+    """Raise PrunerZeroError where blocks of `model` cannot have their own numbers of `kinds`.
+
+    source: the file after which a GGUF file is made; None for a folder. A model that the
+    configuration of such blocks describes is built without its weights.
+    """
+    family, fields = model.config.model_type, [f for k in kinds for f in COUNTS.get(k, ())]
+    if source:
+        check_may_differ(source, fields)
+    config = deepcopy(model.config)
+    sizes = block_sizes(config)
+    for name in fields:
+        sizes[0][name] *= 2
+    set_block_sizes(config, sizes)
+    if fields and without_weights(model, config) is None:
+        raise PrunerZeroError(
+            f"blocks of the {family} family cannot have their own numbers of units: choose "
+            "--widths equal"
+        )

@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.block_sizes import causal_class, has_code
 from pruner_zero.models.matrices import size_of
+from pruner_zero.models.quiet import quiet
 from pruner_zero.structure.cut import Cut
 
 # What transformers raises for a configuration that it refuses, or that lacks a field.
@@ -41,7 +42,7 @@ def take_units(tensor: Tensor, places: Tensor, count: int, axis: int) -> Tensor:
 
 def without_weights(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel | None:
     """A model of the class of `model` that `config` describes, on "meta"; None where none is."""
-    with suppress(*REFUSALS), torch.device("meta"):
+    with suppress(*REFUSALS), torch.device("meta"), quiet():
         built: PreTrainedModel = (causal_class(config) if has_code(config) else type(model))(
             type(config).from_dict(config.to_dict())
         )

@@ -26,7 +26,7 @@ from pruner_zero.text.translation import Translation
 
 # The windows that the model reads; more are only counted. Those on which pieces are compared.
 _EXPECTED, _PIECES = 192, 32
-# Tokens that a budget removes together.
+# The most tokens that a budget removes together.
 _LOT = 64
 # What the pieces of a removed token cost more, in nats, where the text has no such token
 # (benchmarks/vocabulary.md).
@@ -155,7 +155,7 @@ class Vocabulary(Cut):
         half = table.choose(order, self.rows(model) // 2, always)
         cost = cost_of_pieces(language_model, tokens[:_PIECES], half, table.cut(half))
         prices = cost * shares[torch.tensor(order[::-1], dtype=torch.int64)]
-        return Good(prices, self.each(model), _LOT, _LOT)
+        return Good(prices, self.each(model), 1, min(_LOT, max(1, len(prices) // 64)))
 
     def _size(self, model: PreTrainedModel, rows: int, fewest: int) -> int:
         """The number of tokens that may stay."""
