@@ -148,15 +148,24 @@ def _for_output(
                 "--offload cannot remove tokens: leave vocabulary out of --structure"
             )
         cut = replace(cut, kinds=tuple(kind for kind in cut.kinds if kind != "vocabulary"))
-    if cut.widths == "free":
+    if cut.widths == "equal":
+        return cut
+    said = ""
+    for kinds in (cut.kinds, tuple(kind for kind in cut.kinds if kind != "heads")):
         try:
-            check_widths(model, cut.kinds, source)
+            check_widths(model, kinds, source)
         except PrunerZeroError as error:
-            if settings.widths:
+            if settings.widths and settings.structure:
                 raise
-            note(f"{str(error).partition(':')[0]}: all blocks keep as many")
-            cut = replace(cut, widths="equal")
-    return cut
+            said = said or str(error).partition(":")[0]
+            if settings.structure:
+                break
+        else:
+            if said:
+                note(f"{said}: all heads stay")
+            return replace(cut, kinds=kinds)
+    note(f"{said}: all blocks keep as many")
+    return replace(cut, widths="equal")
 
 
 def _with_default(

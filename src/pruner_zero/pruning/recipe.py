@@ -193,7 +193,7 @@ class Recipe:
         """The statistics of the dense model that have to be collected before the first block."""
         if self.order == "one-shot":
             return self.kinds
-        compares = self.cut is not None and self.cut.compares
+        compares = self.cut is not None and self.cut.compares > 0
         if self._from_dense or compares or isinstance(self.masks, Race):
             return self.scoring_kinds | select(GradientStatistic, self.kinds).keys()
         return frozenset(select(GradientStatistic, self.kinds))
@@ -206,7 +206,8 @@ class Recipe:
     @property
     def of_part(self) -> bool:
         """Whether its statistics are of a part of the windows alone, as `run_recipe` says."""
-        return isinstance(self.masks, Race) or bool(self.reconstruct and self.distill)
+        compares = self.cut is not None and self.cut.compares > 0
+        return compares or isinstance(self.masks, Race) or bool(self.reconstruct and self.distill)
 
     # The order of work.
 

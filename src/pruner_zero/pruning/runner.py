@@ -108,6 +108,8 @@ def run_recipe(
     seen, judged = windows, None
     if isinstance(recipe.masks, Race):
         seen, judged = judged_apart(windows, everything)
+    elif cut and cut.compares:
+        seen = replace(windows, tokens=windows.tokens[: cut.compares])
     if seen is not everything:
         cache, fingerprint = store.folder.parent, store.settings["model"]
         store = open_store(language_model, seen, folder=cache, fingerprint=fingerprint)

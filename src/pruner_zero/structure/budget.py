@@ -50,7 +50,8 @@ class Budget(CoupledUnits):
     kept_tokens: tuple[int, ...] = field(default=(), repr=False)
     price: float | None = None
 
-    compares = True
+    # Their prices need a backward pass.
+    compares = 64
 
     def fit(self, language_model: LanguageModel) -> Self:
         """As for `Cut`. Raises PrunerZeroError where the model lacks a kind that was asked for."""

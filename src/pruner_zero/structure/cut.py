@@ -24,16 +24,17 @@ class Cut(ABC):
 
     unit: the kind of unit, such as "channels". sparsity: the share of units to remove, in [0, 1).
     parameters: in its place, the largest number of parameters of the smaller model, or up to 1
-    their share. when: as `When` says. compares: whether `decide` looks at the dense model although
-    masks say which units go. update: the step that corrects kept weights after the mask; None where
-    no step has any effect. kept_tokens: the numbers of the tokens that stay, empty where all do.
+    their share. when: as `When` says. compares: on how many windows, at the most, `decide` compares
+    units where masks say which of them go; 0 where it does not. update: the step that corrects kept
+    weights after the mask; None where no step has any effect. kept_tokens: the numbers of the
+    tokens that stay, empty where all do.
     """
 
     unit: str
     sparsity: float
     parameters: float | None
     when: When = "dense"
-    compares: ClassVar[bool] = False
+    compares: ClassVar[int] = 0
     update: str | None = None
     kept_tokens: tuple[int, ...] = ()
 
