@@ -47,7 +47,9 @@ class PriceSums:
                     self.sums[kind, matrix.name] = torch.zeros(units, device=device)
                 else:
                     self.sums[kind, matrix.block] = torch.zeros(1, device=device)
-        self.experts = {m.name: (_owner(m), m.expert or 0) for m in matrices if m.expert is not None}
+        self.experts = {
+            m.name: (_owner(m), m.expert or 0) for m in matrices if m.expert is not None
+        }
         # By the name of the module of experts: those chosen for each token (tokens, chosen).
         self.chosen: dict[str, Tensor] = {}
 
