@@ -24,11 +24,13 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from statistics import quantiles
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import torch
+from scipy.stats import spearmanr
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -52,8 +54,9 @@ RESULTS = results("units.jsonl")
 MODEL = "builtin:smollm2-135m"
 # Windows of 1024 tokens of each text.
 WINDOWS = 8
-# Windows that the model writes, of which prices are made, and their tokens.
-PRICED = (48, 256)
+# Windows that the model writes, of which prices are made, and their tokens; and those on which the
+# divergence is measured.
+PRICED, MEASURED = (24, 256), (2, 256)
 # SmolLM2-135M has 3 key-value heads in a block, of which only one can go.
 SHARES = {
     "channels": (0.2, 0.5, 0.3, 0.1),
@@ -176,7 +179,7 @@ def measure_prices(text: str) -> None:
     model, mixture = language_model.model, load_mixture("self", role="calibration")
     windows, store = open_calibration(mixture, language_model, PRICED, 0)
     calibrate(language_model, windows, ("F", "block_price", "X"), store)
-    held_out = take_windows(load_mixture(text, role="calibration"), language_model, 3, 256, 0)
+    held_out = take_windows(load_mixture(text, role="calibration"), language_model, *MEASURED, 0)
     with torch.no_grad():
         dense = [model(window[None]).logits[0] for window in held_out.tokens]
     channels, heads = (find_couplings(model, kind) for kind in ("channels", "heads"))
@@ -198,7 +201,8 @@ def measure_prices(text: str) -> None:
     facts = {
         "model": MODEL,
         "windows": PRICED,
-        "measured_on": [Path(text).name, 3, 256],
+        "measured": MEASURED,
+        "text": Path(text).name,
         **machine(),
     }
     write_json(results("units-prices.json"), {"settings": facts, "rows": rows})
@@ -228,7 +232,7 @@ def priced_units(
             part = ordered[index * len(ordered) // count : (index + 1) * len(ordered) // count]
             name, columns, price, total = drawn.choice(part)
             yield kind, {name: columns}, price, total
-    for attention, mlp in list(zip(heads, channels, strict=True))[::2]:
+    for attention, mlp in list(zip(heads, channels, strict=True))[::3]:
         name = mlp.consumer
         price = float(store.read("block_price", mlp.block, [name])[name])
         yield "block", {attention.consumer: slice(None), name: slice(None)}, price, 0.0
@@ -337,7 +341,37 @@ def page(lines: Sequence[Mapping[str, Any]]) -> str:
                 table.append([label, *cells])
             text += [f"## {structure.capitalize()}, {words}", ""]
             text.append(markdown(["chosen by", *heads], table))
+    if results("units-prices.json").exists():
+        text += price_table(json.loads(results("units-prices.json").read_text()))
     return "\n".join(text)
+
+
+def price_table(measured: Mapping[str, Any]) -> list[str]:
+    """Prices beside the divergences that were measured, by what went."""
+    table = []
+    for kind in dict.fromkeys(row["kind"] for row in measured["rows"]):
+        rows = [row for row in measured["rows"] if row["kind"] == kind]
+        nats = [row["divergence"]["after_first"] for row in rows]
+        ranks = {of: spearmanr([row[of] for row in rows], nats)[0] for of in ("price", "wanda")}
+        ratios = [row["price"] / value for row, value in zip(rows, nats, strict=True)]
+        low, middle, high = quantiles(ratios, n=4)
+        wanda = f"{ranks['wanda']:.2f}" if any(row["wanda"] for row in rows) else ""
+        spread = f"{min(nats):.1e} to {max(nats):.1e}"
+        shares = f"{middle:.2f} ({low:.2f} to {high:.2f})"
+        table.append([kind, str(len(rows)), spread, f"{ranks['price']:.2f}", wanda, shares])
+    head = ["what went", "trials", "divergence, nats per token", "rank correlation of the price"]
+    head += ["of Wanda's total", "price by divergence: median (quartiles)"]
+    (windows, tokens), (few, long) = (measured["settings"][of] for of in ("windows", "measured"))
+    return [
+        "## Prices",
+        "",
+        f"Made by `python benchmarks/units.py --prices wiki.valid.raw`: the price `F`, and that of"
+        f" blocks, from {windows} windows of {tokens} tokens that the model wrote; the divergence"
+        f" without these units, nothing repaired, on {few} windows of {long} tokens of WikiText-2"
+        f" validation, each without its first {FIRST_TOKENS} tokens.",
+        "",
+        markdown(head, table),
+    ]
 
 
 if __name__ == "__main__":
