@@ -71,7 +71,7 @@ def test_the_price_of_a_slice_is_that_of_its_sum(
 ) -> None:
     torch.manual_seed(seed)
     linear, width = nn.Linear(units * columns, 3), units * columns
-    matrix = Matrix("m", 0, linear.weight, "m.weight")
+    matrix = Matrix("m", 0, linear.get_parameter("weight"), "m.weight")
     sums = PriceSums([matrix], {"F": InputPriceStatistic(whole)}, {"m": units}, tokens)
     windows = [torch.randn(1, tokens, width) for _ in range(2)]
     with sums.collecting(linear, {0: linear}):

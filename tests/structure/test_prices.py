@@ -27,9 +27,7 @@ def test_the_units_with_the_lowest_prices_go(structure: Structure, kept: int, pr
         "channels": {"sparsity": 0.34, "multiple_of": 8},
         "heads": {"sparsity": 0.5},
     }
-    # The squares of a normalised column add up to 1.
-    metric = "column_normalize(W) * sqrt(F)"
-    prune(model, metric, calibration=[prose], structure=structure, **options, **share[structure])
+    prune(model, "fisher", calibration=[prose], structure=structure, **options, **share[structure])
     windows = random_windows(Corpus("prose", prose), tiny_tokenizer(), 3, 24, 0).tokens
     statistics = collect_gradients(dense.model, find_matrices(dense.model), windows, ["F"])
     for coupling in find_couplings(dense.model, structure):
