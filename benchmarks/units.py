@@ -196,7 +196,9 @@ def measure_prices(text: str) -> None:
             for name, weight in before.items():
                 weights[name].copy_(weight)
         measured = {"all": float(nats.mean()), "after_first": float(nats[:, FIRST_TOKENS:].mean())}
-        rows.append({"kind": kind, "price": price, "wanda": wanda, "divergence": measured})
+        units = sum(map(len, removed.values())) if kind.startswith("channels") else 1
+        row = {"kind": kind, "units": units, "price": price, "wanda": wanda}
+        rows.append({**row, "divergence": measured})
         print(rows[-1], flush=True)
     facts = {
         "model": MODEL,
@@ -239,10 +241,10 @@ def priced_units(
     for index in range(30):
         name, size = drawn.choice(channels).consumer, (16, 64, 256)[index % 3]
         inside = [unit for unit in single["channel"] if unit[0] == name]
-        kind, pool = (
-            ("channels of a block", inside) if index < 15 else ("channels", single["channel"])
-        )
-        chosen = drawn.sample(pool, size if index < 15 else 8 * size)
+        kind, pool = "channels of a block", inside
+        if index >= 15:
+            kind, pool, size = "channels of all blocks", single["channel"], 8 * size
+        chosen = drawn.sample(pool, size)
         removed: dict[str, Any] = {}
         for name, columns, _, _ in chosen:
             removed[name] = torch.cat([removed.get(name, columns[:0]), columns])
@@ -352,14 +354,25 @@ def price_table(measured: Mapping[str, Any]) -> list[str]:
     for kind in dict.fromkeys(row["kind"] for row in measured["rows"]):
         rows = [row for row in measured["rows"] if row["kind"] == kind]
         nats = [row["divergence"]["after_first"] for row in rows]
-        ranks = {of: spearmanr([row[of] for row in rows], nats)[0] for of in ("price", "wanda")}
+        known = [of for of in ("price", "wanda") if any(row[of] for row in rows)]
+        # Of a unit: that more of them cost more would give high correlations to any numbers.
+        of_unit = [value / row["units"] for row, value in zip(rows, nats, strict=True)]
+        ranks = {
+            of: f"{spearmanr([row[of] / row['units'] for row in rows], of_unit)[0]:.2f}"
+            for of in known
+        }
         ratios = [row["price"] / value for row, value in zip(rows, nats, strict=True)]
         low, middle, high = quantiles(ratios, n=4)
-        wanda = f"{ranks['wanda']:.2f}" if any(row["wanda"] for row in rows) else ""
         spread = f"{min(nats):.1e} to {max(nats):.1e}"
         shares = f"{middle:.2f} ({low:.2f} to {high:.2f})"
-        table.append([kind, str(len(rows)), spread, f"{ranks['price']:.2f}", wanda, shares])
-    head = ["what went", "trials", "divergence, nats per token", "rank correlation of the price"]
+        correlations = [ranks.get(of, "") for of in ("price", "wanda")]
+        table.append([kind, str(len(rows)), spread, *correlations, shares])
+    head = [
+        "what went",
+        "trials",
+        "divergence, nats per token",
+        "rank correlation of the price, per unit",
+    ]
     head += ["of Wanda's total", "price by divergence: median (quartiles)"]
     (windows, tokens), (few, long) = (measured["settings"][of] for of in ("windows", "measured"))
     return [
