@@ -47,7 +47,9 @@ class PriceSums:
                     self.sums[kind, matrix.name] = torch.zeros(units, device=device)
                 else:
                     self.sums[kind, matrix.block] = torch.zeros(1, device=device)
-        self.experts = {m.name: (_owner(m), m.expert) for m in matrices if m.expert is not None}
+        self.experts = {
+            m.name: (_owner(m), m.expert or 0) for m in matrices if m.expert is not None
+        }
         # By the name of the module of experts: those chosen for each token (tokens, chosen).
         self.chosen: dict[str, Tensor] = {}
 
@@ -127,10 +129,10 @@ class PriceSums:
 
     def _counted(self, name: str, rows: int) -> Tensor | slice:
         """Which of the `rows` that a matrix is given are tokens after the first ones."""
-        owner, expert = self.experts.get(name, ("", None))
+        owner, expert = self.experts.get(name, ("", 0))
         if owner in self.chosen:
             # An expert is given the tokens that chose it first, then those that chose it second.
-            places = torch.where(expert == self.chosen[owner].T)[1]
+            places = self.chosen[owner].T.eq(expert).nonzero()[:, 1]
             if len(places) == rows:
                 return places >= FIRST_TOKENS
         elif rows == self.tokens:
