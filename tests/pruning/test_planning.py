@@ -16,6 +16,7 @@ MODEL = language_model("llama")
 PYDOC: dict[str, Any] = {"calibration": "builtin:pydoc"}
 WANDA: dict[str, Any] = {"metric": "wanda"}
 TOKENS: dict[str, Any] = {"structure": "vocabulary", "sparsity": 0.1}
+FISHER = "sqrt(F) * column_normalize(W)"
 CHANNELS: dict[str, Any] = {"structure": "channels", "multiple_of": 8}
 NO_MORE = (0, 0, ())
 
@@ -61,7 +62,7 @@ def shape(recipe: Recipe) -> tuple[int, int] | None:
         ({"calibration": "self", **WANDA}, 96, 256),
         ({"calibration": "self", **WANDA, "seqlen": 256}, 96, 256),
         ({"mode": "one-shot"}, 96, 256),
-        (CHANNELS, 96, 256),
+        (CHANNELS, 192, 256),
         (PYDOC, 48, 1024),
         ({**PYDOC, "seqlen": 1024}, 48, 1024),
         ({**PYDOC, **WANDA}, 24, 1024),
@@ -89,7 +90,7 @@ def test_windows_follow_from_tokens(options: dict[str, Any], windows: int, seqle
         (PYDOC, 96),
         ({"windows": 8}, 8),
         ({"mode": "one-shot"}, 96),
-        (CHANNELS, 96),
+        (CHANNELS, 384),
         (WANDA, 96),
     ],
     ids=str,
@@ -169,20 +170,35 @@ def test_wide_matrices_get_masks_without_gradients_and_other_amounts(
 
 
 @pytest.mark.parametrize(
+    ("structure", "chooser"),
+    [("channels", "W * X"), ("heads", "X * row_normalize(W * X)")],
+)
+def test_equal_widths_have_metrics_that_compare_units_of_a_block(
+    structure: str, chooser: str
+) -> None:
+    asked = {"structure": structure, "sparsity": 0.5, "widths": "equal"}
+    recipe = plan_recipe(*read_recipe("some", None, None, None, asked), language_model("llama"))
+    assert str(recipe.metric and recipe.metric.expression) == chooser
+    assert after(recipe) == (4, 40, ("exact",))
+
+
+@pytest.mark.parametrize(
     ("structure", "chooser", "family", "follows"),
     [
-        ("channels", "W * X", "llama", (0, 40, ("exact",))),
-        ("heads", "X * row_normalize(W * X)", "llama", (0, 40, ("exact",))),
+        ("channels", FISHER, "llama", (4, 40, ("exact",))),
+        ("channels,heads", FISHER, "llama", (4, 40, ("exact",))),
+        (None, FISHER, "llama", (4, 40, ("exact",))),
         ("experts", None, "mixtral", NO_MORE),
         ("blocks", None, "llama", NO_MORE),
         ("vocabulary", None, "llama", NO_MORE),
     ],
 )
-def test_units_have_a_metric_and_least_squares_in_place_of_passes_or_a_rule_alone(
-    structure: str, chooser: str | None, family: str, follows: object
+def test_units_have_a_price_and_all_that_follows_masks_or_a_rule_alone(
+    structure: str | None, chooser: str | None, family: str, follows: object
 ) -> None:
-    settings = read_recipe("some", None, None, None, {"structure": structure, "sparsity": 0.5})
-    recipe = plan_recipe(*settings, language_model(family, blocks=4))
+    share = "parameters" if structure is None or "," in structure else "sparsity"
+    settings = read_recipe("some", None, None, None, {"structure": structure, share: 0.8})
+    recipe = plan_recipe(*settings, language_model(family, blocks=8))
     assert after(recipe) == follows
     assert (recipe.metric and str(recipe.metric.expression)) == chooser
 
@@ -201,7 +217,7 @@ def test_a_found_metric_has_all_that_follows_the_masks_of_the_default(found: str
     assert (after(recipe), shape(recipe)) == ((4, 40, ()), (192, 256))
     assert entries(planned(found, race=True)) == [("W * G", GLOBAL), *SMALL]
     assert entries(planned(found, pattern="2:4")) == [("W * G", "2:4")]
-    assert after(planned(found, **CHANNELS)) == (0, 40, ("exact",))
+    assert after(planned(found, **CHANNELS)) == (4, 40, ("exact",))
 
 
 @pytest.mark.parametrize(

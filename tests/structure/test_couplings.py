@@ -71,7 +71,8 @@ def test_every_block_has_its_mlp(architecture: str) -> None:
 def test_every_block_has_its_attention(architecture: str) -> None:
     first, second = find_couplings(tiny_model(architecture), "heads")
     place = "model.layers.0.self_attn"
-    assert first == Coupling(0, tuple(f"{place}.{n}_proj" for n in "qkv"), f"{place}.o_proj", 2)
+    names = tuple(f"{place}.{n}_proj" for n in "qkv")
+    assert first == Coupling(0, names, f"{place}.o_proj", 2, "heads")
     assert second.block == 1
 
 

@@ -198,7 +198,7 @@ def test_steps_run_for_consumers_alone_since_they_change_no_producer(
         {"metric": "W - G"},
         {"metric": "wanda+obs"},
         {"mode": "one-shot"},
-        {"metric": None, "distill": 2},
+        {"metric": None, "widths": "equal", "distill": 2},
     ],
     ids=str,
 )
@@ -334,7 +334,7 @@ def test_the_record_and_the_card_describe_the_removed_units(prose: str, tmp_path
         ({"sparsity": None}, "--structure channels needs either --sparsity"),
         ({"parameters": 0.9}, "--structure channels needs either --sparsity"),
         ({"sparsity": None, "parameters": "most"}, "--parameters is 'most': write a share such as"),
-        ({"structure": None, "parameters": 0.9}, "add --structure, or leave out --"),
+        ({"structure": None, "parameters": 0.9}, "give it alone, or name one"),
         (
             {"sparsity": None, "parameters": "20K"},
             r"20,000 of 31,968 cannot .* MLP channels: choose --parameters 24288, the nearest",
@@ -343,7 +343,7 @@ def test_the_record_and_the_card_describe_the_removed_units(prose: str, tmp_path
         ({"scope": "matrix"}, "leave out --scope"),
         ({"exclude": ["*.0.*"]}, "leave out --exclude"),
         ({"refine": True}, "leave out --refine"),
-        ({"structure": "neurons"}, "--structure is 'neurons'"),
+        ({"structure": "neurons"}, "--structure neurons: choose one of"),
         ({"sparsity": 1.5}, r"sparsity 1\.5 is outside"),
         ({"sparsity": 0.05}, r"leaves 45\.6, .*: choose --sparsity 0\.1667, which leaves 40"),
         ({"sparsity": 0.95}, r"leaves 2\.4, .*: choose --sparsity 0\.8333, which leaves 8"),
