@@ -2,12 +2,11 @@
 
     python benchmarks/headline.py
 
-Draws benchmarks/headline.svg from results/updates-50.json and updates-2-4.json, which
-benchmarks/methods.py wrote: SmolLM2-135M, the first 12 windows of WikiText-2 test.
+Draws benchmarks/headline.svg from the rows of results/proof/smollm2, which benchmarks/proof.py
+wrote: SmolLM2-135M, the first 8 windows of WikiText-2 test.
 """
 
 import json
-import math
 from io import BytesIO
 from pathlib import Path
 
@@ -18,21 +17,16 @@ from matplotlib.figure import Figure
 from pruner_zero.files import write_atomic
 from tables import HERE, results, script_parser
 
-DENSE, WINDOWS = 25.88, 12
 CLASSIC, OURS = "#9aa5b1", "#0b5cad"
-# Label in the result file → (label in the figure, whether this program adds a part of the method).
+# Name of the result file → (label in the figure, whether this program adds a part of the method).
 ROWS = {
     "wanda": ("Wanda", False),
     "sparsegpt": ("SparseGPT", False),
-    "EVOLVED": ("evolved mask", True),
-    "wanda+refine": ("Wanda + swaps", True),
-    "EVOLVED+refine": ("evolved + swaps", True),
-    "wanda+refine+asymmetric+exact": ("Wanda + swaps + LS", True),
-    "EVOLVED+refine+asymmetric+exact": ("evolved + swaps + LS", True),
-    "W * (O * X)^0.75@global+refine+asymmetric+exact+distill=40": (
-        "evolved + swaps + LS + 40 steps",
-        True,
-    ),
+    "wanda-with-swaps": ("Wanda + swaps", True),
+    "wanda-with-least-squares": ("Wanda + least squares", True),
+    "evolved-on-smollm2": ("evolved mask", True),
+    "evolved-on-smollm2-with-least-squares": ("evolved + least squares", True),
+    "default": ("default", True),
 }
 
 
@@ -57,20 +51,19 @@ def save(figure: Figure, file: Path) -> None:
 
 def draw(axes: Axes, zeros: str) -> None:
     """Draw a bar for each method measured at this pattern of zeros, and the dense model's line."""
-    rows = json.loads(results(f"updates-{zeros}.json").read_text())["rows"]
-    losses = {row["label"]: row["losses"][:WINDOWS] for row in rows}
+    rows = results("proof") / "smollm2"
     bars = [
-        (name, ours, math.exp(sum(losses[label]) / WINDOWS))
-        for label, (name, ours) in ROWS.items()
-        if label in losses
+        (label, ours, perplexity(file))
+        for name, (label, ours) in ROWS.items()
+        if (file := rows / f"{zeros}-{name}.json").exists()
     ]
-    names = [name for name, _, _ in bars]
+    names, dense = [name for name, _, _ in bars], perplexity(rows / "dense.json")
     values = [value for _, _, value in bars]
     axes.barh(names, values, color=[OURS if ours else CLASSIC for _, ours, _ in bars], height=0.7)
     for position, value in enumerate(values):
         axes.text(value, position, f" {value:.1f}", va="center", fontsize=8)
-    axes.axvline(DENSE, color="#333333", linewidth=0.8, linestyle="--")
-    axes.text(DENSE, -0.62, f"dense {DENSE:.1f}", fontsize=7, va="bottom", ha="center")
+    axes.axvline(dense, color="#333333", linewidth=0.8, linestyle="--")
+    axes.text(dense, -0.62, f"dense {dense:.1f}", fontsize=7, va="bottom", ha="center")
     axes.set_ylim(len(names) - 0.5, -0.7)
     axes.set_xlim(0, 1.15 * max(values))
     title = "50 % of the weights zero" if zeros == "50" else "2:4, two of every four weights zero"
@@ -78,6 +71,11 @@ def draw(axes: Axes, zeros: str) -> None:
     axes.set_xlabel("perplexity, lower is better", fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
+
+
+def perplexity(file: Path) -> float:
+    """Of WikiText-2, in a row of proof.py."""
+    return float(json.loads(file.read_text())["texts"]["wikitext"]["perplexity"])
 
 
 if __name__ == "__main__":

@@ -30,9 +30,6 @@ WINNERS = {
     "sparsity": "G^1.5 * sqr(W)@global",
 }
 AT_HALF = "min(W, W * W) * (W * min(W^0.75, G * G))@global"
-# The winner of the searches of duel.md, with swaps and least squares.
-KRONECKER = "W * (O * X)^0.75@global+refine+asymmetric+exact"
-DISTILLED = f"{KRONECKER}+distill=40"
 # The end of the label of a row whose statistics are all those of the dense model.
 ONE_SHOT = ", one-shot"
 BUILTIN = "builtin:pydoc"
@@ -40,22 +37,11 @@ BUILTIN = "builtin:pydoc"
 KNOWN = ("dense", "magnitude", "wanda", "gblm", "ria", "z-pruner", "pruner-zero")
 BY_HAND = "W * G^0.5 * X^0.25@global"
 FOUND = ("wanda", "ria", "pruner-zero", BY_HAND, AT_HALF)
-ALL_STEPS = "refine+asymmetric+exact"
 HALF = (
-    *("dense", "sparsegpt", KRONECKER, DISTILLED, "EVOLVED+asymmetric+exact", "EVOLVED"),
-    *("EVOLVED+refine", f"EVOLVED+refine{ONE_SHOT}", "EVOLVED+refine+asymmetric"),
-    *(f"EVOLVED+{ALL_STEPS}", "EVOLVED+exact", "sparsegpt+asymmetric+exact", "EVOLVED+obs"),
-    *("wanda", "wanda+exact", "wanda+refine", "wanda+refine+asymmetric", f"wanda+{ALL_STEPS}"),
-    *("wanda+obs", "EVOLVED+asymmetric+obs"),
+    *("sparsegpt", "EVOLVED", "EVOLVED+refine", f"EVOLVED+refine{ONE_SHOT}", "EVOLVED+exact"),
+    *("EVOLVED+obs", "wanda", "wanda+exact", "wanda+refine", "wanda+obs"),
 )
-SEMI = (
-    *("sparsegpt", "sparsegpt+asymmetric+exact", "EVOLVED+asymmetric+exact", "EVOLVED"),
-    *("sparsegpt+asymmetric", "EVOLVED+exact", f"wanda+{ALL_STEPS}", f"sparsegpt+{ALL_STEPS}"),
-    *(f"EVOLVED+{ALL_STEPS}", "wanda", "wanda+refine"),
-)
-ON_BUILTIN = ("sparsegpt", "EVOLVED", "EVOLVED+asymmetric+exact", "sparsegpt+asymmetric+exact")
-SPARSER = (*ON_BUILTIN[:1], DISTILLED, *(f"EVOLVED+{ALL_STEPS}", *ON_BUILTIN[2:]))
-FOUR_OF_EIGHT = (*ON_BUILTIN[:1], *ON_BUILTIN[2:], f"sparsegpt+{ALL_STEPS}", f"wanda+{ALL_STEPS}")
+SEMI = ("sparsegpt", "EVOLVED", "EVOLVED+exact", "wanda", "wanda+refine")
 
 
 @dataclass(frozen=True)
@@ -85,26 +71,15 @@ TABLES = {
     "classics-2-4-one-shot": Table("2:4, one-shot", (*KNOWN, "sparsegpt"), AT_2_4 | ONCE),
     "classics-2-4-sequential": Table("2:4, sequential", ("wanda", "sparsegpt"), AT_2_4 | IN_ORDER),
     "updates-50": Table("50 %", HALF, AT_50 | IN_ORDER),
-    "updates-50-short": Table(
-        "50 %, on 96 windows of 256 tokens",
-        (DISTILLED,),
-        {**AT_50, **IN_ORDER, "windows": 96, "seqlen": 256},
-    ),
-    "updates-60": Table("60 %", SPARSER, AT_60 | IN_ORDER),
-    "updates-70": Table("70 %", SPARSER, AT_70 | IN_ORDER),
     "updates-2-4": Table("2:4", SEMI, AT_2_4 | IN_ORDER),
-    "updates-4-8": Table("4:8", FOUR_OF_EIGHT, AT_4_8 | IN_ORDER),
     "updates-50-pydoc": Table(
         f"50 %{ON_BUILTIN_TEXT}",
-        (*ON_BUILTIN, "EVOLVED+refine", f"EVOLVED+{ALL_STEPS}"),
+        ("sparsegpt", "EVOLVED", "EVOLVED+refine"),
         AT_50 | IN_ORDER,
         BUILTIN,
     ),
     "updates-2-4-pydoc": Table(
-        f"2:4{ON_BUILTIN_TEXT}",
-        (*ON_BUILTIN, "wanda", f"wanda+{ALL_STEPS}"),
-        AT_2_4 | IN_ORDER,
-        BUILTIN,
+        f"2:4{ON_BUILTIN_TEXT}", ("sparsegpt", "EVOLVED", "wanda"), AT_2_4 | IN_ORDER, BUILTIN
     ),
     "transfer-40": Table("40 %", FOUND, AT_40 | ONCE),
     "transfer-60": Table("60 %", FOUND, AT_60 | ONCE),
@@ -178,7 +153,7 @@ def measure(name: str, given: argparse.Namespace) -> None:
                 windows_eval=given.windows_eval,
                 **settings,
             )
-        winner = label in (AT_HALF, KRONECKER) or EVOLVED in label
+        winner = label == AT_HALF or EVOLVED in label
         table["rows"] += [{"label": label, **row, "winner": winner} for row in result.rows]
         table["provenance"] = result.provenance
         write_json(file, table)

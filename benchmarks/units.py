@@ -79,7 +79,6 @@ METRICS = {
 # smaller blocks before it, and the distillation that `prune` adds where no metric is named.
 FURTHER: Mapping[str, Mapping[str, Any]] = {
     "block after block": {"mode": "sequential"},
-    "block after block, towards the dense outputs": {"mode": "sequential", "asymmetric": True},
     "then 40 steps of distillation": {"mode": "one-shot", "distill": 40},
 }
 FURTHER_AT = ("channels", 0.2)

@@ -57,8 +57,6 @@ FACTORS: Mapping[str, Mapping[str, Any]] = {
     "gradients, whole model": {"metric": "W * G^0.75@global"},
     "output gradients, whole model": {"metric": "W * (O * X)^0.73@global"},
     "swaps": {"refine": True},
-    "towards the dense outputs": {"asymmetric": True},
-    "swaps, towards the dense outputs": {"refine": True, "asymmetric": True},
     # Measured with the next row, to compare the text that the model writes: see the notes.
     "base again": {},
     "another seed of the text": {"seed": 1},
@@ -97,10 +95,9 @@ WANDA: Mapping[str, Any] = {**BASE, "update": "none"}
 MIXED = {"self:documents": 1, "self:chat": 1}
 AFTER: Mapping[str, Mapping[str, Any]] = {
     "mask alone": {},
-    "least squares, dense outputs": {"update": "exact", "asymmetric": True},
     "2 passes": {"reconstruct": 2},
     "4 passes": {"reconstruct": 4},
-    "least squares, then 2 passes": {"update": "exact", "asymmetric": True, "reconstruct": 2},
+    "least squares, then 2 passes": {"update": "exact", "reconstruct": 2},
     "2 passes, dialogues": {"reconstruct": 2, "calibration": "self:chat"},
     "2 passes, half dialogues": {"reconstruct": 2, "calibration": MIXED},
 }

@@ -78,11 +78,10 @@ def operators() -> str:
 
 def steps() -> str:
     """The steps that can follow a mask, as a Markdown table."""
-    lines = ["| step | what it does | needs | with `+asymmetric` |", "|---|---|---|---|"]
+    lines = ["| step | what it does | needs |", "|---|---|---|"]
     for name, step in STEPS.items():
         needs = "the Gram matrix of the inputs" if step.needs_gram else "–"
-        aims = "aims at the dense model's outputs" if step.aims else "–"
-        lines.append(f"| `+{name}` | {step.help} | {needs} | {aims} |")
+        lines.append(f"| `+{name}` | {step.help} | {needs} |")
     return "\n".join(lines)
 
 

@@ -413,10 +413,10 @@ def test_statistics_are_collected_once_for_all(
 def test_a_method_that_allows_one_order_has_it_in_any_mode(
     mine: LanguageModel, texts: dict[str, Any]
 ) -> None:
-    methods = ["magnitude", "magnitude+reconstruct=1", "wanda+exact+asymmetric", "W@global"]
+    methods = ["magnitude", "magnitude+reconstruct=1", "W@global"]
     for mode in ("one-shot", "sequential"):
         rows = compare(mine, methods, sparsity=0.5, mode=mode, **texts, **SIZES).rows
-        assert [row["mode"] for row in rows] == [mode, "sequential", "sequential", "one-shot"]
+        assert [row["mode"] for row in rows] == [mode, "sequential", "one-shot"]
         assert all(row["perplexity"] > 1 for row in rows)
 
 

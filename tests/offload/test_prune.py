@@ -34,7 +34,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "ria-obs": {"metric": "ria+obs", "sparsity": 0.5},
     "global": {"metric": "W * G", "sparsity": 0.37, "scope": "global"},
     "global-ties": {"metric": "magnitude@global", "sparsity": 0.5, "dtype": "bfloat16"},
-    "asymmetric": {"metric": "wanda+refine+asymmetric+exact", "sparsity": 0.5},
+    "refine-exact": {"metric": "wanda+refine+exact", "sparsity": 0.5},
     "global-obs": {"metric": "wanda@global+obs", "sparsity": 0.4},
     "partly": {"metric": "wanda", "sparsity": 0.5, "exclude": ("*.1.*",)},
     "channels": {"metric": "wanda", "structure": "channels", "sparsity": 0.5, "multiple_of": 4},

@@ -37,7 +37,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "one matrix at once": {"metric": "wanda", "scope": "matrix"},
     "swaps and least squares": {"metric": "wanda", "refine": True, "update": "exact"},
     "swaps within groups": {"metric": "wanda", "refine": True, "pattern": "2:4", "sparsity": None},
-    "aims at the dense outputs": {"metric": "wanda", "update": "obs", "asymmetric": True},
     "channels": {"metric": "wanda", "structure": "channels", "multiple_of": 8},
     "heads": {"metric": "wanda", "structure": "heads"},
 }

@@ -88,7 +88,7 @@ def reached_in(model: LanguageModel, windows: Windows, block: int) -> set[str]:
     return {name for name, values in statistics.items() if values["X"].any()}
 
 
-@pytest.mark.parametrize("method", ["wanda+asymmetric+exact", "wanda@global+asymmetric+exact"])
+@pytest.mark.parametrize("method", ["wanda+exact", "wanda@global+exact"])
 @torch.no_grad()
 def test_an_expert_that_only_the_dense_model_reaches_keeps_its_dense_weights_under_its_mask(
     method: str, few_tokens: Windows, pruned_by: Prune

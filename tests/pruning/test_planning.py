@@ -226,7 +226,6 @@ def test_a_found_metric_has_all_that_follows_the_masks_of_the_default(found: str
         ({"update": "exact"}, (0, 0, ("exact",))),
         ({"update": "none"}, NO_MORE),
         ({"refine": True}, (0, 0, ("refine",))),
-        ({"refine": True, "asymmetric": True}, (0, 0, ("refine",))),
         ({"reconstruct": 2}, (2, 0, ())),
         ({"reconstruct": 0}, NO_MORE),
         ({"distill": 3}, (0, 3, ())),

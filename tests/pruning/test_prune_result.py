@@ -119,7 +119,6 @@ def test_the_record_describes_the_run(
         "damping": 0.01,
         "offload": False,
         "refine": False,
-        "asymmetric": False,
         "multiple_of": 32,
     }
     assert (written["mode"], written["scope"]) == ("sequential", "matrix")

@@ -54,11 +54,11 @@ SMALL = [
         ),
         ({"metric": "magnitude"}, ["mask: W (50% per row)"]),
         (
-            {"metric": "wanda+refine+asymmetric", "calibration": "builtin:pydoc"},
+            {"metric": "wanda+refine", "calibration": "builtin:pydoc"},
             [
                 "24 windows of 1024 tokens of builtin:pydoc",
                 "mask: W * X (50% per row)",
-                "then: the mask refined by swaps towards the dense model's outputs",
+                "then: the mask refined by swaps",
             ],
         ),
         (

@@ -23,8 +23,6 @@ WINDOWS, SEQLEN, BLOCKS = 40, 48, 6
 RUNS = {
     "sequential": ["--metric", "gblm", "--sparsity", "0.5"],
     "sparsegpt": ["--metric", "sparsegpt", "--pattern", "2:4"],
-    # What it aims at comes from blocks that are pruned by then.
-    "asymmetric": ["--metric", "wanda+refine+asymmetric+exact", "--sparsity", "0.5"],
     "one-shot": ["--metric", "wanda", "--sparsity", "0.5", "--mode", "one-shot"],
     "offloaded": ["--metric", "wanda", "--sparsity", "0.5", "--offload"],
     "global": ["--metric", "W * G", "--sparsity", "0.5", "--scope", "global"],
@@ -140,10 +138,7 @@ def test_ten_kills_change_no_byte(
 )
 @pytest.mark.parametrize(
     "run",
-    [
-        *(pytest.param(run, marks=pytest.mark.slow) for run in ("sparsegpt", "asymmetric")),
-        "channels",
-    ],
+    [pytest.param("sparsegpt", marks=pytest.mark.slow), "channels"],
 )
 def test_a_kill_after_every_block_changes_no_byte(
     run: str, command: Command, undisturbed: Undisturbed, tmp_path: Path

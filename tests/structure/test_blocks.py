@@ -219,7 +219,6 @@ def test_a_configuration_that_refuses_fewer_blocks_is_named(
     [
         ({"metric": "wanda"}, "leave out --metric"),
         ({"update": "obs"}, "does not fit --structure blocks: exact fits the block before"),
-        ({"asymmetric": True}, "leave out --asymmetric"),
         ({"sparsity": 0.05}, r"would drop 0: choose --sparsity 0\.1667"),
         ({"sparsity": 0.95}, r"would drop 6: choose --sparsity 0\.6667"),
         (

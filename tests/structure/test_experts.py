@@ -248,7 +248,6 @@ def test_a_metric_of_the_inverse_hessian_has_the_damping_of_the_run(pruned_by: P
         ({"structure": "channels", "metric": "reap"}, "reap does not choose channels: whole"),
         ({"structure": None, "metric": "reap"}, "reap does not choose weights: whole blocks go by"),
         ({"update": "exact"}, r"after which \+exact has nothing to do: leave it out"),
-        ({"asymmetric": True}, "leave out --asymmetric"),
         ({"offload": True}, "leave out --offload"),
         ({"sparsity": 0.0}, r"8 experts of a block leaves 8, .*: choose --sparsity 0\.125"),
         ({"sparsity": 0.9}, r"leaves 0\.8, and .*: choose --sparsity 0\.75, which leaves"),

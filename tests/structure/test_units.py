@@ -191,7 +191,6 @@ def test_steps_run_for_consumers_alone_since_they_change_no_producer(
     "settings",
     [
         {"update": "none"},
-        {"asymmetric": True},
         {"metric": "gblm"},
         {"metric": "magnitude"},
         {"metric": "sparsegpt"},

@@ -132,17 +132,12 @@ def collect_inputs(
     kinds: Iterable[Kind] = (),
     *,
     outputs: Activations | None = None,
-    dense: Iterable[Tensor] | None = None,
-    dense_arguments: Sequence[Arguments] | None = None,
-    dense_outputs: Activations | None = None,
 ) -> tuple[dict[str, MatrixStatistics], Activations]:
     """Run `block` over all windows once; return statistics by matrix name, and its outputs.
 
     hidden, arguments: one for each window, as `record_block_calls` gives them. kinds: the
     statistics to collect; X always comes along, since it costs next to nothing. outputs: where the
-    outputs are appended, a new list where None. dense: the input that the dense model gives the
-    block, which is run on it too, with `dense_arguments` or else the same, for "cross"; its outputs
-    go to `dense_outputs`.
+    outputs are appended, a new list where None.
     Raises PrunerZeroError where the inputs of a mixture's experts cannot be observed, and where a
     statistic of a block or an expert is not finite.
     """
@@ -152,20 +147,13 @@ def collect_inputs(
     block_values: dict[Kind, list[Tensor]] = {kind: [] for kind in block_statistics}
     expert_means = ExpertMeans(select(ExpertStatistic, wanted), sums)
     outputs = [] if outputs is None else outputs
-    dense_outputs = [] if dense_outputs is None else dense_outputs
     with (
         torch.no_grad(),
         in_float32(block),
         _observing(block, matrices, sums),
         expert_means.observing(block, matrices),
     ):
-        dense_windows = [None] * len(arguments) if dense is None else dense
-        of_dense = arguments if dense_arguments is None else dense_arguments
-        windows = zip(hidden, arguments, dense_windows, of_dense, strict=True)
-        for window, rest, dense_window, dense_rest in windows:
-            if dense_window is not None:
-                with sums.dense():
-                    dense_outputs.append(run_block(block, dense_window, dense_rest))
+        for window, rest in zip(hidden, arguments, strict=True):
             output = run_block(block, window, rest)
             for kind, statistic in block_statistics.items():
                 value = statistic.of(window.to(output.device).float(), output.float())
@@ -186,30 +174,17 @@ def collect_inputs(
 class InputSums:
     """Sums over the windows seen so far, fp32.
 
-    statistics: what is collected, by kind. owner: for each matrix that a token of this model or of
-    the dense model reached, the name of the matrix that holds its sums: matrices with the very same
-    input tensor share them.
-    sums: by kind and owner. crosses: (in, in), `X_denseᵀX` by owner. uncrossed: owners whose tokens
-    differ from the dense model's, as an expert's tokens can, which its router chooses. paused:
-    whether inputs are left out, as those of an expert that is run once more.
+    statistics: what is collected, by kind. owner: for each matrix that a token reached, the name of
+    the matrix that holds its sums: matrices with the very same input tensor share them. sums: by
+    kind and owner. paused: whether inputs are left out, as those of an expert that is run once
+    more.
     """
 
     statistics: Mapping[Kind, InputStatistic]
     owner: dict[str, str] = field(default_factory=dict)
     sums: dict[Kind, dict[str, Tensor]] = field(default_factory=dict)
-    crosses: dict[str, Tensor] = field(default_factory=dict)
-    uncrossed: set[str] = field(default_factory=set)
     paused: bool = False
     _last: tuple[Tensor, str] | None = None
-    _dense: dict[str, Tensor] | None = None
-    _is_dense: bool = False
-
-    @contextmanager
-    def dense(self) -> Iterator[None]:
-        """Keep the inputs seen meanwhile as the dense model's, for products with the next ones."""
-        self._dense, self._is_dense = {}, True
-        yield
-        self._is_dense, self._last = False, None
 
     def add(self, name: str, inputs: Tensor) -> None:
         """Add the inputs (…, in), of any dtype, of the matrix `name` to its sums."""
@@ -222,26 +197,20 @@ class InputSums:
         if self.owner[name] != name:
             return
         tokens = inputs.detach().reshape(-1, inputs.shape[-1]).float()
-        if self._is_dense and self._dense is not None:
-            self._dense[name] = tokens
-            return
         for kind, statistic in self.statistics.items():
             sums = self.sums.setdefault(kind, {})
             if name not in sums:
                 sums[name] = tokens.new_zeros(statistic.shape(tokens.shape[1]))
             statistic.add(sums[name], tokens)
-        if self._dense is not None:
-            self._cross(name, tokens)
 
     def end_window(self) -> None:
         """Release the inputs of the window; the next window has other tensors."""
-        self._last = self._dense = None
+        self._last = None
 
     def result(self, matrices: Sequence[Matrix], windows: int) -> dict[str, MatrixStatistics]:
         """The statistics by matrix name over that many `windows`; the sums are used up.
 
-        A matrix that no token reached (an expert that was never chosen) has zeros, also where a
-        token of the dense model reached it.
+        A matrix that no token reached (an expert that was never chosen) has zeros.
         """
         by_owner: dict[str, MatrixStatistics] = {}
         results = {}
@@ -252,15 +221,6 @@ class InputSums:
             results[matrix.name] = by_owner[owner]
         return results
 
-    def _cross(self, name: str, tokens: Tensor) -> None:
-        dense = self._dense.pop(name, None) if self._dense else None
-        if dense is None or dense.shape != tokens.shape:
-            self.uncrossed.add(name)
-            return
-        if name not in self.crosses:
-            self.crosses[name] = tokens.new_zeros(tokens.shape[1], tokens.shape[1])
-        self.crosses[name].addmm_(dense.T, tokens)
-
     def _values(self, owner: str, matrix: Matrix, windows: int) -> MatrixStatistics:
         width, device = matrix.weight.shape[1], matrix.weight.device
         values = {}
@@ -269,9 +229,6 @@ class InputSums:
             if total is None:
                 total = torch.zeros(statistic.shape(width), device=device)
             values[kind] = statistic.value(total, windows)
-        cross = self.crosses.pop(owner, None)
-        if cross is not None and owner not in self.uncrossed and matrix.expert is None:
-            values["cross"] = cross.mul_(2 / windows)
         return values
 
 

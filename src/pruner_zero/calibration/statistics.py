@@ -15,9 +15,7 @@ from torch.nn.functional import cosine_similarity
 # A name of `STATISTICS`.
 Kind = str
 
-# The statistics of one matrix by kind, fp32. Beside those of `STATISTICS`, "cross" (in, in) is
-# `2·X_denseᵀX / windows`, X_dense the input that the dense model gives the matrix at the same
-# tokens: it exists only where a model that is being pruned runs beside the dense one.
+# The statistics of one matrix by kind, fp32.
 MatrixStatistics = dict[Kind, Tensor]
 
 GRADIENT_SCALE = 100.0

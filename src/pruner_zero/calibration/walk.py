@@ -1,7 +1,7 @@
 """The one walk over the decoder blocks: their inputs, statistics and outputs."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
@@ -18,7 +18,6 @@ from pruner_zero.models.block_calls import (
 )
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.matrices import Matrix, find_blocks
-from pruner_zero.models.transformers_private import experts_one_by_one
 from pruner_zero.progress import track
 from pruner_zero.tensor_file import TensorFile, TensorWriter, writing_tensors
 
@@ -74,15 +73,10 @@ class Stream:
         self.hidden, self.arguments, self.as_tuple = hidden, calls.arguments, calls.as_tuple
         self._storage: Storage = storage or (lambda _index: [])
 
-    def advance(self, block: nn.Module, index: int, *, observed: bool = False) -> None:
-        """Run one loaded block; its outputs are the input of the next one.
-
-        observed: whether the experts of a mixture run one by one, so that the outputs are those
-        that `collect` gives.
-        """
-        with experts_one_by_one(block) if observed else nullcontext():
-            outputs = self._storage(index + 1)
-            self.hidden = run_windows(block, self.hidden, self.arguments[index], outputs)
+    def advance(self, block: nn.Module, index: int) -> None:
+        """Run one loaded block; its outputs are the input of the next one."""
+        outputs = self._storage(index + 1)
+        self.hidden = run_windows(block, self.hidden, self.arguments[index], outputs)
 
     def collect(
         self,
@@ -91,30 +85,17 @@ class Stream:
         matrices: Sequence[Matrix],
         kinds: Collection[Kind],
         *,
-        beside: "Stream | None" = None,
         advance: bool = False,
     ) -> dict[str, MatrixStatistics]:
         """The statistics `kinds` of `matrices`, all of one loaded block, by matrix name.
 
-        beside: the stream of the dense model, which goes one block on; statistics compare its
-        inputs with these. advance: whether the outputs of this pass become the input of the next
-        block, as in a model that is not changed on the way.
+        advance: whether the outputs of this pass become the input of the next block, as in a model
+        that is not changed on the way.
         """
         outputs = self._storage(index + 1) if advance else DISCARDED
-        dense_outputs = beside._storage(index + 1) if beside else None
         statistics, _ = collect_inputs(
-            block,
-            matrices,
-            self.hidden,
-            self.arguments[index],
-            kinds,
-            outputs=outputs,
-            dense=beside.hidden if beside else None,
-            dense_arguments=beside.arguments[index] if beside else None,
-            dense_outputs=dense_outputs,
+            block, matrices, self.hidden, self.arguments[index], kinds, outputs=outputs
         )
-        if beside and dense_outputs is not None:
-            beside.hidden = dense_outputs
         if advance:
             self.hidden = outputs
         return statistics

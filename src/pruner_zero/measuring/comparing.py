@@ -171,7 +171,7 @@ def _parse(name: str, settings: CompareSettings) -> Recipe | None:
     recipe = parse_recipe(WANDA if name == DEFAULT else name, units=units, **zeros)
     recipe = replace(recipe, name=name, damping=settings.damping)
     # A recipe that allows only one order keeps it.
-    bound = recipe.asymmetric or recipe.reconstruct or recipe.at_once
+    bound = recipe.reconstruct or recipe.at_once
     return recipe if bound else replace(recipe, mode=settings.mode)
 
 

@@ -35,13 +35,8 @@ if TYPE_CHECKING:
     from pruner_zero.structure.cut import Cut
 
 
-# The weight of the dense model's outputs in the target of asymmetric steps. A weight of 1 diverges
-# on real models: part of the loss of earlier blocks cannot be computed from the remaining inputs,
-# and the errors of fitting it add up block after block (benchmarks/decisions.md).
-ASYMMETRY = 0.25
-
 # The statistics that the Hessian is made of.
-_OF_HESSIAN = frozenset({"gram", "cross", "tokens"})
+_OF_HESSIAN = frozenset({"gram", "tokens"})
 
 
 @dataclass(frozen=True)
@@ -49,8 +44,7 @@ class Statistics:
     """The statistics of one matrix that were collected.
 
     values: by kind, without the Gram matrix and its tokens, which the Hessian has. hessian: of the
-    input, one object for all matrices that have the same input; it has a target where steps aim at
-    the dense outputs.
+    input, one object for all matrices that have the same input.
     """
 
     values: MatrixStatistics = field(default_factory=dict)
@@ -97,13 +91,12 @@ def block_statistics(
 
 
 def _hessian(values: MatrixStatistics, damping: float, name: str) -> Hessian | None:
-    gram, cross = values.get("gram"), values.get("cross")
+    gram = values.get("gram")
     if gram is None:
         return None
-    target = None if cross is None else gram.lerp(cross, ASYMMETRY)
     tokens = values.get("tokens")
     shrinkage = 0.0 if tokens is None else shrinkage_for(len(gram), tokens.item())
-    return Hessian(gram, target, damping, name, shrinkage)
+    return Hessian(gram, damping, name, shrinkage)
 
 
 class DenseStatistics:

@@ -9,7 +9,6 @@ from torch import Tensor
 from pruner_zero.models.matrices import Matrix, local_name_of
 from pruner_zero.pruning.masks import Mask, Statistics
 from pruner_zero.pruning.recipe import Recipe
-from pruner_zero.sparsity.hessian import Hessian
 from pruner_zero.sparsity.steps.step import Layer, plan, run_steps, used_damping
 from pruner_zero.table import Tabular
 
@@ -74,7 +73,7 @@ def prune_matrix(
         return write_zeros(matrix, kept, note=note)
     steps = plan(recipe.steps, recipe.sweep if kept is None else None)
     pattern = recipe.pattern
-    if kept is not None and (not steps or pattern is None or _is_exact(kept, hessian)):
+    if kept is not None and (not steps or pattern is None or _is_exact(kept)):
         return write_zeros(matrix, kept)
     assert pattern is not None
     layer = Layer(matrix.weight.float(), hessian, pattern, kept, name=matrix.name)
@@ -87,12 +86,9 @@ def prune_matrix(
     return replace(record, shrinkage=hessian.shrinkage)
 
 
-def _is_exact(kept: Tensor, hessian: Hessian | None) -> bool:
-    """Whether rows are kept or pruned as a whole: kept ones have no error to compensate.
-
-    They have where a step aims at other outputs than those of the dense weights.
-    """
-    return bool((kept == kept[:, :1]).all()) and (hessian is None or hessian.target is None)
+def _is_exact(kept: Tensor) -> bool:
+    """Whether rows are kept or pruned as a whole: kept ones have no error to compensate."""
+    return bool((kept == kept[:, :1]).all())
 
 
 def write_zeros(

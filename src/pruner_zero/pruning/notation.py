@@ -34,14 +34,13 @@ def parse_recipe(
     scope: Scope | None = None,
     update: str | None = None,
     refine: bool = False,
-    asymmetric: bool = False,
     reconstruct: int | None = None,
     distill: int | None = None,
     structure: str | None = None,
     parameters: str | None = None,
     units: Mapping[str, Any] = MappingProxyType({}),
 ) -> Recipe:
-    """Read `METRIC[@SCOPE][+asymmetric][+STEP]…[+reconstruct=N][+distill=N]`.
+    """Read `METRIC[@SCOPE][+STEP]…[+reconstruct=N][+distill=N]`.
 
     METRIC is a name, an expression or a tree file, STEP a name of `STEPS`, or none for no update
     where the method would have one. Options are used where the text says nothing; a scope in a
@@ -91,8 +90,7 @@ def parse_recipe(
     if cut is None or cut.rule is None:
         metric = Metric.of(SPARSEGPT_SCORE if body == SPARSEGPT else body)
     default = ("obs" if body == SPARSEGPT else None) if cut is None else cut.update
-    names = [step for step in written if step != "asymmetric"]
-    names = _with_update(name, names, update, default or "none")
+    names = _with_update(name, written, update, default or "none")
     steps = in_order(["refine", *names] if refine else names)
     if cut and (idle := [s for s in steps if not cut.update or STEPS[s].changes != "weights"]):
         raise PrunerZeroError(
@@ -120,7 +118,6 @@ def parse_recipe(
         name,
         masks,
         steps=steps,
-        asymmetric=asymmetric or "asymmetric" in written,
         reconstruct=amounts["reconstruct"],
         cut=cut,
         distill=amounts["distill"],
@@ -201,7 +198,7 @@ def _split_steps(
 ) -> tuple[str, list[str], dict[str, int]]:
     """The text without the steps it ends in; their names, and the amounts of counted ones.
 
-    "asymmetric" and "none" are among the names. asked: amounts by options, used where the text does
+    "none" is among the names. asked: amounts by options, used where the text does
     not name the step. Raises PrunerZeroError, also for a name that is no step after the name of a
     metric.
     """
@@ -213,11 +210,11 @@ def _split_steps(
                 counted, example = _COUNTED[step]
                 raise PrunerZeroError(f"{text}: say how many {counted}, as in +{step}={example}")
             amounts[step] = int(amount)
-        elif amount is None and (step in ("asymmetric", "none") or step in STEPS):
+        elif amount is None and (step == "none" or step in STEPS):
             steps.insert(0, step)
         elif amount is None and before.partition("@")[0].strip() in {*NAMED, SPARSEGPT}:
             # No expression holds the name of a metric.
-            near = did_you_mean(step, ("asymmetric", *STEPS))
+            near = did_you_mean(step, STEPS)
             raise PrunerZeroError(f"unknown step '{step}': {near}")
         else:
             break

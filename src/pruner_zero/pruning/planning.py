@@ -31,7 +31,7 @@ from pruner_zero.structure.cut import Cut
 
 # The settings that `parse_recipe` takes under their names.
 _OPTIONS = (
-    *("sparsity", "scope", "update", "refine", "asymmetric", "structure", "parameters"),
+    *("sparsity", "scope", "update", "refine", "structure", "parameters"),
     *("reconstruct", "distill"),
 )
 # Those of one kind of unit.

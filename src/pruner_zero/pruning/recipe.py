@@ -60,32 +60,22 @@ class Recipe:
 
     name: as the user wrote it. text: None where nothing needs one. masks: how they are chosen, None
     where a rule decides alone what is cut. steps: the names of the steps after the mask, of
-    `STEPS`, in the order they run. asymmetric: the target of the last step that supports it is a
-    weighted mean of the dense model's outputs and of the outputs of the dense weights on the pruned
-    model's inputs. damping: the share of the mean diagonal added to Hessians. mode: the order of
-    work that was asked for. reconstruct: how many passes over the calibration windows train each
-    block towards the dense block's outputs, once its matrices are pruned. cut: the units that are
-    removed, None where zeros stay where they are. distill: how many steps of distillation follow
-    once all matrices are pruned. Raises PrunerZeroError where these cannot be combined.
+    `STEPS`, in the order they run. damping: the share of the mean diagonal added to Hessians. mode:
+    the order of work that was asked for. reconstruct: how many passes over the calibration windows
+    train each block towards the dense block's outputs, once its matrices are pruned. cut: the units
+    that are removed, None where zeros stay where they are. distill: how many steps of distillation
+    follow once all matrices are pruned.
     """
 
     name: str
     masks: Scored | Race | None
     text: Text | None = None
     steps: tuple[str, ...] = ()
-    asymmetric: bool = False
     damping: float = 0.01
     mode: Mode = "auto"
     reconstruct: int = 0
     cut: Cut | None = None
     distill: int = 0
-
-    def __post_init__(self) -> None:
-        if self.asymmetric and not any(STEPS[name].aims for name in self.steps):
-            raise PrunerZeroError(
-                f"{self.name} has +asymmetric without a step that uses it: "
-                "add +obs, +exact or +refine"
-            )
 
     def fitted(self, language_model: LanguageModel) -> Self:
         """The recipe with its cut fitted to a dense model. Raises PrunerZeroError."""
@@ -229,11 +219,6 @@ class Recipe:
         the dense model has decided can be sequential. Raises PrunerZeroError for an order that is
         impossible.
         """
-        if self.asymmetric and self.mode == "one-shot":
-            raise PrunerZeroError(
-                f"{self.name} compensates for earlier blocks, which needs --mode sequential: "
-                "choose it, or leave out +asymmetric"
-            )
         if self.reconstruct and self.mode == "one-shot":
             raise PrunerZeroError(
                 f"{self.name} trains each block on the outputs of the pruned blocks before it, "
@@ -262,7 +247,7 @@ class Recipe:
             lines += [f"  {entry}" for entry in self.entries]
         else:
             lines.append(f"mask: {self.masks}")
-        if after := describe_steps(self.steps, self.asymmetric).removeprefix(", "):
+        if after := describe_steps(self.steps).removeprefix(", "):
             lines.append(f"then: {after}")
         if self.reconstruct:
             passes = f"in {self.reconstruct} passes"
@@ -286,7 +271,6 @@ class Recipe:
             "pattern": self.what,
             "scope": self.scope,
             "steps": list(self.steps),
-            "asymmetric": self.asymmetric,
             "reconstruct": self.reconstruct,
             "distill": self.distill,
         }
@@ -301,17 +285,11 @@ def _removed(cut: Cut) -> str:
     return f"{cut.unit} until {left} parameters are left"
 
 
-def describe_steps(steps: Sequence[str], asymmetric: bool = False) -> str:
-    """The steps of these names, if asymmetric with their target, as the end of a sentence.
+def describe_steps(steps: Sequence[str]) -> str:
+    """The steps of these names, as the end of a sentence.
 
     Empty for no steps. If one is from a package that is not installed, they are only named.
     """
     if not all(name in STEPS for name in steps):
         return "".join(f", the step {name}" for name in steps)
-    run = plan(steps)
-    last = max((index for index, step in enumerate(run) if step.aims), default=-1)
-    aim = " towards the dense model's outputs"
-    words = (
-        f", {step.words}{aim if asymmetric and i == last else ''}" for i, step in enumerate(run)
-    )
-    return "".join(words)
+    return "".join(f", {step.words}" for step in plan(steps))

@@ -340,12 +340,12 @@ class _Run:
                 lambda index: new_dense_activations(journal, index - 1, windows),
             ]
         pruned = walk.carry(storages[0], last_activations(journal) if journal else None)
-        if not (recipe.asymmetric or recipe.reconstruct):
+        if not recipe.reconstruct:
             return pruned, None
         dense = walk.carry(storages[1])
         for index in range(finished):
             with self.language_model.block(index) as block:
-                dense.advance(block, index, observed=True)
+                dense.advance(block, index)
         return pruned, dense
 
     def inputs(
@@ -357,12 +357,11 @@ class _Run:
         observed: Sequence[Matrix],
     ) -> dict[str, Statistics]:
         """The statistics of the pruned model's inputs; the dense model's go one block on."""
-        beside = dense if observed and self.recipe.asymmetric else None
-        if dense and not beside:
-            dense.advance(block, index, observed=True)
+        if dense:
+            dense.advance(block, index)
         if not observed:
             return {}
-        collected = pruned.collect(block, index, observed, self.recipe.kinds, beside=beside)
+        collected = pruned.collect(block, index, observed, self.recipe.kinds)
         return block_statistics(collected, self.recipe.damping)
 
     def masks(self) -> Mapping[str, Mask] | None:

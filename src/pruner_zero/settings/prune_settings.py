@@ -80,11 +80,6 @@ class PruneSettings(OutputSettings, MethodSettings, SizeSettings):
         description="Change the kept weights to compensate for pruned weights: none; obs, "
         "SparseGPT's sweep; exact, least squares.",
     )
-    asymmetric: bool = Field(
-        False,
-        description="Swaps and updates aim a quarter of the way at the outputs of the dense model, "
-        "and so compensate for some of the errors of earlier blocks.",
-    )
     reconstruct: Annotated[int | None, Cli(default="0 with a name or an expression")] = Field(
         None,
         ge=0,
@@ -166,7 +161,7 @@ class PruneSettings(OutputSettings, MethodSettings, SizeSettings):
         else:
             self.refuse(("tokens", "keep"), "--structure vocabulary")
         if self.structure in RULES:
-            beside += ("asymmetric", "offload")
+            beside += ("offload",)
         check_structure(self, beside)
         return self
 
@@ -192,7 +187,7 @@ class PruneSettings(OutputSettings, MethodSettings, SizeSettings):
     def is_alone(self) -> bool:
         """Whether nothing is said of what follows the mask, nor of the order of work."""
         asked = (self.update, self.reconstruct, self.distill)
-        switches = self.refine or self.asymmetric or self.mode != "auto"
+        switches = self.refine or self.mode != "auto"
         return not switches and all(value is None for value in asked)
 
     @property

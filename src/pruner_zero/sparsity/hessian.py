@@ -1,6 +1,6 @@
 """The Hessian of one input: the damped XᵀX, and its factors."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -20,19 +20,15 @@ _POWER_STEPS = 2
 class Hessian:
     """Second moments of one input, shared by all matrices that have this input.
 
-    gram: (in, in), XᵀX or any positive multiple of it. target: (in, in), TᵀX in the same multiple,
-    where updates aim at the outputs W·Tᵀ of the dense weights W on other inputs T, such as the
-    dense model's or a weighted mean of those and X; None where T is X.
-    damping: the share of the mean diagonal that is added to the diagonal. shrinkage: the share of
-    each diagonal element that is added to it (`shrinkage_for`). Both matrices are held in float32;
-    each factor is computed when first asked for, once. Raises PrunerZeroError naming the matrix
-    `name` where a number is not finite, for a damping outside (0, 1], and, when it is factored,
-    where no damping up to 1 makes it positive definite.
+    gram: (in, in), XᵀX or any positive multiple of it, held in float32. damping: the share of the
+    mean diagonal that is added to the diagonal. shrinkage: the share of each diagonal element that
+    is added to it (`shrinkage_for`). Each factor is computed when first asked for, once. Raises
+    PrunerZeroError naming the matrix `name` where a number is not finite, for a damping outside
+    (0, 1], and, when it is factored, where no damping up to 1 makes it positive definite.
     Source: Frantar & Alistarh 2023 (2301.00774), section 3, without shrinkage.
     """
 
     gram: Tensor
-    target: Tensor | None = None
     damping: float = 0.01
     name: str = "matrix"
     shrinkage: float = 0.0
@@ -42,16 +38,12 @@ class Hessian:
             raise PrunerZeroError(
                 f"damping {self.damping} is outside (0, 1]: set it to 0.01 or near"
             )
-        for field, shown in (("gram", "XᵀX"), ("target", "X_denseᵀX")):
-            product: Tensor | None = getattr(self, field)
-            if product is None:
-                continue
-            if not product.isfinite().all():
-                raise PrunerZeroError(
-                    f"{shown} of {self.name} is not finite: check its calibration inputs, or "
-                    "exclude the matrix"
-                )
-            object.__setattr__(self, field, product.detach().float())
+        if not self.gram.isfinite().all():
+            raise PrunerZeroError(
+                f"XᵀX of {self.name} is not finite: check its calibration inputs, or exclude the "
+                "matrix"
+            )
+        object.__setattr__(self, "gram", self.gram.detach().float())
 
     @property
     def used_damping(self) -> float:
@@ -130,14 +122,6 @@ class Hessian:
         """The diagonal (in,) of H for that of the gram."""
         raised = diagonal * (1 + self.shrinkage) + damping * diagonal.mean()
         return raised + (diagonal == 0)
-
-    def drift(self, weight: Tensor) -> Tensor | None:
-        """weight·(target − gram), (rows, in): what the target adds to the negative gradient."""
-        return None if self.target is None else weight @ (self.target - self.gram)
-
-    def without_target(self) -> "Hessian":
-        """The same second moments without `target`; its factors are computed again."""
-        return self if self.target is None else replace(self, target=None)
 
     def prepare(self) -> "Hessian":
         """Compute the small factors now, so that copies in other processes have them."""

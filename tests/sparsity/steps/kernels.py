@@ -22,12 +22,11 @@ def layer_of(
     mask: Tensor | None = None,
     pattern: Pattern = HALF,
     *,
-    target: Tensor | None = None,
     damping: float = 0.01,
     name: str = "matrix",
 ) -> Layer:
     """A layer with a Hessian of its own."""
-    hessian = Hessian(gram, target, damping, name)
+    hessian = Hessian(gram, damping, name)
     return Layer(weight, hessian, pattern, mask, name=name)
 
 
@@ -50,14 +49,13 @@ def exact_update(
     gram: Tensor,
     mask: Tensor,
     *,
-    target: Tensor | None = None,
     damping: float = 0.01,
     name: str = "matrix",
     tolerance: float = 1e-3,
     **options: Any,
 ) -> least_squares.Solution:
     """Least squares under a mask, finer than those of the step."""
-    layer = layer_of(weight, gram, mask, target=target, damping=damping, name=name)
+    layer = layer_of(weight, gram, mask, damping=damping, name=name)
     return least_squares.solve(layer, tolerance=tolerance, **options)
 
 
@@ -92,8 +90,3 @@ def sparsegpt(
         patch.object(patterns, "BLOCK_COLUMNS", block_size),
     ):
         return sweep.sparsegpt(layer_of(weight, gram, mask, pattern, **options))
-
-
-def retarget(weight: Tensor, gram: Tensor, target: Tensor, **options: Any) -> Tensor:
-    """The dense weights aimed at other outputs."""
-    return sweep.retarget(layer_of(weight, gram, target=target, **options))

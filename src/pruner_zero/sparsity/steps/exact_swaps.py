@@ -56,7 +56,6 @@ def refine_exact(layer: Layer) -> Updated:
     H = hessian.damped()
     # Weights of channels that were never active have no effect.
     active = hessian.gram.diagonal() != 0
-    drift = hessian.drift(W)
     curvature = (H.diagonal() / inverse_diagonal).sqrt()
     product, precondition = products_with(hessian, H)[0], preconditioner(hessian, H)
 
@@ -78,8 +77,6 @@ def refine_exact(layer: Layer) -> Updated:
         rows = torch.arange(first, min(first + _ROWS, len(W)), device=W.device)
         plain = W[rows] * (kept[rows] & active)
         gradient = (W[rows] * active - plain) @ H
-        if drift is not None:
-            gradient += drift[rows]
         best = solve_rows(plain, gradient, kept[rows])
         solved[rows] = best.weight
         most = torch.full_like(rows, W.shape[1])
@@ -151,7 +148,6 @@ REFINE_EXACT = Step(
     refine_exact,
     words="swaps in the mask and least squares on the remaining weights taken in turn",
     help="swaps judged by the error that least squares leaves",
-    aims=True,
     damps=True,
     shrinks=True,
 )

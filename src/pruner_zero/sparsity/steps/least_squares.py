@@ -71,9 +71,8 @@ def solve(
     """Least squares for the kept weights of every row, by conjugate gradients.
 
     For a dense row w (in,) and the damped Hessian H (in, in), finds the row w' with zeros where the
-    mask (out, in) is False that minimises (w' − w)·H·(w' − w)ᵀ. If the Hessian has a target TᵀX, it
-    minimises |w·Tᵀ − w'·Xᵀ|² + (w' − w)·D·(w' − w)ᵀ, where the diagonal matrix D is what damping
-    and shrinkage add to the gram. Weights of inputs that are always zero become zero.
+    mask (out, in) is False that minimises (w' − w)·H·(w' − w)ᵀ. Weights of inputs that are always
+    zero become zero.
 
     tolerance: a row stops when its residual is at most this share of the residual of plain masking.
     max_iterations: the limit for all rows; `Solution.note` says if rows reached it.
@@ -84,9 +83,9 @@ def solve(
     finite, and what `Hessian` raises.
     Source: ALPS (Meng et al. 2024, 2406.07831) solves all rows at once by conjugate gradients with
     a diagonal preconditioner and 10 iterations. Ours: Nyström's preconditioner (Frangella, Tropp &
-    Udell 2021, 2110.02820) cut to the support of each row, a tolerance, and the target. From 4096
-    inputs on, products are in bfloat16 where the device has them and residuals in float32
-    (iterative refinement in two precisions: Carson & Higham 2018, 10.1137/17M1140819).
+    Udell 2021, 2110.02820) cut to the support of each row, and a tolerance. From 4096 inputs on,
+    products are in bfloat16 where the device has them and residuals in float32 (iterative
+    refinement in two precisions: Carson & Higham 2018, 10.1137/17M1140819).
     """
     hessian, mask = layer.required_hessian, layer.required_mask
     active = hessian.gram.diagonal() != 0
@@ -108,7 +107,7 @@ def solve(
             all(part.converged for part in parts),
         )
     W = layer.dense.detach().float()
-    if columns is not None and hessian.target is None and "inverse" in vars(hessian):
+    if columns is not None and "inverse" in vars(hessian):
         removed = remove_columns(W, hessian, ~columns)
         if removed is not None:
             solved = removed.masked_fill_(~(mask & active), 0.0)
@@ -117,8 +116,6 @@ def solve(
     support = (mask & active).float()
     begin = W * support
     plain = (W * active - begin) @ H
-    if (drift := hessian.drift(W)) is not None:
-        plain += drift
     plain *= support
     if columns is not None:
         L, failed = torch.linalg.cholesky_ex(H[columns][:, columns])
@@ -150,7 +147,7 @@ def remove_columns(weight: Tensor, hessian: Hessian, removed: Tensor) -> Tensor 
     """`weight` (rows, in), least squares on the columns that stay once `removed` (in,) bool go.
 
     w − w_P·(H⁻¹_PP)⁻¹·H⁻¹_P for the removed columns P: given H⁻¹, this factors |P| columns instead
-    of the columns that stay. Without a target. None where rounding makes it fail.
+    of the columns that stay. None where rounding makes it fail.
     Source: optimal brain surgeon for several weights (Hassibi & Stork 1993), as in ZipLM (Kurtić et
     al. 2023, 2302.04089).
     """
@@ -218,7 +215,6 @@ EXACT = Step(
     words="the remaining weights corrected by least squares",
     help="least squares",
     option="update",
-    aims=True,
     damps=True,
     shrinks=True,
     estimate=estimate_update,

@@ -18,11 +18,10 @@ class Layer:
     """The state of one matrix before a step.
 
     dense: (out, in), the dense weights. hessian: the Hessian of its input, None where it was not
-    collected; its `target` is set only where the step aims at other outputs than its own.
-    pattern: the pattern of zeros. mask: (out, in) bool, True is kept; None where the step chooses
-    it. updated: (out, in) float32, the weights after the steps before; None where no step has
-    changed weights. Raises PrunerZeroError naming `name` where a weight is not finite; ValueError
-    for shapes.
+    collected. pattern: the pattern of zeros. mask: (out, in) bool, True is kept; None where the
+    step chooses it. updated: (out, in) float32, the weights after the steps before; None where no
+    step has changed weights. Raises PrunerZeroError naming `name` where a weight is not finite;
+    ValueError for shapes.
     """
 
     dense: Tensor
@@ -79,10 +78,9 @@ class Step:
     named. run: the step. words: what it does, for the model card, after "the metric …,".
     help: what it does in a few words, for `--help` and the reference. changes: a step that changes
     the mask alone runs before those that change weights. option: the command-line option that names
-    it too. needs_gram: it needs a `Layer.hessian`. aims: it can aim at the dense model's outputs.
-    damps: it uses the damped Hessian, and the record has the damping. shrinks: the Hessian is
-    shrunk for the number of tokens behind it. estimate: a cheaper `run` for the search's
-    closed-form error, close to it for a few rows.
+    it too. needs_gram: it needs a `Layer.hessian`. damps: it uses the damped Hessian, and the
+    record has the damping. shrinks: the Hessian is shrunk for the number of tokens behind it.
+    estimate: a cheaper `run` for the search's closed-form error, close to it for a few rows.
     """
 
     name: str
@@ -92,7 +90,6 @@ class Step:
     changes: Literal["mask", "weights"] = "weights"
     option: Literal["refine", "update"] | None = None
     needs_gram: bool = True
-    aims: bool = False
     damps: bool = False
     shrinks: bool = False
     estimate: Callable[[Layer], Updated] | None = None
@@ -143,17 +140,12 @@ def plan(names: Sequence[str], chooser: str | None = None) -> tuple[Step, ...]:
 def run_steps(layer: Layer, steps: Sequence[Step]) -> Updated:
     """Run `steps` on `layer`, one after the other; the last result, with all notes joined.
 
-    Where the Hessian has a target, it is used by the last step that supports it, and by a step that
-    chooses the mask. Raises what the steps raise.
+    Raises what the steps raise.
     """
-    last = max((place for place, step in enumerate(steps) if step.aims), default=-1)
     notes: list[str] = []
     weight, mask = layer.updated, layer.mask
-    for place, step in enumerate(steps):
-        hessian = layer.hessian
-        if hessian is not None and place != last and mask is not None:
-            hessian = hessian.without_target()
-        result = step.run(replace(layer, hessian=hessian, mask=mask, updated=weight))
+    for step in steps:
+        result = step.run(replace(layer, mask=mask, updated=weight))
         weight, mask = result.weight, result.mask
         notes += [result.note] if result.note else []
     if mask is None or weight is None:

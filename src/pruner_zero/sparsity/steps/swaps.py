@@ -27,31 +27,28 @@ _ROUNDS = 100
 def refine_mask(layer: Layer) -> Updated:
     """The mask after swaps that lower each row's error δ·C·δᵀ, δ the weights it removes.
 
-    C is the gram; weights stay dense. Where the Hessian has a target, the error is δ·C·δᵀ + 2·δ·Dᵀ
-    plus a constant, with D = W·(target − C). A swap revives p and prunes q of the same row, under
-    N:M of the same group, so every row and group keeps its zeros (and blocks of columns only in
-    sum). Its effect −2·w_p·r_p + w_p²·C_pp + 2·w_q·r_q + w_q²·C_qq −
-    2·w_p·w_q·C_pq, with r = δ·C + D, is exact. In a round each row takes the best pair, again and
-    again, among the 16 weights of either side (N:M: the 16 pairs) that gain most on their own. Ends
-    when no row improves, or after 100 rounds. No row ends with a larger error. Raises
-    PrunerZeroError where the pattern does not fit.
+    C is the gram; weights stay dense. A swap revives p and prunes q of the same row, under N:M of
+    the same group, so every row and group keeps its zeros (and blocks of columns only in sum). Its
+    effect −2·w_p·r_p + w_p²·C_pp + 2·w_q·r_q + w_q²·C_qq − 2·w_p·w_q·C_pq, with r = δ·C, is exact.
+    In a round each row takes the best pair, again and again, among the 16 weights of either side
+    (N:M: the 16 pairs) that gain most on their own. Ends when no row improves, or after 100 rounds.
+    No row ends with a larger error. Raises PrunerZeroError where the pattern does not fit.
     Source: SparseSwaps (Zimmer et al. 2025, 2512.10922), which takes the best single swap of a row
     at a time. Here a round takes several swaps of a row and updates their effects between them from
-    a small part of the gram, and the target can be the dense model's outputs.
+    a small part of the gram.
     """
-    W, hessian, mask = layer.dense.detach().float(), layer.required_hessian, layer.required_mask
-    C = hessian.gram
+    W, mask = layer.dense.detach().float(), layer.required_mask
+    C = layer.required_hessian.gram
     group = layer.pattern.swap_columns
     layer.pattern.check(layer.name, (W.shape[0], W.shape[1]))
-    drift = hessian.drift(W)
     refined = mask.clone()
     size = _ROWS if group is None else max(1, min(_ROWS, _PAIRS // (W.shape[1] * group)))
     for first in range(0, len(W), size):
         rows = torch.arange(first, min(first + size, len(W)), device=W.device)
-        best = _errors(W[rows], refined[rows], C, None if drift is None else drift[rows])
+        best = _errors(W[rows], refined[rows], C)
         for _ in range(_ROUNDS):
             trial = _swap(W[rows], C, refined[rows], best, group)
-            errors = _errors(W[rows], trial, C, None if drift is None else drift[rows])
+            errors = _errors(W[rows], trial, C)
             better = errors.error < best.error
             rows = rows[better]
             if not len(rows):
@@ -62,20 +59,16 @@ def refine_mask(layer: Layer) -> Updated:
 
 
 class _Errors(NamedTuple):
-    """The gradient r (rows, in) of masked rows, their error (rows,), and its part δ·C·δᵀ."""
+    """The gradient r (rows, in) of masked rows, and their error (rows,)."""
 
     gradient: Tensor
     error: Tensor
-    removed: Tensor
 
 
-def _errors(W: Tensor, mask: Tensor, C: Tensor, drift: Tensor | None) -> _Errors:
+def _errors(W: Tensor, mask: Tensor, C: Tensor) -> _Errors:
     delta = W.masked_fill(mask, 0.0)
     gradient = delta @ C
-    removed = (delta * gradient).sum(1)
-    if drift is None:
-        return _Errors(gradient, removed, removed)
-    return _Errors(gradient + drift, removed + 2 * (delta * drift).sum(1), removed)
+    return _Errors(gradient, (delta * gradient).sum(1))
 
 
 def _swap(W: Tensor, C: Tensor, mask: Tensor, errors: _Errors, group: int | None) -> Tensor:
@@ -91,7 +84,7 @@ def _swap(W: Tensor, C: Tensor, mask: Tensor, errors: _Errors, group: int | None
         allowed = torch.ones(len(revived[0]), len(pruned[0]), dtype=torch.bool, device=W.device)
     # A row with fewer pruned (or kept) weights than candidates lists some of the other kind.
     possible = (~mask.gather(1, revived))[:, :, None] & mask.gather(1, pruned)[:, None, :]
-    return _best_swaps(W, C, mask, change, revived, pruned, allowed & possible, errors.removed)
+    return _best_swaps(W, C, mask, change, revived, pruned, allowed & possible, errors.error)
 
 
 def _lowest(change: Tensor) -> Tensor:
@@ -166,5 +159,4 @@ REFINE = Step(
     help="swaps of a kept and a pruned weight that lower the error of the layer's outputs",
     changes="mask",
     option="refine",
-    aims=True,
 )

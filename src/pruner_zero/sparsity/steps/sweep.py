@@ -1,7 +1,6 @@
 """SparseGPT: prune column by column and update the kept weights to compensate."""
 
 import torch
-from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.sparsity.selection import BLOCK_COLUMNS
@@ -21,8 +20,7 @@ def sparsegpt(layer: Layer) -> Updated:
     inside the block, counts rounded so that each row ends with floor(in · sparsity) zeros; N:M: per
     group at its first column, blocks being shortened to whole groups. With a mask, that mask is
     kept and the pattern decides nothing. Channels that were never active (zero diagonal) get zero
-    weights. Where the Hessian has a target, the sweep starts from the weights of `retarget`. Raises
-    PrunerZeroError for scopes that look beyond a block when no mask is given.
+    weights. Raises PrunerZeroError for scopes that look beyond a block when no mask is given.
     Source: Frantar & Alistarh 2023 (2301.00774), algorithm 1.
     """
     rows, columns = layer.dense.shape
@@ -43,7 +41,7 @@ def sparsegpt(layer: Layer) -> Updated:
     U = hessian.inverse_factor
     scale = U.diagonal()[:, None]
     # Transposed, a column is contiguous and an update is one pass over memory.
-    W = retarget(layer).t().clone(memory_format=torch.contiguous_format)
+    W = layer.dense.detach().float().t().clone(memory_format=torch.contiguous_format)
     W.masked_fill_((hessian.gram.diagonal() == 0)[:, None], 0.0)
     kept = torch.empty(W.shape, dtype=torch.bool, device=W.device)
     if mask is not None:
@@ -70,31 +68,12 @@ def sparsegpt(layer: Layer) -> Updated:
     return Updated(W.t().contiguous(), kept.t().contiguous())
 
 
-def retarget(layer: Layer) -> Tensor:
-    """The dense weights (out, in) float32 that, on the layer's inputs, come closest to the target.
-
-    They minimise |W·Tᵀ − W'·Xᵀ|² + λ·|W' − W|², with T the inputs of the Hessian's target and
-    λ = damping · mean(diagonal). Channels that were never active get zero weights. Without a
-    target, these are the dense weights.
-    Source: the target is that of GPTAQ (Li et al. 2025, 2504.02692) in quantization, and the
-    product of dense and pruned inputs that of OSSCAR's full sequence (Meng et al. 2024, 2403.12983)
-    in structured pruning. GPTAQ corrects the target column by column during the sweep; here the
-    normal equations are solved before it.
-    """
-    W, hessian = layer.dense.detach().float(), layer.required_hessian
-    if (drift := hessian.drift(W)) is None:
-        return W
-    U = hessian.inverse_factor
-    return (W + drift @ U.t() @ U).masked_fill(hessian.gram.diagonal() == 0, 0.0)
-
-
 OBS = Step(
     "obs",
     sparsegpt,
     words="the remaining weights corrected by SparseGPT's sweep",
     help="SparseGPT's sweep",
     option="update",
-    aims=True,
     damps=True,
     estimate=estimate_update,
 )
