@@ -268,7 +268,8 @@ def test_settings_that_do_not_go_with_whole_units_are_refused() -> None:
 def test_near_names_are_named() -> None:
     assert "did you mean 'wanda'?" in refusal("wnada", sparsity=0.5)
     line = "unknown step 'exakt': did you mean 'exact'?"
-    assert refusal("wanda@global+exakt", sparsity=0.5) == line
+    for metric in ("wanda", "wanda@global", "W * G@global"):
+        assert refusal(f"{metric}+exakt", sparsity=0.5) == line
     assert refusal("sparsegpt+exakt+refine", sparsity=0.5) == line
     assert "did you mean 'global'?" in refusal("wanda@gobal", sparsity=0.5)
     assert "unknown scope 'Global'" in refusal("wanda@Global", sparsity=0.5)

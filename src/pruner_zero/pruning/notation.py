@@ -198,8 +198,8 @@ def _split_steps(
 ) -> tuple[str, list[str], dict[str, int]]:
     """The text without the steps it ends in; their names, and the amounts of counted ones.
 
-    "none" is among the names. asked: amounts by options, used where the text does
-    not name the step. Raises PrunerZeroError, also for a name that is no step after the name of a
+    "none" is among the names. asked: amounts by options, used where the text does not name the
+    step. Raises PrunerZeroError, also for a name that is no step after a scope or the name of a
     metric.
     """
     rest, steps, amounts = text, list[str](), dict.fromkeys(_COUNTED, 0)
@@ -212,8 +212,8 @@ def _split_steps(
             amounts[step] = int(amount)
         elif amount is None and (step == "none" or step in STEPS):
             steps.insert(0, step)
-        elif amount is None and before.partition("@")[0].strip() in {*NAMED, SPARSEGPT}:
-            # No expression holds the name of a metric.
+        elif amount is None and (_last_part(before)[1] or before.strip() in {*NAMED, SPARSEGPT}):
+            # No expression holds the name of a metric, or goes on after a scope.
             near = did_you_mean(step, STEPS)
             raise PrunerZeroError(f"unknown step '{step}': {near}")
         else:
