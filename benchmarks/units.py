@@ -2,20 +2,16 @@
 
     python benchmarks/units.py --calibration wiki.valid.raw \\
         --texts wikitext=wiki.test.raw pydoc=builtin:pydoc/test news=news.txt --evolved METRIC
-    python benchmarks/units.py --windows windows.npy
-    python benchmarks/units.py --texts … --peers peers/*
     python benchmarks/units.py --search runs/heads
     python benchmarks/units.py --prices wiki.valid.raw
     python benchmarks/units.py --page
 
 Every model is a line of results/units.jsonl, and lines that are there are kept. All are made by
 `prune --structure` from statistics of the dense model (--mode one-shot), so that they differ in
-nothing but the units that go and the refit, but for those that say "block after block". --windows
-writes the tokens that they are calibrated on, for peers.py; --peers measures the folders
-that it made; --search writes what a search of units found, results/units-search-STRUCTURE.json;
---prices measures how far predictions diverge without some units, beside their price `F`,
-results/units-prices.json.
-news.txt is that of proof.py. The page is units.md.
+nothing but the units that go and the refit, but for those that say "block after block". --search
+writes what a search of units found, results/units-search-STRUCTURE.json; --prices measures how far
+predictions diverge without some units, beside their price `F`, results/units-prices.json. news.txt
+is that of proof.py. The page is units.md.
 """
 
 import argparse
@@ -28,7 +24,6 @@ from statistics import quantiles
 from typing import Any
 from unittest.mock import patch
 
-import numpy as np
 import torch
 from scipy.stats import spearmanr
 from torch import Tensor
@@ -92,19 +87,11 @@ def main() -> None:
     parser.add_argument("--texts", nargs="*", default=[], metavar="NAME=TEXT")
     parser.add_argument("--evolved", help="the metric that a search found")
     parser.add_argument("--structures", nargs="*", choices=list(SHARES), default=list(SHARES))
-    parser.add_argument("--windows", type=Path, help="write the windows of calibration here")
-    parser.add_argument("--peers", nargs="*", type=Path, default=[], help="folders of peers")
     parser.add_argument("--search", type=Path, help="the folder of a search of units")
     parser.add_argument("--prices", help="a text on which divergences are measured")
     parser.add_argument("--page", action="store_true", help="write the page alone")
     given = parser.parse_args()
-    if given.windows:
-        model = load_model(MODEL)
-        texts = load_mixture(given.calibration, role="calibration")
-        np.save(given.windows, take_windows(texts, model, 24, 1024, 0).tokens.numpy())
-    elif given.peers:
-        measure_peers(given)
-    elif given.search:
+    if given.search:
         write_search(Study.open(given.search))
     elif given.prices:
         measure_prices(given.prices)
