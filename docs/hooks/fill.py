@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import commands
-import measured
 import walk
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +25,21 @@ def include(argument: str) -> str:
 def table(argument: str) -> str:
     """The table of a page, below the heading that follows `#` if there is one."""
     page, _, heading = argument.partition("#")
-    return measured.table_of(ROOT / page, heading)
+    return table_of(ROOT / page, heading)
+
+
+def table_of(page: Path, heading: str = "") -> str:
+    """The first Markdown table of `page`, below the heading of that text if one is given."""
+    text = page.read_text()
+    if heading:
+        found = re.search(rf"^#+ {re.escape(heading)}$", text, re.MULTILINE)
+        if found is None:
+            raise ValueError(f"{page} has no heading '{heading}'")
+        text = text[found.end() :]
+    table = re.search(r"(?:^\|.*\n?)+", text, re.MULTILINE)
+    if table is None:
+        raise ValueError(f"{page} has no table below '{heading}'")
+    return table[0].rstrip("\n")
 
 
 KINDS: dict[str, Callable[[str], str]] = {
@@ -38,7 +51,6 @@ KINDS: dict[str, Callable[[str], str]] = {
     "include": include,
     "table": table,
     "walk": lambda _: walk.picture(),
-    "choose": lambda _: measured.summary(measured.read(ROOT / "benchmarks" / "results")),
 }
 _PART = re.compile(
     r"^(?P<mark><!-- fill (?P<kind>\w+)(?:: (?P<argument>.+?))? -->)$.*?^<!-- end -->$",
