@@ -37,8 +37,7 @@ def refine_mask(layer: Layer) -> Updated:
     at a time. Here a round takes several swaps of a row and updates their effects between them from
     a small part of the gram.
     """
-    W, mask = layer.dense.detach().float(), layer.required_mask
-    C = layer.required_hessian.gram
+    W, C, mask = layer.dense.detach().float(), layer.required_hessian.gram, layer.required_mask
     group = layer.pattern.swap_columns
     layer.pattern.check(layer.name, (W.shape[0], W.shape[1]))
     refined = mask.clone()
