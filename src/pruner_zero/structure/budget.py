@@ -99,8 +99,10 @@ class Budget(CoupledUnits):
         """
         model = language_model.model
         goods = self._goods(model, scores)
-        if self.vocabulary:
-            goods.append(self.vocabulary.good(language_model, tokens))
+        vocabulary = self.vocabulary
+        if vocabulary:
+            vocabulary, tokens_on_offer = vocabulary.offer(language_model, tokens)
+            goods.append(tokens_on_offer)
         dense = size_of(model)[0]
         assert self.parameters is not None
         most = int(self.parameters if self.parameters > 1 else self.parameters * dense)
@@ -114,9 +116,9 @@ class Budget(CoupledUnits):
         number = {name: at for at, group in enumerate(self._groups()) for name in group}
         kept = tuple(c.count - gone[number[c]] for c in self.couplings)
         smaller = replace(self, kept=kept, price=price)
-        if self.vocabulary and gone[-1]:
-            stay = self.vocabulary.rows(model) - gone[-1]
-            cut = replace(self.vocabulary, tokens=stay).decide(language_model, tokens, {})
+        if vocabulary and gone[-1]:
+            stay = vocabulary.rows(model) - gone[-1]
+            cut = replace(vocabulary, tokens=stay).decide(language_model, tokens, {})
             smaller = replace(smaller, vocabulary=cut, kept_tokens=cut.kept_tokens)
         return replace(smaller, sparsity=1 - smaller.size(model)[0] / dense)
 

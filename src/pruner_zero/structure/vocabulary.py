@@ -45,7 +45,7 @@ class Vocabulary(Cut):
     tokens of others that stay, such as bytes, are not written any more (`tokens_outside`), by
     suppress_tokens of the generation configuration.
     tokenizer, kept_tokens, smaller: that of the model, those of its tokens that stay, and what
-    `TokenTable.cut` makes of them, all found by `decide`.
+    `TokenTable.cut` makes of them, all found by `decide`. expected: what `expected_counts` gave.
     Source: Load What You Need (Abdaoui et al. 2020, 2010.05609), which counts tokens too; here
     those on the path of merges to a kept token stay with it, and the model's own expectation counts
     too.
@@ -59,6 +59,7 @@ class Vocabulary(Cut):
     tokenizer: Any = field(default=None, repr=False)
     kept_tokens: tuple[int, ...] = field(default=(), repr=False)
     smaller: dict[str, Any] = field(default_factory=dict, repr=False)
+    expected: Tensor | None = field(default=None, repr=False, compare=False)
 
     unit = "vocabulary"
     when = "text"
@@ -122,7 +123,9 @@ class Vocabulary(Cut):
                 f"text can be encoded{why}: choose --tokens {len(always)} or more, or --sparsity "
                 f"{1 - len(always) / rows:.4g} or less"
             )
-        expected = expected_counts(language_model, tokens[:_EXPECTED])
+        expected = self.expected
+        if expected is None:
+            expected = expected_counts(language_model, tokens[:_EXPECTED])
         stay = table.choose(table.in_order(tokens, expected), size, always)
         share = 1 - len(stay) / rows
         return replace(
@@ -141,9 +144,10 @@ class Vocabulary(Cut):
         """The parameters of a token."""
         return sum(table[0].numel() for table in _tables(model))
 
-    def good(self, language_model: LanguageModel, tokens: Tensor) -> Good:
+    def offer(self, language_model: LanguageModel, tokens: Tensor) -> tuple[Self, Good]:
         """The tokens that may go, with their prices in nats per token, for a budget.
 
+        The cut is given back with what the model expects, so that `decide` need not ask it again.
         The price is how often a token is expected in the windows `tokens` (n, seqlen) and occurs
         there, times what `cost_of_pieces` measures on the first of them.
         """
@@ -155,7 +159,9 @@ class Vocabulary(Cut):
         half = table.choose(order, self.rows(model) // 2, always)
         cost = cost_of_pieces(language_model, tokens[:_PIECES], half, table.cut(half))
         prices = cost * shares[torch.tensor(order[::-1], dtype=torch.int64)]
-        return Good(prices, self.each(model), 1, min(_LOT, max(1, len(prices) // 64)))
+        return replace(self, expected=expected), Good(
+            prices, self.each(model), 1, min(_LOT, max(1, len(prices) // 64))
+        )
 
     def _size(self, model: PreTrainedModel, rows: int, fewest: int) -> int:
         """The number of tokens that may stay."""
