@@ -179,6 +179,7 @@ def model_card(result: PruneResult) -> str:
         f"| `{name}` | {len(records)} | {total_sparsity(records):.2%} |"
         for name, records in by_name.items()
     ]
+    units = _units(recipe.cut.describe()) if recipe.cut else []
     table = [f"| matrices | count | {kind} |", "|---|---|---|", *rows, ""] if rows else []
     remarks = [f"- `{record.name}`: {record.note}" for record in result.records if record.note]
     calibrated = "The metric looks at the weights alone: there was no calibration."
@@ -195,13 +196,27 @@ def model_card(result: PruneResult) -> str:
         *("---", f"{head}library_name: transformers", "tags: [pruned, pruner-zero]", "---", ""),
         *(f"# {title_of(settings.model)}, {title}", "", stored, ""),
         *("## What was done", "", *(f"- {line}" for line in recipe.lines()), ""),
-        *(_outcome(result), "", *table),
+        *(_outcome(result), "", *units, *table),
         *(["## Remarks", "", *remarks, ""] if remarks else []),
         *("## Provenance", ""),
         f"{calibrated} {parts} are in `pruning.json`"
         + (", the metric in `metric.json`." if recipe.metric else "."),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _units(described: Mapping[str, Any]) -> list[str]:
+    """A table of the units that stay in each block, where their numbers differ."""
+    kept: Mapping[str, Mapping[str, int]] = described.get("kept", {})
+    if not kept:
+        return []
+    blocks = sorted({block for of_kind in kept.values() for block in of_kind}, key=int)
+    rows = [
+        f"| {block} | {' | '.join(str(of_kind.get(block, '')) for of_kind in kept.values())} |"
+        for block in blocks
+    ]
+    head = f"| block | {' | '.join(f'{kind} left' for kind in kept)} |"
+    return [head, "|---" * (1 + len(kept)) + "|", *rows, ""]
 
 
 def _outcome(result: PruneResult) -> str:

@@ -198,7 +198,10 @@ class Budget(CoupledUnits):
         said = ", ".join(parts)
         if self.price is None:
             return f"{100 * self.sparsity:.3g}% of the parameters, of {', '.join(self.kinds)}"
-        return f"{100 * self.sparsity:.3g}% of the parameters: {said}"
+        return (
+            f"{100 * self.sparsity:.3g}% of the parameters: {said}, which cost about "
+            f"{self.price:.2f} nats per token before the rest is trained"
+        )
 
 
 def check_widths(
