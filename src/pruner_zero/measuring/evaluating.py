@@ -163,8 +163,8 @@ def _measure(
                 compared = compare_predictions(measured.model, dense.model, part.tokens, batch_size)
                 result = replace(result, beside=dense.name, compared=compared)
             if prompts:
-                dense = next(iter(beside), None)
-                written = measure_generation(measured, prompts[index], dense, batch_size)
+                other = next(iter(beside), None)
+                written = measure_generation(measured, prompts[index], other, batch_size)
                 result = replace(result, generation=written)
         finally:
             yield result

@@ -23,8 +23,8 @@ class RecoverSettings(OutputSettings, WritingSettings):
     """All that decides the result of `recover`.
 
     The weights are loaded and saved in `dtype` and trained in float32. A run with a budget of
-    steps alone repeats byte for byte on one thread. In a run with a budget of minutes the learning
-    rate follows the clock; its checkpoints hold the seconds that passed.
+    steps alone repeats byte for byte on one thread; a run with a budget of minutes does not, since
+    its learning rate follows the clock. A checkpoint holds the seconds that have passed.
     """
 
     panel: ClassVar[str] = "Training"
@@ -39,8 +39,8 @@ class RecoverSettings(OutputSettings, WritingSettings):
     ] = Field(
         None,
         gt=0,
-        description="Stop after this many minutes of training, by whose "
-        "passing the learning rate falls. A stopped run goes on with the minutes that are left.",
+        description="Stop after this many minutes of training: the learning rate follows the "
+        "clock, and a stopped run goes on with the minutes that are left.",
     )
     steps: Annotated[int | None, MAIN] = Field(
         None, ge=1, description="Stop after this many optimizer steps."
