@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pruner_zero import evaluate
+from pruner_zero.measuring import speed
 from pruner_zero.measuring.generation import (
     PROMPT,
     WRITTEN,
@@ -127,12 +128,18 @@ def test_it_is_written_with_the_perplexity_of_each_text(
     assert ("written agreement" in repr(result)) == beside
 
 
-def test_a_continuation_too_long_for_learned_positions_is_refused(prose: str) -> None:
+def test_what_cannot_write_is_refused_before_anything_is_measured(
+    prose: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, passes = tiny_model("gpt2"), []
     model.register_forward_pre_hook(lambda *_: passes.append(1))
     options: dict[str, Any] = {"tokenizer": tiny_tokenizer(), "seqlen": 40, "generate": 2}
     line = refusal(lambda: evaluate(model, [prose], **options))
     assert "windows of 96 tokens are longer than the 64 positions" in line
+    monkeypatch.setattr(speed, "check_tokens", lambda *_: None)
+    monkeypatch.setattr(speed, "cache_arguments", lambda *_: None)
+    line = refusal(lambda: evaluate(model, [prose], **options))
+    assert line.endswith("so that decoding cannot be measured: leave out --generate")
     assert not passes
 
 
