@@ -93,7 +93,7 @@ def recover(
         origin = {"model_sha256": pruned.fingerprint(), "teacher_sha256": taught_by}
         # The models that read the text as it is split.
         readers = [each for each in (pruned if translation is None else None, dense) if each]
-        split = split_texts(mixture, readers, dense, checked, taught_by, cache, pruned)
+        split = split_texts(mixture, readers, dense, checked, taught_by, cache)
         run = _Recovery(pruned, dense, translation, checked, split, origin, source, folder)
         return build_folder(folder, overwrite, "step", run.identity(), run.train, run.write)
 

@@ -87,7 +87,6 @@ def split_texts(
     settings: RecoverSettings,
     fingerprint: str | None,
     cache: str | Path | None,
-    pruned: LanguageModel,
 ) -> Split:
     """The windows of `mixture` to train on, and to validate on by its shares.
 
@@ -112,12 +111,7 @@ def split_texts(
             held_out = replace(written, corpus=f"{name} (last tenth)", tokens=tokens[cut:][:number])
         training.append(learned)
         validation.append(held_out)
-    shares = [share / sum(mixture.shares) * (1 - settings.on_policy) for share in mixture.shares]
-    if settings.on_policy:
-        sizes = (settings.windows, settings.seqlen, settings.seed)
-        training.append(self_windows(pruned, *sizes, folder=cache))
-        shares.append(settings.on_policy)
-    split = Split(training, shares, mix_windows(validation))
+    split = Split(training, mixture.shares, mix_windows(validation))
     for part in (split.training, split.validation):
         for reader in readers:
             check_tokens(reader.model, part.tokens)

@@ -58,13 +58,6 @@ class RecoverSettings(OutputSettings, WritingSettings):
             description="Weight of the teacher's part of the loss; the rest is the text's loss.",
         )
     )
-    on_policy: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="Share of the windows of the training that the pruned model writes, before the "
-        "training; the teacher grades them.",
-    )
     learning_rate: float = Field(
         1e-3,
         gt=0,
@@ -95,7 +88,7 @@ class RecoverSettings(OutputSettings, WritingSettings):
     def _check_effect(self) -> "RecoverSettings":
         writes = written_of(self.text)
         if self.teacher is None:
-            self.refuse(("teacher_share", "on_policy"), "--teacher")
+            self.refuse(("teacher_share",), "--teacher")
         if not writes:
             self.refuse(("windows",), "--text self")
         if writes and self.teacher is None:
