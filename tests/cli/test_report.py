@@ -34,7 +34,7 @@ def test_a_path_without_a_result_is_refused_in_one_line(
     error = cli("report", results[0], missing).error
     assert error == f"{missing} does not exist: give a folder or file of results"
     assert not (results[0] / "report.html").exists()
-    assert "give the folder that search or prune wrote" in cli("report", tmp_path).error
+    assert "give the folder that search, prune or recover wrote" in cli("report", tmp_path).error
 
 
 def test_a_page_that_cannot_be_written_is_refused_in_one_line(

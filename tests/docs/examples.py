@@ -37,7 +37,8 @@ _WINDOWS = ("--windows", "2", "--seqlen", "16")
 TINY: dict[str, tuple[str, ...]] = {
     "prune": _WINDOWS,
     "compare": (*_WINDOWS, "--windows-eval", "2"),
-    "evaluate": _WINDOWS,
+    # As many as hold the prompts of --generate.
+    "evaluate": ("--windows", "16", "--seqlen", "16"),
     "search": (*_WINDOWS, "--search-windows", "2", "--evaluations", "12", "--workers", "1"),
     "recover": ("--steps", "2", "--batch", "1", "--seqlen", "16", "--validation-windows", "2"),
 }

@@ -104,6 +104,22 @@ def test_recovery_json_describes_the_run(
     assert timing["seconds"] > 0
 
 
+def test_minutes_are_in_the_record_and_on_the_card(
+    pruned_folder: Path, prose: str, tmp_path: Path
+) -> None:
+    """Where the budget is in minutes: with steps alone a repeated run writes the same record."""
+    output = tmp_path / "out"
+    result = run(pruned_folder, prose, output=output, steps=None, minutes=0.02)
+    assert result.curve[-1].step > 1
+    curve = json.loads((output / "recovery.json").read_text())["curve"]
+    assert [point["seconds"] for point in curve] == [point.seconds for point in result.curve]
+    assert 0 < curve[-1]["seconds"] < 2 * 0.02 * 60
+    last = result.curve[-1]
+    card = (output / "README.md").read_text()
+    assert f"The loss by minutes of training: 0.0: {result.loss_before:.4f}, " in card
+    assert f"{last.seconds / 60:.1f}: {last.validation_loss:.4f}.\n" in card
+
+
 def test_files_of_prune_are_copied_and_the_card_is_extended(prose: str, tmp_path: Path) -> None:
     source = save_pruned(tmp_path / "source")
     (source / "pruning.json").write_text('{"sparsity": 0.5}')

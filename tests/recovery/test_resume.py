@@ -198,6 +198,20 @@ def test_a_smaller_model_goes_on_with_its_teacher_and_its_minutes(
     check_same(output, tmp_path / "whole")
 
 
+def test_minutes_that_have_passed_count_after_an_interruption(
+    pruned_folder: Path, prose: str, tmp_path: Path
+) -> None:
+    output, journal = tmp_path / "out", tmp_path / "out.partial" / "steps" / "journal.jsonl"
+    options = stopped_run(pruned_folder, prose, output, minutes=60)
+    spent = json.loads(journal.read_text().splitlines()[-1])["state"]["seconds"]
+    recover(pruned_folder, text=Corpus("prose", prose), output=output, **options)
+    curve = json.loads((output / "recovery.json").read_text())["curve"]
+    seconds = [point["seconds"] for point in curve]
+    assert seconds == sorted(seconds)
+    assert seconds[0] < spent < seconds[-1]
+    assert (first_step(output), curve[-1]["step"]) == (4, 8)
+
+
 @pytest.mark.fault("a bit flipped in, or the end torn off, a journal or checkpoint")
 def test_a_damaged_checkpoint_is_refused_and_overwrite_starts_afresh(
     pruned_folder: Path, prose: str, tmp_path: Path

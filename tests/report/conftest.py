@@ -109,6 +109,28 @@ def write_prune(folder: Path, blocks: int = 2, **changed: Any) -> Path:
     return folder
 
 
+def write_recovery(folder: Path, timed: bool = True, **settings: Any) -> Path:
+    """The folder of a recovery: of minutes, or of steps, whose curve has no seconds."""
+    folder.mkdir(exist_ok=True)
+    points = [
+        {"step": step, "tokens": 64 * step, "train_loss": None, "validation_loss": 4.0 - step / 8}
+        for step in (0, 4)
+    ]
+    content = {
+        "settings": {"model": "models/pruned", "text": "words.txt", "minutes": 1.0, **settings},
+        "kept_step": 4,
+        "loss_before": 4.0,
+        "loss_after": 3.5,
+        "curve": [{**p, "seconds": 15.0 * p["step"]} if timed else p for p in points],  # type: ignore[operator]
+        "training": windows("words.txt (first nine tenths)"),
+        "validation": windows("words.txt (last tenth)"),
+        "provenance": PROVENANCE,
+    }
+    (folder / "recovery.json").write_text(json.dumps(content))
+    (folder / "timing.json").write_text('{"seconds": 2.5, "files": {}}')
+    return folder
+
+
 def pruned_row(method: str, expression: str, scope: str, perplexity: float | None) -> Row:
     """The row that compare writes for a method."""
     return {

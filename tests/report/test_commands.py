@@ -21,6 +21,7 @@ from tests.report.conftest import (
     write_comparison,
     write_evaluation,
     write_prune,
+    write_recovery,
     write_search,
 )
 
@@ -179,6 +180,20 @@ def test_whole_units_are_updated_as_the_search_judged_them(
     metrics = ("magnitude", "wanda", "W * G * X")
     assert methods == ["dense", *(f"{name}@channels{written}" for name in metrics)]
     assert parse_recipe(methods[2], sparsity=0.25).steps == (() if written else ("exact",))
+
+
+def test_the_command_that_repeats_a_recovery(tmp_path: Path) -> None:
+    folder = write_recovery(tmp_path / "out", teacher="models/tiny", teacher_share=0.5)
+    command = commands.repeat(read_result(folder))
+    assert command is not None
+    assert command.startswith("pruner-zero recover models/pruned --")
+    assert options(command) == {
+        "--text": ["words.txt"],
+        "--minutes": ["1.0"],
+        "--teacher": ["models/tiny"],
+        "--teacher-share": ["0.5"],
+        "-o": [f"{folder}-again"],
+    }
 
 
 def test_a_metric_with_a_comma_and_a_corpus_with_parts_are_compared(tmp_path: Path) -> None:

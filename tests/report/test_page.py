@@ -24,6 +24,7 @@ from tests.report.conftest import (
     write_comparison,
     write_evaluation,
     write_prune,
+    write_recovery,
     write_search,
 )
 from tests.report.html import Page, check_self_contained
@@ -62,6 +63,33 @@ def test_all_kinds_of_results_on_one_page(
     assert "models/pruned 8,000 0 512.0 31.2 models/tiny 8,000" in parsed.text
     assert "models/pruned test.txt 4 16 44.50" in parsed.text
     assert "models/pruned arc_easy 0.5000 0.2500" in parsed.text
+
+
+def test_a_recovery_is_a_curve_by_minutes_or_by_steps(tmp_path: Path) -> None:
+    for timed, axis in (True, "minutes"), (False, "steps"):
+        parsed = written(write_recovery(tmp_path / axis, timed))
+        check_self_contained(parsed)
+        assert parsed.leads == [
+            "4 steps on `words.txt (first nine tenths)` took the loss of `models/pruned` on "
+            "held-out text from 4.0000 to 3.5000 nats per token."
+        ]
+        curve = " ".join(parsed.figures["Loss on held-out text"].itertext())
+        assert axis in curve
+        assert "the model has the weights of step 4" in parsed.text
+
+
+def test_what_models_wrote_is_a_table(tmp_path: Path) -> None:
+    values: dict[str, object] = {
+        "prompts": 8,
+        "tokens": 64,
+        "repeated": 0.25,
+        "other_scripts": 0.0,
+    }
+    for beside, cell in ({}, ""), ({"beside": {"agreement": 0.5}}, " 50.0%"):
+        file = write_evaluation(tmp_path / "m.json", generation={**values, **beside})
+        parsed = written(file)
+        assert f"models/pruned test.txt 8 64 25.0% 0.0%{cell} " in parsed.text
+        assert parsed.count("table") == 4
 
 
 def test_letters_and_functions_are_explained(tmp_path: Path) -> None:

@@ -7,8 +7,21 @@ import pytest
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.study import Study
-from pruner_zero.report.results import ComparisonRun, EvaluationRun, PruneRun, read_result
-from tests.report.conftest import JUDGED, PROVENANCE, SEARCH, write_evaluation, write_search
+from pruner_zero.report.results import (
+    ComparisonRun,
+    EvaluationRun,
+    PruneRun,
+    RecoveryRun,
+    read_result,
+)
+from tests.report.conftest import (
+    JUDGED,
+    PROVENANCE,
+    SEARCH,
+    write_evaluation,
+    write_recovery,
+    write_search,
+)
 
 HOLDS = '{"rows": [%s], "provenance": {"settings": {}}}'
 
@@ -82,10 +95,14 @@ def test_a_comparison_that_was_interrupted_is_refused(table: Path) -> None:
         read_result(table)
 
 
-def test_a_recovered_model_is_refused_for_the_one_that_prune_wrote(pruned: Path) -> None:
-    (pruned / "recovery.json").write_text("{}")
-    with pytest.raises(PrunerZeroError, match="made by recover: give the folder that prune wrote"):
-        read_result(pruned)
+def test_a_recovered_model_is_read_by_its_own_record(pruned: Path) -> None:
+    """Beside it is the record of prune."""
+    write_recovery(pruned)
+    recovered = read_result(pruned)
+    assert isinstance(recovered, RecoveryRun)
+    assert [point["step"] for point in recovered.curve] == [0, 4]
+    assert recovered.windows.keys() == {"training", "validation"}
+    assert recovered.timing == {"seconds": 2.5}
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,8 @@ def report(
         list[Path],
         typer.Argument(
             metavar="RUN...",
-            help="Folders that search or prune wrote, files that compare or evaluate wrote.",
+            help="Folders that search, prune or recover wrote, files that compare or evaluate "
+            "wrote.",
             show_default=False,
         ),
     ],

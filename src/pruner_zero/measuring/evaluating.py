@@ -10,6 +10,7 @@ from typing import Any, Literal, overload
 from pruner_zero.devices import torch_threads
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.files import check_file, write_json
+from pruner_zero.measuring.generation import WRITTEN, measure_generation, take_prompts
 from pruner_zero.measuring.origin import Measured, origin_of, to_json
 from pruner_zero.measuring.perplexity import Perplexity, perplexity
 from pruner_zero.measuring.speed import Speed, check_speed, measure_speed
@@ -121,6 +122,9 @@ def _measure(
         consecutive_windows(corpus, measured.tokenizer, seqlen, settings.windows)
         for corpus in corpora
     ]
+    prompts = [take_prompts(part, settings.generate) for part in windows if settings.generate]
+    if prompts:
+        check_speed(measured, prompts[0].shape[1], WRITTEN, "--generate")
     # A revision is of the hub repository of the evaluated model alone.
     beside = [_load(name, settings) for name in settings.beside]
     models = [measured, *beside]
@@ -152,12 +156,16 @@ def _measure(
             yield replace(scores, **origin)
     if settings.speed:
         yield replace(measure_speed(models, seqlen), **origin)
-    for part in windows:
+    for index, part in enumerate(windows):
         result = replace(perplexity(measured, part, batch_size), **origin)
         try:
             for dense in beside:
                 compared = compare_predictions(measured.model, dense.model, part.tokens, batch_size)
                 result = replace(result, beside=dense.name, compared=compared)
+            if prompts:
+                other = next(iter(beside), None)
+                written = measure_generation(measured, prompts[index], other, batch_size)
+                result = replace(result, generation=written)
         finally:
             yield result
 

@@ -86,12 +86,17 @@ def check_same_tokens(model: LanguageModel, other: LanguageModel) -> None:
 
 @torch.no_grad()
 def compare_predictions(
-    model: PreTrainedModel, dense: PreTrainedModel, windows: Tensor, batch_size: int = 1
+    model: PreTrainedModel,
+    dense: PreTrainedModel,
+    windows: Tensor,
+    batch_size: int = 1,
+    first: int = 0,
 ) -> Divergence:
     """The divergence of `model` from `dense` on `windows` (n, tokens) of int64.
 
     The models have the same tokens, as `check_same_tokens` checks. batch_size: windows in a forward
-    pass. Raises PrunerZeroError where a divergence is not finite.
+    pass. first: the first position whose next token is predicted. Raises PrunerZeroError where a
+    divergence is not finite.
     """
     nats, agreed = [], []
     batches = windows.split(batch_size)
@@ -101,7 +106,7 @@ def compare_predictions(
         with in_float32(dense):
             wanted = dense(batch.to(dense.device), use_cache=False).logits.to(logits.device)
         for mine, other in zip(logits, wanted, strict=True):
-            divergences, same = compare_logits(mine[:-1], other[:-1])
+            divergences, same = compare_logits(mine[first:-1], other[first:-1])
             nats.append(float(divergences.mean()))
             agreed.append(float(same.float().mean()))
     if not torch.tensor(nats).isfinite().all():

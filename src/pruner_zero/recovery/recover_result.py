@@ -76,7 +76,11 @@ class RecoverResult(Tabular):
         return [asdict(point) for point in self.curve]
 
     def to_json(self) -> dict[str, Any]:
-        """All but what time was spent, as JSON values: the same for the same `--steps`."""
+        """All but what time was spent, as JSON values: the same for the same `--steps`.
+
+        With a budget of minutes the curve has the seconds, too.
+        """
+        left_out = () if self.settings.minutes else ("seconds",)
         return {
             "settings": self.settings.model_dump(mode="json"),
             "trained": self.trained,
@@ -85,7 +89,7 @@ class RecoverResult(Tabular):
             "kept_step": self.kept_step,
             "loss_before": self.loss_before,
             "loss_after": self.loss_after,
-            "curve": [{n: row[n] for n in row if n != "seconds"} for row in self.to_rows()],
+            "curve": [{n: row[n] for n in row if n not in left_out} for row in self.to_rows()],
             "training": self.training,
             "validation": self.validation,
             "provenance": self.provenance,
@@ -110,6 +114,8 @@ def model_card(result: RecoverResult, pruned: Path) -> str:
     taught = f", taught by `{settings.teacher}`" if settings.teacher else ""
     written = are_written(settings.text)
     text = "text that the teacher wrote" if written else f"`{result.training['text']}`"
+    points = ", ".join(f"{p.seconds / 60:.1f}: {p.validation_loss:.4f}" for p in result.curve)
+    by_minutes = f"\n\nThe loss by minutes of training: {points}." if settings.minutes else ""
     if pruned.is_file():
         card = pruned.read_text().replace(NOT_RETRAINED, "It was fine-tuned since, see below.")
     else:
@@ -125,7 +131,7 @@ Fine-tuned (all kept weights) for {last.step} steps on {last.tokens} tokens of \
 | | step | loss on held-out text, nats per token |
 |---|---|---|
 | pruned | 0 | {result.loss_before:.4f} |
-| recovered | {result.kept_step} | {result.loss_after:.4f} |
+| recovered | {result.kept_step} | {result.loss_after:.4f} |{by_minutes}
 
 The held-out text is the last tenth of the same text. It was not trained on; the saved step is the \
 one with the lowest loss on it. Settings, versions and the learning curve are in `recovery.json`.

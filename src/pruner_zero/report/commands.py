@@ -8,16 +8,18 @@ from typing import Any
 import yaml
 
 from pruner_zero.evolution.study import Study
-from pruner_zero.report.results import ComparisonRun, PruneRun, Result
+from pruner_zero.report.results import ComparisonRun, PruneRun, RecoveryRun, Result
 from pruner_zero.settings.base import STRINGS, Settings, options_of, quoted
 from pruner_zero.settings.compare_settings import CLASSICS, CompareSettings
 from pruner_zero.settings.prune_settings import PruneSettings
+from pruner_zero.settings.recover_settings import RecoverSettings
 from pruner_zero.settings.search_settings import SearchSettings
 from pruner_zero.text.source import SOURCES
 
 _VERBS: Mapping[type, tuple[str, type[Settings]]] = {
     Study: ("search", SearchSettings),
     PruneRun: ("prune", PruneSettings),
+    RecoveryRun: ("recover", RecoverSettings),
     ComparisonRun: ("compare", CompareSettings),
 }
 # Their defaults depend on other settings, so that commands state them.

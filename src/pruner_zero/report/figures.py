@@ -20,7 +20,7 @@ from pruner_zero.evolution.archive import Record
 from pruner_zero.evolution.hall_of_fame import complexity
 from pruner_zero.evolution.study import Study
 from pruner_zero.pruning.matrix import MatrixRecord, total_sparsity
-from pruner_zero.report.results import ComparisonRun
+from pruner_zero.report.results import ComparisonRun, RecoveryRun
 from pruner_zero.table import clean
 
 # The colours of the page on white; its style sheet inverts figures on dark screens.
@@ -145,6 +145,18 @@ def sparsity(records: Sequence[MatrixRecord]) -> Figure:
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     axes.set_xlabel(f"block ({low:.1f} to {high:.1f} % pruned)")
+    return figure
+
+
+def learning_curve(run: RecoveryRun) -> Figure:
+    """The loss on held-out text by minutes, by steps where the budget was in steps."""
+    timed = "seconds" in run.curve[0]
+    places = [point["seconds"] / 60 if timed else point["step"] for point in run.curve]
+    figure, axes = new_figure()
+    axes.grid(axis="y", color=_LINE)
+    axes.plot(places, [point["validation_loss"] for point in run.curve], "o-", color=_ACCENT)
+    axes.set_xlabel("minutes" if timed else "steps")
+    axes.set_ylabel("loss on held-out text, nats a token")
     return figure
 
 

@@ -14,7 +14,14 @@ from pruner_zero.files import check_file, write_atomic
 from pruner_zero.metric.expression import Call, Expression
 from pruner_zero.metric.latex import to_latex, to_mathml
 from pruner_zero.report import commands, figures
-from pruner_zero.report.results import ComparisonRun, EvaluationRun, PruneRun, Result, read_result
+from pruner_zero.report.results import (
+    ComparisonRun,
+    EvaluationRun,
+    PruneRun,
+    RecoveryRun,
+    Result,
+    read_result,
+)
 from pruner_zero.table import clean
 from pruner_zero.version import __version__
 
@@ -29,6 +36,7 @@ _COMPARED: Mapping[str, str] = {
 _KINDS: Mapping[type, str] = {
     Study: "search",
     PruneRun: "prune",
+    RecoveryRun: "recovery",
     ComparisonRun: "comparison",
     EvaluationRun: "evaluation",
 }
@@ -37,9 +45,10 @@ _KINDS: Mapping[type, str] = {
 def report(inputs: str | Path | Sequence[str | Path], output: str | Path | None = None) -> Path:
     """Write one self-contained HTML page about `inputs` and return its path.
 
-    inputs: folders that search or prune wrote, files that compare or evaluate wrote. output: the
-    page; None: report.html in the first folder among the inputs, else beside the first file.
-    Raises PrunerZeroError for an input that is no result and for a page that cannot be written.
+    inputs: folders that search, prune or recover wrote, files that compare or evaluate wrote.
+    output: the page; None: report.html in the first folder among the inputs, else beside the first
+    file. Raises PrunerZeroError for an input that is no result and for a page that cannot be
+    written.
     """
     given = [inputs] if isinstance(inputs, str | Path) else inputs
     paths = list(dict.fromkeys(map(Path, given)))
@@ -134,7 +143,7 @@ def _origin(result: Result) -> str:
         "settings": result.settings,
         **{f"{use} windows": described for use, described in result.windows.items()},
         "versions": result.provenance,
-        "timing": result.timing if isinstance(result, PruneRun) else {},
+        "timing": result.timing if isinstance(result, PruneRun | RecoveryRun) else {},
     }
     known = {name: dict(values) for name, values in facts.items() if values}
     return yaml.safe_dump(known, allow_unicode=True, sort_keys=False)

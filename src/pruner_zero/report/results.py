@@ -62,6 +62,20 @@ class PruneRun(_Saved):
         return [f"{record.name}: {record.note}" for record in self.matrices if record.note]
 
 
+class RecoveryRun(_Saved):
+    """A recovered model.
+
+    curve: the points of the learning curve, with seconds where the budget was in minutes. timing:
+    the cost of the last process.
+    """
+
+    curve: list[dict[str, Any]]
+    kept_step: int
+    loss_before: float
+    loss_after: float
+    timing: dict[str, Any]
+
+
 class Row(_Read):
     """What `compare` writes of one method, as `Comparison` says."""
 
@@ -123,10 +137,14 @@ class ComparisonRun(_Saved):
 
 
 class Measured(_Read):
-    """The perplexity of a model on a text; None where it overflows."""
+    """The perplexity of a model on a text; None where it overflows.
+
+    generation: what it wrote after prompts, as `Generation.to_json` gives it; empty if not asked.
+    """
 
     perplexity: float | None
     text: dict[str, Any]
+    generation: dict[str, Any] = {}
 
 
 class Speed(_Read):
@@ -147,11 +165,11 @@ class EvaluationRun(_Saved):
     tasks: list[dict[str, Any]] = []
 
 
-Result = Study | PruneRun | ComparisonRun | EvaluationRun
+Result = Study | PruneRun | RecoveryRun | ComparisonRun | EvaluationRun
 
 
 def read_result(path: Path) -> Result:
-    """The result at `path`: a folder of search or prune, or a JSON file of compare or evaluate.
+    """The result at `path`: a folder of search, prune or recover, a file of compare or evaluate.
 
     Raises PrunerZeroError where it is none of these, or damaged.
     """
@@ -161,13 +179,9 @@ def read_result(path: Path) -> Result:
         if (path / JOURNAL).is_file():
             return Study.open(path)
         if (path / RECOVERY).is_file():
-            raise PrunerZeroError(f"{path} was made by recover: give the folder that prune wrote")
+            return RecoveryRun(**_read_folder(path, RECOVERY, "training", "validation"))
         if (path / PRUNING).is_file():
-            values = read_json(path / PRUNING)
-            timing = read_json(path / TIMING) if (path / TIMING).is_file() else {}
-            timing.pop("files", None)
-            windows = _windows(values, "calibration")
-            return PruneRun(**{**values, "path": path, "windows": windows, "timing": timing})
+            return PruneRun(**_read_folder(path, PRUNING, "calibration"))
         if path.is_file() and path.suffix == ".json":
             values = read_json(path)
             if "rows" in values and "provenance" in values:
@@ -175,9 +189,17 @@ def read_result(path: Path) -> Result:
             if not values.keys().isdisjoint(("losses", "texts", "speed", "tasks")):
                 return _read_evaluation(path, values)
     raise PrunerZeroError(
-        f"{path} holds no result: give the folder that search or prune wrote, "
+        f"{path} holds no result: give the folder that search, prune or recover wrote, "
         "or the .json file that compare or evaluate wrote"
     )
+
+
+def _read_folder(path: Path, record: str, *uses: str) -> dict[str, Any]:
+    """The fields of the run whose `record` is in the folder `path`, with windows for `uses`."""
+    values = read_json(path / record)
+    timing = read_json(path / TIMING) if (path / TIMING).is_file() else {}
+    timing.pop("files", None)
+    return {**values, "path": path, "windows": _windows(values, *uses), "timing": timing}
 
 
 def _read_comparison(path: Path, values: Mapping[str, Any]) -> ComparisonRun:

@@ -23,7 +23,8 @@ class RecoverSettings(OutputSettings, WritingSettings):
     """All that decides the result of `recover`.
 
     The weights are loaded and saved in `dtype` and trained in float32. A run with a budget of
-    steps alone repeats byte for byte on one thread; a run with a budget of minutes does not.
+    steps alone repeats byte for byte on one thread; a run with a budget of minutes does not, since
+    its learning rate follows the clock. A checkpoint holds the seconds that have passed.
     """
 
     panel: ClassVar[str] = "Training"
@@ -35,7 +36,12 @@ class RecoverSettings(OutputSettings, WritingSettings):
     )
     minutes: Annotated[
         float | None, Cli(panel="Options", default=f"{DEFAULT_MINUTES:g} without --steps")
-    ] = Field(None, gt=0, description="Stop after this many minutes.")
+    ] = Field(
+        None,
+        gt=0,
+        description="Stop after this many minutes of training: the learning rate follows the "
+        "clock, and a stopped run goes on with the minutes that are left.",
+    )
     steps: Annotated[int | None, MAIN] = Field(
         None, ge=1, description="Stop after this many optimizer steps."
     )
