@@ -135,6 +135,19 @@ def test_such_a_file_is_pruned_and_recovered_to_a_file(family: str, tmp_path: Pa
         assert fields(file)["general.architecture"] == "deci"
         assert json.loads(fields(file)[GGUF_FAMILY]) == family
         assert block_sizes(load_model(file).model.config) == sizes
+    # The third block is larger than the second, in whose place it comes.
+    prune(
+        path,
+        structure="blocks",
+        sparsity=0.34,
+        calibration=TEXT,
+        windows=2,
+        seqlen=16,
+        output=tmp_path / "blocks.gguf",
+    )
+    left = block_sizes(load_model(tmp_path / "blocks.gguf").model.config)
+    assert len(left) == 2
+    assert all(size in sizes for size in left)
     # Blocks of equal sizes stay in such a file.
     loaded = load_model(path)
     source = read_source(path, "cut", loaded.model)
