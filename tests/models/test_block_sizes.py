@@ -3,8 +3,10 @@
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -66,7 +68,8 @@ def test_a_model_with_units_cut_out_computes_what_it_does_with_their_columns_zer
     family: str,
 ) -> None:
     masked, cut, windows = tiny_model(family, blocks=3), cut_model(family), tiny_windows()
-    for block, (channels, heads) in zip(find_blocks(masked), KEPT, strict=True):
+    blocks: Sequence[Any] = find_blocks(masked)
+    for block, (channels, heads) in zip(blocks, KEPT, strict=True):
         block.mlp.down_proj.weight.data[:, : 48 - channels] = 0
         block.self_attn.o_proj.weight.data[:, : (2 - heads) * 16] = 0
     assert torch.allclose(cut(windows).logits, masked(windows).logits, atol=1e-5)
