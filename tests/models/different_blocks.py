@@ -1,6 +1,7 @@
 """Tiny models whose blocks have different sizes, cut by hand."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,8 +17,9 @@ KEPT = ((48, 2), (32, 1), (44, 2))
 @torch.no_grad()
 def cut_blocks(model: PreTrainedModel, kept: Sequence[tuple[int, int]] = KEPT) -> None:
     """Keep the last channels and key-value heads of each block, in place."""
+    blocks: Sequence[Any] = find_blocks(model)
     width, sizes = head_width(model.config), block_sizes(model.config)
-    for block, (channels, heads), size in zip(find_blocks(model), kept, sizes, strict=True):
+    for block, (channels, heads), size in zip(blocks, kept, sizes, strict=True):
         group = size["num_attention_heads"] // size["num_key_value_heads"]
         mlp, attention = block.mlp, block.self_attn
         for linear in (mlp.gate_proj, mlp.up_proj):
@@ -32,7 +34,7 @@ def cut_blocks(model: PreTrainedModel, kept: Sequence[tuple[int, int]] = KEPT) -
     set_block_sizes(model.config, sizes)
 
 
-def _keep_last(linear: nn.Module, axis: int, count: int) -> None:
+def _keep_last(linear: nn.Linear, axis: int, count: int) -> None:
     for name, parameter in list(linear.named_parameters()):
         if parameter.ndim > axis:
             start = parameter.shape[axis] - count

@@ -95,8 +95,9 @@ def _describe_code(config: PreTrainedConfig) -> None:
     if not differing.isdisjoint(HEADS):
         values[reading] = True
         with quiet():
-            # It reads every field, and only the first reading of a field gives a warning.
-            config.to_dict()
+            # Only the first reading of each gives a warning.
+            for field in differing:
+                getattr(config, field)
     if differing:
         family = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__
         config.auto_map = {_AUTO_CLASS: f"{_CODE.stem}.{family}"}
