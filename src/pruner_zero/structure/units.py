@@ -146,6 +146,10 @@ class CoupledUnits(Cut):
                 if left.ndim == 2:
                     linear = model.get_submodule(name.rpartition(".")[0])
                     linear.out_features, linear.in_features = left.shape
+            owner = model.get_submodule(coupling.consumer.rpartition(".")[0])
+            for name in COUNTS[coupling.structure]:
+                if name in vars(owner):
+                    setattr(owner, name, sizes[coupling.block][name])
         set_block_sizes(model.config, sizes)
 
     def cut_files(
