@@ -6,7 +6,7 @@
         -o benchmarks/results/vocabulary/gemma3-270m/65536.json
     python benchmarks/vocabulary.py
 
-    python benchmarks/vocabulary.py --lists gemma3-270m --model gemma.gguf \\
+    python benchmarks/vocabulary.py --lists gemma3-270m --model gemma.gguf --windows 64 \\
         --english wiki.valid.raw --text wiki.test.raw --prompts arc_easy.jsonl \\
         --prompts hellaswag.jsonl --prompts piqa.jsonl
 
@@ -30,6 +30,7 @@ from pruner_zero.calibration.self_text import self_windows
 from pruner_zero.files import write_json
 from pruner_zero.models.load import load_model
 from pruner_zero.provenance import provenance
+from pruner_zero.settings.calibration import SHORT
 from pruner_zero.structure.vocabulary import Vocabulary, expected_counts
 from pruner_zero.text.corpus import load_corpus
 from tables import markdown, results, script_parser, write_page
@@ -59,9 +60,8 @@ ROWS: Mapping[str, Mapping[str, str]] = {
     },
 }
 TEXTS = ("WikiText-2", "Python docs", "news")
-# Lists of tokens: their lengths, and the windows of the model's text, of which the last are held
-# out.
-SIZES, WINDOWS, HELD_OUT = (16384, 32768, 65536), 96, 12
+# Lists of tokens: their lengths, and how many windows of the model's text are held out.
+SIZES, HELD_OUT = (16384, 32768, 65536), 12
 LISTS: Mapping[str, str] = {
     "expected": "what the model expects in its text",
     "drawn": "the counts of that text",
@@ -80,7 +80,7 @@ def main() -> None:
     parser = script_parser(__doc__)
     parser.add_argument("--lists", help="the name of a model, to measure lists for a draft")
     parser.add_argument("--model", help="the model")
-    parser.add_argument("--seqlen", type=int, default=256, help="tokens in a window")
+    parser.add_argument("--windows", type=int, default=96, help="windows of the model's text")
     parser.add_argument("--english", help="text that is counted beside builtin:pydoc")
     parser.add_argument("--text", help="text that is neither counted nor of the model")
     parser.add_argument("--prompts", action="append", help="a .jsonl file with a query a line")
@@ -125,7 +125,7 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
         coded = model.tokenizer(text, add_special_tokens=False, verbose=False)
         return torch.tensor(coded["input_ids"])
 
-    written = self_windows(model, WINDOWS, arguments.seqlen, 0)
+    written = self_windows(model, arguments.windows, SHORT, 0)
     seen, held_out = written.tokens[:-HELD_OUT], written.tokens[-HELD_OUT:]
     expected = expected_counts(model, seen)
     likeliest = expected_counts(model, held_out, likeliest=True)
