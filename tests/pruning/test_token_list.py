@@ -165,8 +165,9 @@ def test_the_command_writes_the_list_alone(
     cli: Cli, llama_folder: Path, text_file: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "draft.bin"
-    base = ("prune", llama_folder, "--structure", "vocabulary", "--tokens", 100, "--list", file)
-    base += ("--calibration", text_file, "--windows", 3, "--seqlen", 16)
+    size: list[object] = ["--structure", "vocabulary", "--tokens", 100]
+    text = ["--calibration", text_file, "--windows", 3, "--seqlen", 16]
+    base = ["prune", llama_folder, *size, *text, "--list", file]
     assert "leave out --output" in cli(*base, "-o", tmp_path / "out").last_error
     assert "leave out --dry-run" in cli(*base, "--dry-run").last_error
     outcome = cli(*base, "--quiet")
@@ -176,7 +177,7 @@ def test_the_command_writes_the_list_alone(
     assert "exists: choose another file" in cli(*base).error
     config = tmp_path / "settings.yaml"
     config.write_text(f"list: {tmp_path / 'again.safetensors'}\n")
-    assert cli(*base[:6], *base[8:], "--config", config, "--json").code == 0
+    assert cli(*base[:-2], "--config", config, "--json").code == 0
     assert read_list(tmp_path / "again.safetensors").tolist() == read_list(file).tolist()
 
 

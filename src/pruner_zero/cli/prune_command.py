@@ -43,8 +43,8 @@ def prune(
     if read_settings(PruneSettings, settings, config).list:
         if output:
             raise PrunerZeroError("--list writes no model: leave out --output")
-        made = list_tokens(overwrite=overwrite, cache=cache, config=config, **settings)
-        print(json.dumps(made.to_json()) if as_json else made)
+        listed = list_tokens(overwrite=overwrite, cache=cache, config=config, **settings)
+        print(json.dumps(listed.to_json()) if as_json else listed)
         return
     if output is None:
         raise PrunerZeroError("give the place of the result as --output, or add --dry-run")
