@@ -49,11 +49,11 @@ def test_the_tensors_are_offsets_and_a_mask(tmp_path: Path) -> None:
     """As in EAGLE-3: the place of a token in the list and its offset make its number."""
     tokenizer = byte_level()
     dense, rows = model(len(tokenizer) + 8), len(tokenizer) + 8
-    for name in ("draft.bin", "draft.safetensors"):
+    for name in ("draft.bin", "new/draft.safetensors"):
         list_tokens(dense, tokenizer=tokenizer, sparsity=0.8, list=tmp_path / name, **GIVEN)
     numbers = read_list(tmp_path / "draft.bin").tolist()
     assert len(numbers) == round(0.2 * rows)
-    tensors = load_file(tmp_path / "draft.safetensors")
+    tensors = load_file(tmp_path / "new" / "draft.safetensors")
     assert {name: tensor.dtype for name, tensor in tensors.items()} == {
         "d2t": torch.int64,
         "t2d": torch.bool,
@@ -61,7 +61,7 @@ def test_the_tensors_are_offsets_and_a_mask(tmp_path: Path) -> None:
     assert [place + int(offset) for place, offset in enumerate(tensors["d2t"])] == numbers
     assert len(tensors["t2d"]) == rows
     assert [number for number in range(rows) if tensors["t2d"][number]] == numbers
-    assert read_list(tmp_path / "draft.safetensors").tolist() == numbers
+    assert read_list(tmp_path / "new" / "draft.safetensors").tolist() == numbers
 
 
 def test_the_highest_counts_are_listed_without_their_paths() -> None:
@@ -120,6 +120,7 @@ def test_what_is_covered_is_counted_on_held_out_text(tmp_path: Path) -> None:
         ({}, "needs either --sparsity"),
         ({"parameters": "0.5"}, "leave out --parameters"),
         ({"tokens": 90, "distill": 3}, "leave out --distill"),
+        ({"tokens": 90, "metric": "wanda"}, "vocabulary takes no metric"),
         ({"tokens": 90, "structure": "blocks"}, "--tokens has no effect without --structure voc"),
         ({"sparsity": 0.5, "structure": "blocks"}, "--list has no effect without --structure voc"),
         ({"tokens": 90, "list": None}, "give the file of the tokens as --list"),

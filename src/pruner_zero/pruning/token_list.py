@@ -77,12 +77,14 @@ def list_tokens(
     those that the model itself expects.
     """
     settings = {"structure": "vocabulary", **settings}
-    checked, said = read_recipe(model, None, calibration, config, settings)
+    metric = settings.pop("metric", None)
+    checked, said = read_recipe(model, metric, calibration, config, settings)
     if checked.list is None:
         raise PrunerZeroError("give the file of the tokens as --list")
     file = Path(checked.list)
     _check_file(file, overwrite)
-    texts = calibration_texts(calibration or checked.calibration, True, checked)
+    text = checked.calibration if calibration is None else calibration
+    texts = calibration_texts(text, True, checked)
     model = checked.model if model is None else model
     language_model = as_language_model(model, tokenizer, **checked.loading)
     assert texts is not None
@@ -140,6 +142,8 @@ def write_list(file: Path, tokens: Sequence[int], rows: int) -> None:
     to the place of a token in the list to give its number, and t2d (rows,) bool, whether it is in
     the list. Raises PrunerZeroError.
     """
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
     if file.suffix == ".safetensors":
         targets, inside = torch.tensor(tokens), torch.zeros(rows, dtype=torch.bool)
         inside[targets] = True
