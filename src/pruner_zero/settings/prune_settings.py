@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from pruner_zero.choices import SOLD, Structure, Widths
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.settings.base import MAIN, Cli, CommaSeparated, OutputSettings, PathText
+from pruner_zero.settings.base import FILES, MAIN, Cli, CommaSeparated, OutputSettings, PathText
 from pruner_zero.settings.calibration import (
     COUNTED,
     LONG,
@@ -60,7 +60,7 @@ class PruneSettings(OutputSettings, MethodSettings, SizeSettings):
         Cli(
             panel="Options",
             default=f"as many as hold {TOKENS:,} tokens; twice as many where blocks are trained, "
-            f"four times in wide models; {COUNTED:,} for --structure vocabulary",
+            f"four times in wide models; {COUNTED:,} for --structure vocabulary without --list",
         ),
     ] = Field(None, ge=1, description="Calibration windows: pieces of the text of --seqlen tokens.")
     seqlen: Annotated[
@@ -132,6 +132,13 @@ class PruneSettings(OutputSettings, MethodSettings, SizeSettings):
         description="With --structure vocabulary: a text file whose words must be encoded as "
         "before; all of their tokens stay.",
     )
+    list: Annotated[PathText | None, Cli(panel=FILES, metavar="FILE", default="none")] = Field(
+        None,
+        description="With --structure vocabulary: cut nothing, and write the numbers of the tokens "
+        "that the model expects most in --calibration to FILE, for the smaller head of a draft in "
+        "speculative decoding: as little-endian int32, or as d2t and t2d where FILE ends in "
+        ".safetensors.",
+    )
     offload: Annotated[bool, MAIN] = Field(
         False, description="Leave the model on disk and read one block at a time."
     )
@@ -159,10 +166,16 @@ class PruneSettings(OutputSettings, MethodSettings, SizeSettings):
         if self.structure == "vocabulary":
             beside += ("update", "reconstruct")
         else:
-            self.refuse(("tokens", "keep"), "--structure vocabulary")
+            self.refuse(("tokens", "keep", "list"), "--structure vocabulary")
         if self.structure in RULES:
             beside += ("offload",)
         check_structure(self, beside)
+        for name in ("parameters", "bytes", "distill", "gguf_type") if self.list else ():
+            if getattr(self, name):
+                raise PrunerZeroError(
+                    f"--list writes --tokens N alone and no model: leave out "
+                    f"--{name.replace('_', '-')}"
+                )
         return self
 
     @property
@@ -204,6 +217,8 @@ class PruneSettings(OutputSettings, MethodSettings, SizeSettings):
         tokens: in all, where the number of windows is not asked for.
         """
         written = self.calibration is None or are_written(self.calibration)
-        counted = self.structure == "vocabulary" and not written
-        seqlen = self.seqlen or (SHORT if written or counted else LONG)
+        tokenwise = self.structure == "vocabulary" and not written
+        seqlen = self.seqlen or (SHORT if written or tokenwise else LONG)
+        # The model reads all windows behind a list.
+        counted = tokenwise and not self.list
         return self.windows or max(1, (COUNTED if counted else tokens) // seqlen), seqlen

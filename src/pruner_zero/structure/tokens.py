@@ -66,10 +66,18 @@ class TokenTable:
     def always(self) -> set[int]:
         """Tokens that must stay: added ones, single bytes or their fallback, ASCII characters.
 
-        With them every text can still be encoded. Of added tokens that only reserve a number those
-        stay that the tokenizer, its chat template or its post-processor names.
+        With them every text can still be encoded.
         """
-        model = self.spec["model"]
+        single = _ASCII_OR_BYTE if self.spec["model"].get("byte_fallback") else _CHARACTER
+        pieces = {number for token, number in self.ids.items() if single.fullmatch(token)}
+        return self.special() | pieces
+
+    def special(self) -> set[int]:
+        """Added tokens and the unknown token.
+
+        Of those that only reserve a number, the ones that the tokenizer, its chat template or its
+        post-processor names.
+        """
         named = f"{self.spec['post_processor']} {self.tokenizer.chat_template}"
         special = self.tokenizer.all_special_tokens
 
@@ -77,25 +85,27 @@ class TokenTable:
             return not _PLACEHOLDER.search(token) or token in special or token in named
 
         stay = {each["id"] for each in self.spec["added_tokens"] if in_use(each["content"])}
-        if model.get("unk_token") in self.ids:
-            stay.add(self.ids[model["unk_token"]])
-        single = _ASCII_OR_BYTE if model.get("byte_fallback") else _CHARACTER
-        return stay | {number for token, number in self.ids.items() if single.fullmatch(token)}
+        unknown = self.spec["model"].get("unk_token")
+        return stay | ({self.ids[unknown]} if unknown in self.ids else set())
 
     def needed(
         self, words: Sequence[str], scripts: Sequence[str], named: Collection[int] = ()
     ) -> set[int]:
         """The tokens `named`, those of `words`, and characters of `scripts`, with their paths.
 
-        Words stand at the beginning of a text or after a space; characters are those with a token.
+        Characters are those with a token.
         """
-        spaced = [*words, *(f" {word}" for word in words)]
-        encoded = self.tokenizer.backend_tokenizer.encode_batch(spaced, add_special_tokens=False)
-        tokens = {*named, *(number for encoding in encoded for number in encoding.ids)}
+        tokens = self.of_words(words).union(named)
         if scripts:
             tokens.update(characters_of(scripts, self.tokenizer))
         paths = (self.path(number) for number in tokens & self.names.keys() - self.added)
         return tokens.union(*(path for path in paths if path is not None))
+
+    def of_words(self, words: Sequence[str]) -> set[int]:
+        """The tokens of `words` at the beginning of a text and after a space."""
+        spaced = [*words, *(f" {word}" for word in words)]
+        encoded = self.tokenizer.backend_tokenizer.encode_batch(spaced, add_special_tokens=False)
+        return {number for encoding in encoded for number in encoding.ids}
 
     def in_order(self, tokens: Tensor, expected: Tensor) -> list[int]:
         """All tokens by the sum of their share of `tokens` and of `expected`, the largest first.

@@ -104,14 +104,8 @@ class Vocabulary(Cut):
 
         Raises PrunerZeroError where more tokens must stay than may.
         """
-        model, tokenizer = language_model.model, language_model.tokenizer
-        table = TokenTable(tokenizer)
-        rows = self.rows(model)
-        if table.count > rows:
-            raise PrunerZeroError(
-                f"the tokenizer has {table.count} tokens and the model embeds {rows}: use the "
-                "tokenizer that belongs to the model"
-            )
+        model = language_model.model
+        table, rows = _table(language_model)
         always = table.always() | table.needed(self.words, self.scripts, needed_tokens(model))
         # A reserved token that the text holds is in use.
         always |= table.added.intersection(tokens.unique().tolist())
@@ -131,7 +125,7 @@ class Vocabulary(Cut):
         return replace(
             self,
             sparsity=share,
-            tokenizer=tokenizer,
+            tokenizer=language_model.tokenizer,
             kept_tokens=tuple(stay),
             smaller=table.cut(stay),
         )
@@ -162,6 +156,32 @@ class Vocabulary(Cut):
         return replace(self, expected=expected), Good(
             prices, self.each(model), 1, min(_LOT, max(1, len(prices) // 64))
         )
+
+    def listed(
+        self, language_model: LanguageModel, windows: Tensor, counts: Tensor
+    ) -> tuple[int, ...]:
+        """The tokens of a list for a draft, ascending: the model itself is not cut.
+
+        They are the special tokens, those of `words`, and those of the highest `counts` (rows of
+        the embedding,), of equal ones the lowest. Neither the paths of merges nor single bytes must
+        be among them: text is still encoded with all tokens. windows: the text; added tokens that
+        it holds are in use. Raises PrunerZeroError where the list would have too few tokens, or
+        all.
+        """
+        model = language_model.model
+        table, rows = _table(language_model)
+        always = table.special() | table.of_words(self.words) | needed_tokens(model)
+        always |= table.added.intersection(windows.unique().tolist())
+        values = counts.tolist()
+        others = table.names.keys() - always - table.added
+        order = sorted(others, key=lambda number: (-values[number], number))
+        size, most = self._size(model, rows, 0), min(len(always) + len(order), rows - 1)
+        if not len(always) <= size <= most:
+            raise PrunerZeroError(
+                f"a list of {size} of {rows} tokens: choose --tokens from {len(always)}, with all "
+                f"special tokens and the words of --keep, to {most}"
+            )
+        return tuple(sorted([*always, *order[: size - len(always)]]))
 
     def _size(self, model: PreTrainedModel, rows: int, fewest: int) -> int:
         """The number of tokens that may stay."""
@@ -209,10 +229,13 @@ class Vocabulary(Cut):
 
 
 @torch.no_grad()
-def expected_counts(language_model: LanguageModel, windows: Tensor) -> Tensor:
+def expected_counts(
+    language_model: LanguageModel, windows: Tensor, *, likeliest: bool = False
+) -> Tensor:
     """How often the model expects each token as the next one in `windows` (n, seqlen).
 
-    The sum of its probabilities over all positions: (rows of the embedding,) float64.
+    The sum of its probabilities over all positions: (rows of the embedding,) float64. likeliest:
+    how many times it is the most likely one.
     """
     model, device = language_model.model, language_model.device
     total = torch.zeros(model.get_input_embeddings().weight.shape[0], dtype=torch.float64)
@@ -220,7 +243,10 @@ def expected_counts(language_model: LanguageModel, windows: Tensor) -> Tensor:
         for window in track(windows, "expected counts", len(windows)):
             logits = model(window[None].to(device), use_cache=False).logits[0]
             for part in logits.split(positions_at_once(logits)):
-                total += part.float().softmax(-1).sum(0).cpu()
+                if likeliest:
+                    total += part.argmax(-1).bincount(minlength=len(total)).cpu()
+                else:
+                    total += part.float().softmax(-1).sum(0).cpu()
     return total
 
 
@@ -258,6 +284,21 @@ def cost_of_pieces(
         ]
         more, missing = more + losses[1] - losses[0], missing + lost
     return max(more / missing, 0.0) if missing else _COST
+
+
+def _table(language_model: LanguageModel) -> tuple[TokenTable, int]:
+    """The tokens of the tokenizer, and how many the model embeds.
+
+    Raises PrunerZeroError where these are fewer.
+    """
+    table = TokenTable(language_model.tokenizer)
+    rows = language_model.model.get_input_embeddings().weight.shape[0]
+    if table.count > rows:
+        raise PrunerZeroError(
+            f"the tokenizer has {table.count} tokens and the model embeds {rows}: use the "
+            "tokenizer that belongs to the model"
+        )
+    return table, rows
 
 
 def _tables(model: PreTrainedModel) -> list[nn.Parameter]:
