@@ -39,6 +39,7 @@ def test_channels_and_heads_of_all_blocks_compete(architecture: str, prose: str)
     model = result.language_model.model
     assert size_of(model)[0] == result.parameters[1] <= most
     sizes = block_sizes(model.config)
+    block: Any
     for block, size in zip(find_blocks(model), sizes, strict=True):
         assert block.mlp.down_proj.in_features == size["intermediate_size"]
         assert size["intermediate_size"] % 8 == 0

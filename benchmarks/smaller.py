@@ -1,0 +1,68 @@
+"""Models of a given size: bits per byte, from the files of `evaluate --output`.
+
+    pruner-zero prune builtin:smollm2-135m --parameters 100M -o small.gguf
+    pruner-zero evaluate small.gguf --text wiki.txt --text pydoc.txt --text news.txt \\
+        --dtype float32 -o benchmarks/results/smaller/smollm2-135m/all-100M.json
+    python benchmarks/smaller.py
+
+The texts are the first 60,000 bytes of WikiText-2 test and of the news of proof.md, and as many
+characters of the test part of Python's documentation. A row is a file of `ROWS`.
+"""
+
+import json
+from collections.abc import Mapping
+
+from tables import markdown, results, script_parser, write_page
+
+# By model, the files without their ending, and the options of `prune`; the first is dense.
+ROWS: Mapping[str, Mapping[str, str]] = {
+    "smollm2-135m": {
+        "dense": "dense, 134.5 M parameters",
+        "all-100M": "`--parameters 100M`",
+        "all-100M-plain": "`--parameters 100M --reconstruct 0 --distill 60`",
+        "quarter": "`--structure channels --sparsity 0.25`, 114.6 M",
+        "quarter-plain": "the same, `--reconstruct 0 --distill 60`",
+        "quarter-cut": "the same, `--reconstruct 0 --distill 0`",
+        "quarter-equal": "the same, `--widths equal`, Wanda's total",
+        "quarter-price": "the same, `--widths equal --metric fisher`",
+        "quarter-heads": "`--structure channels,heads --parameters 114.6M --reconstruct 0 "
+        "--distill 0`",
+        "quarter-all": "`--parameters 114.6M --reconstruct 0 --distill 0`",
+        "quarter-pydoc": "channels, prices on Python's documentation and text of the model",
+    },
+    "qwen2.5-coder-1.5b": {
+        "dense": "dense, 1777.1 M parameters",
+        "all-75": "`--parameters 0.75 --windows 128 --reconstruct 1 --distill 12`",
+    },
+}
+TEXTS = ("WikiText-2", "Python docs", "news")
+
+
+def main() -> None:
+    """Write the page."""
+    script_parser(__doc__).parse_args()
+    text = (
+        "# One budget\n\nMade by `python benchmarks/smaller.py`: bits per byte, and how much "
+        "higher they are than the dense model's.\n"
+    )
+    for model, labels in ROWS.items():
+        rows, dense = [], bits(model, "dense")
+        for name, label in labels.items():
+            if dense and (measured := bits(model, name)):
+                pairs = zip(measured, dense, strict=True)
+                rows.append([label, *(f"{b:.3f} ({100 * (b / d - 1):+.1f} %)" for b, d in pairs)])
+        if rows:
+            text += f"\n## {model}\n\n" + markdown(["model", *TEXTS], rows)
+    write_page("smaller", text)
+
+
+def bits(model: str, name: str) -> list[float]:
+    """The bits per byte of a row on each text; none where it was not measured."""
+    file = results("smaller") / model / f"{name}.json"
+    if not file.exists():
+        return []
+    return [text["bits_per_byte"] for text in json.loads(file.read_text())["texts"]]
+
+
+if __name__ == "__main__":
+    main()
