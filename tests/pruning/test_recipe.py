@@ -64,9 +64,10 @@ SMALL = [
         (
             {"structure": "channels", "multiple_of": 8, "calibration": {"a.txt": 1.0, "self": 2.0}},
             [
-                "24 windows of 1024 tokens of a.txt, self",
-                "removed: 50% of the MLP channels of every block, by W * X",
+                "48 windows of 1024 tokens of a.txt, self",
+                "removed: 19.4% of the parameters, of channels, by sqrt(F) * column_normalize(W)",
                 LEAST_SQUARES,
+                PASSES.format(4),
                 STEPS.format(40),
             ],
         ),

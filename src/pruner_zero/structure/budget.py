@@ -79,7 +79,8 @@ class Budget(CoupledUnits):
         dense = size_of(model)[0]
         if self.parameters is None:
             units = replace(fitted, kept=(0,) * len(couplings)).size(model)[0]
-            return replace(fitted, parameters=1 - self.sparsity * (dense - units) / dense)
+            share = self.sparsity * (dense - units) / dense
+            return replace(fitted, parameters=1 - share, sparsity=share)
         goods = fitted._goods(model)
         free = sum(len(good.prices) * good.parameters for good in goods)
         least = min(good.first * good.parameters for good in goods)
