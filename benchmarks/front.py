@@ -1,0 +1,217 @@
+"""What a file of fewer bytes costs: bits per byte of dense and pruned models, by type of GGUF.
+
+    pruner-zero prune builtin:smollm2-135m --parameters 0.75 -o both.gguf
+    python benchmarks/front.py types both.gguf made --cyllama python
+    python benchmarks/front.py measure SmolLM2-135M made/both-*.gguf --label both \\
+        --wikitext wiki.test.raw --news news.txt
+    python benchmarks/front.py page
+
+`types` writes a GGUF file in each type: F16, Q8_0 and Q4_0 by this program, Q4_K_M and Q3_K_M by
+llama.cpp's quantizer, which the wheel `cyllama` has. `measure` takes any GGUF file that can be
+loaded, also of another model, whose NAME says beside which dense F16 file it stands. `page` writes
+front.md and front.svg from results/front.json. The news are those of proof.py.
+"""
+
+import argparse
+import json
+import math
+import subprocess
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import gguf
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
+
+from headline import save
+from pruner_zero.choices import GgufType
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.files import sha256, write_json
+from pruner_zero.measuring.perplexity import perplexity
+from pruner_zero.models.gguf_file import save_gguf
+from pruner_zero.models.gguf_header import read_header
+from pruner_zero.models.gguf_source import read_source
+from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.models.load import load_model
+from pruner_zero.provenance import provenance
+from pruner_zero.text.corpus import Corpus, load_corpus
+from pruner_zero.text.token_windows import consecutive_windows, start_of
+from tables import HERE, markdown, results, script_parser, write_page
+
+RESULTS, PYDOC = results("front.json"), "builtin:pydoc/test"
+TYPES: Sequence[GgufType] = ("F16", "Q8_0", "Q4_0")
+K_TYPES = ("Q4_K_M", "Q3_K_M")
+# Of each text, so many pieces of so many characters are windows: the same bytes for any tokenizer.
+PIECES, CHARACTERS = 8, 4000
+MARKERS = {"F16": "o", "Q8_0": "s", "Q4_0": "v", "Q4_K_M": "D", "Q3_K_M": "P", "Q4_1": "^"}
+COLORS = ("#333333", "#0b5cad", "#d9822b", "#2a8a57", "#9aa5b1", "#a14ba8")
+# What `measure` writes of a file.
+Point = Mapping[str, Any]
+# Run by a Python that has the wheel: the file, the one to write, the number of its type.
+QUANTIZE = (
+    "from sys import argv\n"
+    "from cyllama.llama.llama_cpp import LlamaModelQuantizeParams, model_quantize\n"
+    "settings = LlamaModelQuantizeParams()\n"
+    "settings.ftype, settings.nthread = int(argv[3]), 1\n"
+    "model_quantize(argv[1], argv[2], settings)\n"
+)
+
+
+def main() -> None:
+    """Write the types of a file, measure files, or write the page."""
+    parser = script_parser(__doc__)
+    commands = parser.add_subparsers(required=True)
+    types = commands.add_parser("types", help="write a file in each type")
+    types.add_argument("file", type=Path)
+    types.add_argument("folder", type=Path)
+    types.add_argument("--cyllama", help="a Python that has this wheel; no k-quants without one")
+    types.set_defaults(run=write_types)
+    measure = commands.add_parser("measure", help="add files, in the place of earlier ones")
+    measure.add_argument("name", help="of the model beside whose dense F16 file they stand")
+    measure.add_argument("files", type=Path, nargs="+")
+    measure.add_argument("--label", default="dense", help="what was done to it")
+    measure.add_argument("--wikitext", type=Path, required=True)
+    measure.add_argument("--news", type=Path, required=True)
+    measure.set_defaults(run=measure_files)
+    commands.add_parser("page", help="write the page").set_defaults(run=write_front)
+    given = parser.parse_args()
+    given.run(given)
+
+
+def write_types(given: argparse.Namespace) -> None:
+    """Write the file in each type, as FOLDER/STEM-TYPE.gguf."""
+    given.folder.mkdir(parents=True, exist_ok=True)
+    model = load_model(given.file, "float32").model
+    source = read_source(given.file, given.file.name, model)
+    names = [*TYPES, *(K_TYPES if given.cyllama else ())]
+    files = {name: given.folder / f"{given.file.stem}-{name}.gguf" for name in names}
+    for kind in TYPES:
+        save_gguf(source, model, files[kind], kind, (), source.records)
+    for name in names[len(TYPES) :]:
+        number = int(gguf.LlamaFileType[f"MOSTLY_{name}"])
+        command = [given.cyllama, "-c", QUANTIZE, files["F16"], files[name], str(number)]
+        subprocess.run(command, check=True)
+
+
+def measure_files(given: argparse.Namespace) -> None:
+    """Measure each file on each text."""
+    sources = {"WikiText-2": given.wikitext, "Python docs": PYDOC, "news": given.news}
+    texts = {name: load_corpus(source, "test") for name, source in sources.items()}
+    for file in given.files:
+        header, weights = read_header(file, file.name), Counter[str]()
+        for tensor in header.tensors.values():
+            weights[tensor.type.name] += math.prod(tensor.shape)
+        kind = gguf.LlamaFileType(header.fields["general.file_type"][0]).name
+        model = load_model(file, "float32")
+        key = {"name": given.name, "label": given.label, "type": kind.removeprefix("MOSTLY_")}
+        point = {
+            **key,
+            "sha256": sha256(file),
+            "bytes": file.stat().st_size,
+            "parameters": weights.total(),
+            "weights_by_type": weights,
+            "texts": {name: bits_per_byte(model, text) for name, text in texts.items()},
+            "provenance": provenance(),
+        }
+        points = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+        others = [each for each in points if any(each[field] != key[field] for field in key)]
+        write_json(RESULTS, [*others, point])
+
+
+def bits_per_byte(model: LanguageModel, text: Corpus) -> dict[str, Any]:
+    """What the model needs for a byte of the text's first pieces, each a window of its own."""
+    bits, count, tokens, begin = 0.0, 0, 0, len(start_of(model.tokenizer))
+    for first in range(0, PIECES * CHARACTERS, CHARACTERS):
+        piece = Corpus(text.name, text.text[first : first + CHARACTERS])
+        length = begin + len(model.tokenizer(piece.text, add_special_tokens=False)["input_ids"])
+        windows = consecutive_windows(piece, model.tokenizer, length, 1)
+        measured, size = perplexity(model, windows).bits_per_byte, windows.text_bytes
+        assert measured is not None
+        assert size is not None
+        bits, count, tokens = bits + measured * size, count + size, tokens + length
+    measures = {"bits_per_byte": round(bits / count, 5), "bytes": count, "tokens": tokens}
+    return {**measures, "windows": PIECES, "text_sha256": text.sha256}
+
+
+def write_front(_: argparse.Namespace) -> None:
+    """Write the page and its picture."""
+    points, tables = json.loads(RESULTS.read_text()), ""
+    names = list(dict.fromkeys(point["name"] for point in points))
+    figure = Figure(figsize=(4.3 * len(names), 3.4), layout="constrained")
+    for name, axes in zip(names, figure.subplots(1, len(names), squeeze=False)[0], strict=True):
+        chosen = [point for point in points if point["name"] == name]
+        losses = above(chosen, name)
+        tables += f"\n## {name}\n\n{table(chosen, losses)}"
+        draw(axes, name, chosen, [fmean(each) for each in losses])
+    save(figure, HERE / "front.svg")
+    write_page(
+        "front",
+        "# Quality per byte\n\nMade by `python benchmarks/front.py types FILE.gguf FOLDER`, `python"
+        " benchmarks/front.py measure NAME FILE.gguf …` and `python benchmarks/front.py page`: bits"
+        f" per byte of {PIECES} pieces of {CHARACTERS} characters from the beginning of each text,"
+        " and how much higher they are than those of the dense model in F16. A piece is a window,"
+        " so that every tokenizer has the same text. **Bold**: no smaller file of the table has a"
+        " mean as low. F16, Q8_0 and Q4_0 are written by this program, Q4_K_M and Q3_K_M by"
+        " llama.cpp's quantizer from the F16 file; *no k-quant*: the share of the weights that it"
+        " gave another type.\n\n![Bits per byte by bytes of the file](front.svg)\n" + tables,
+    )
+
+
+def above(points: Sequence[Point], name: str) -> list[list[float]]:
+    """By how many percent each file needs more bits than the dense F16 file, on each text."""
+    values = [[text["bits_per_byte"] for text in point["texts"].values()] for point in points]
+    kinds = [(point["label"], point["type"]) for point in points]
+    if ("dense", "F16") not in kinds:
+        raise PrunerZeroError(f"measure {name} DENSE.gguf --label dense, a file of type F16, first")
+    base = values[kinds.index(("dense", "F16"))]
+    return [[100 * (b / d - 1) for b, d in zip(row, base, strict=True)] for row in values]
+
+
+def table(points: Sequence[Point], losses: Sequence[Sequence[float]]) -> str:
+    """The files of a model, with what each text loses."""
+    means, rows = [fmean(each) for each in losses], []
+    for point, each, mean in zip(points, losses, means, strict=True):
+        others = zip(points, means, strict=True)
+        behind = any(other["bytes"] < point["bytes"] and loss <= mean for other, loss in others)
+        named = f"{point['label']}, {point['type']}"
+        sizes = [f"{point[key] / 1e6:.1f}" for key in ("bytes", "parameters")]
+        texts = zip(point["texts"].values(), each, strict=True)
+        cells = [f"{text['bits_per_byte']:.3f} ({loss:+.1f} %)" for text, loss in texts]
+        quants = sum(n for kind, n in point["weights_by_type"].items() if kind.endswith("_K"))
+        other = f"{100 - 100 * quants / point['parameters']:.0f} %" if quants else ""
+        shown = [named if behind else f"**{named}**", *sizes, *cells, f"{mean:+.1f} %", other]
+        rows.append(shown)
+    header = ["", "MB", "million parameters", *points[0]["texts"], "mean", "no k-quant"]
+    return markdown(header, rows)
+
+
+def draw(axes: Axes, name: str, points: Sequence[Point], means: Sequence[float]) -> None:
+    """Draw a line for each way, with a marker for each type."""
+    labels, kinds = (dict.fromkeys(point[key] for point in points) for key in ("label", "type"))
+    for label, color in zip(labels, cycle(COLORS), strict=False):
+        both = zip(points, means, strict=True)
+        way = sorted((p["bytes"] / 1e6, mean, p["type"]) for p, mean in both if p["label"] == label)
+        axes.plot(*zip(*(place for *place, _ in way), strict=True), color=color, label=label)
+        for size, mean, kind in way:
+            axes.plot(size, mean, MARKERS.get(kind, "x"), color=color, markersize=5)
+    for kind in kinds:
+        axes.plot([], [], MARKERS.get(kind, "x"), color="#777777", markersize=5, label=kind)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axes.xaxis.set_major_formatter("{x:.0f}")
+    axes.minorticks_off()
+    axes.set_title(name, fontsize=9)
+    axes.set_xlabel("MB of the GGUF file", fontsize=8)
+    axes.set_ylabel("bits per byte, % above dense F16", fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)
+    axes.legend(fontsize=7, frameon=False)
+
+
+if __name__ == "__main__":
+    main()
