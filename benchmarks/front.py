@@ -1,15 +1,13 @@
 """What a file of fewer bytes costs: bits per byte of dense and pruned models, by type of GGUF.
 
-    pruner-zero prune builtin:smollm2-135m --parameters 0.75 -o both.gguf
     python benchmarks/front.py types both.gguf made --cyllama python
     python benchmarks/front.py measure SmolLM2-135M made/both-*.gguf --label both \\
         --wikitext wiki.test.raw --news news.txt
     python benchmarks/front.py page
 
-`types` writes a GGUF file in each type: F16, Q8_0 and Q4_0 by this program, Q4_K_M and Q3_K_M by
-llama.cpp's quantizer, which the wheel `cyllama` has. `measure` takes any GGUF file that can be
-loaded, also of another model, whose NAME says beside which dense F16 file it stands. `page` writes
-front.md and front.svg from results/front.json. The news are those of proof.py.
+`types` writes F16, Q8_0 and Q4_0 by this program, Q4_K_M and Q3_K_M by llama.cpp's quantizer.
+`measure` takes any GGUF file that loads, also of another model; NAME is the model beside whose
+dense F16 file it stands. `page` writes front.md and front.svg. news.txt is that of proof.py.
 """
 
 import argparse
@@ -18,7 +16,6 @@ import math
 import subprocess
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import cycle
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -48,8 +45,7 @@ TYPES: Sequence[GgufType] = ("F16", "Q8_0", "Q4_0")
 K_TYPES = ("Q4_K_M", "Q3_K_M")
 # Of each text, so many pieces of so many characters are windows: the same bytes for any tokenizer.
 PIECES, CHARACTERS = 8, 4000
-MARKERS = {"F16": "o", "Q8_0": "s", "Q4_0": "v", "Q4_K_M": "D", "Q3_K_M": "P", "Q4_1": "^"}
-COLORS = ("#333333", "#0b5cad", "#d9822b", "#2a8a57", "#9aa5b1", "#a14ba8")
+MARKERS = {"F16": "o", "Q8_0": "s", "Q4_0": "v", "Q4_K_M": "D", "Q3_K_M": "P"}
 # What `measure` writes of a file.
 Point = Mapping[str, Any]
 # Run by a Python that has the wheel: the file, the one to write, the number of its type.
@@ -57,7 +53,7 @@ QUANTIZE = (
     "from sys import argv\n"
     "from cyllama.llama.llama_cpp import LlamaModelQuantizeParams, model_quantize\n"
     "settings = LlamaModelQuantizeParams()\n"
-    "settings.ftype, settings.nthread = int(argv[3]), 1\n"
+    "settings.ftype = int(argv[3])\n"
     "model_quantize(argv[1], argv[2], settings)\n"
 )
 
@@ -125,17 +121,15 @@ def measure_files(given: argparse.Namespace) -> None:
 
 def bits_per_byte(model: LanguageModel, text: Corpus) -> dict[str, Any]:
     """What the model needs for a byte of the text's first pieces, each a window of its own."""
-    bits, count, tokens, begin = 0.0, 0, 0, len(start_of(model.tokenizer))
+    nats, size, tokens, begin = 0.0, 0, 0, len(start_of(model.tokenizer))
     for first in range(0, PIECES * CHARACTERS, CHARACTERS):
         piece = Corpus(text.name, text.text[first : first + CHARACTERS])
         length = begin + len(model.tokenizer(piece.text, add_special_tokens=False)["input_ids"])
         windows = consecutive_windows(piece, model.tokenizer, length, 1)
-        measured, size = perplexity(model, windows).bits_per_byte, windows.text_bytes
-        assert measured is not None
-        assert size is not None
-        bits, count, tokens = bits + measured * size, count + size, tokens + length
-    measures = {"bits_per_byte": round(bits / count, 5), "bytes": count, "tokens": tokens}
-    return {**measures, "windows": PIECES, "text_sha256": text.sha256}
+        nats += perplexity(model, windows).loss * (length - 1)
+        size, tokens = size + (windows.text_bytes or 0), tokens + length
+    counts = {"bytes": size, "tokens": tokens, "windows": PIECES, "text_sha256": text.sha256}
+    return {"bits_per_byte": round(nats / math.log(2) / size, 5), **counts}
 
 
 def write_front(_: argparse.Namespace) -> None:
@@ -143,7 +137,7 @@ def write_front(_: argparse.Namespace) -> None:
     points, tables = json.loads(RESULTS.read_text()), ""
     names = list(dict.fromkeys(point["name"] for point in points))
     figure = Figure(figsize=(4.3 * len(names), 3.4), layout="constrained")
-    for name, axes in zip(names, figure.subplots(1, len(names), squeeze=False)[0], strict=True):
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         chosen = [point for point in points if point["name"] == name]
         losses = above(chosen, name)
         tables += f"\n## {name}\n\n{table(chosen, losses)}"
@@ -154,11 +148,9 @@ def write_front(_: argparse.Namespace) -> None:
         "# Quality per byte\n\nMade by `python benchmarks/front.py types FILE.gguf FOLDER`, `python"
         " benchmarks/front.py measure NAME FILE.gguf …` and `python benchmarks/front.py page`: bits"
         f" per byte of {PIECES} pieces of {CHARACTERS} characters from the beginning of each text,"
-        " and how much higher they are than those of the dense model in F16. A piece is a window,"
-        " so that every tokenizer has the same text. **Bold**: no smaller file of the table has a"
-        " mean as low. F16, Q8_0 and Q4_0 are written by this program, Q4_K_M and Q3_K_M by"
-        " llama.cpp's quantizer from the F16 file; *no k-quant*: the share of the weights that it"
-        " gave another type.\n\n![Bits per byte by bytes of the file](front.svg)\n" + tables,
+        " and how much more they are than those of the dense model in F16. A piece is a window, so"
+        " that every tokenizer has the same text. **Bold**: no smaller file of the table has a mean"
+        " as low.\n\n![Bits per byte by bytes of the file](front.svg)\n" + tables,
     )
 
 
@@ -178,38 +170,29 @@ def table(points: Sequence[Point], losses: Sequence[Sequence[float]]) -> str:
     for point, each, mean in zip(points, losses, means, strict=True):
         others = zip(points, means, strict=True)
         behind = any(other["bytes"] < point["bytes"] and loss <= mean for other, loss in others)
-        named = f"{point['label']}, {point['type']}"
+        shown = f"{point['label']}, {point['type']}"
         sizes = [f"{point[key] / 1e6:.1f}" for key in ("bytes", "parameters")]
         texts = zip(point["texts"].values(), each, strict=True)
         cells = [f"{text['bits_per_byte']:.3f} ({loss:+.1f} %)" for text, loss in texts]
-        quants = sum(n for kind, n in point["weights_by_type"].items() if kind.endswith("_K"))
-        other = f"{100 - 100 * quants / point['parameters']:.0f} %" if quants else ""
-        shown = [named if behind else f"**{named}**", *sizes, *cells, f"{mean:+.1f} %", other]
-        rows.append(shown)
-    header = ["", "MB", "million parameters", *points[0]["texts"], "mean", "no k-quant"]
-    return markdown(header, rows)
+        rows.append([shown if behind else f"**{shown}**", *sizes, *cells, f"{mean:+.1f} %"])
+    return markdown(["", "MB", "million parameters", *points[0]["texts"], "mean"], rows)
 
 
 def draw(axes: Axes, name: str, points: Sequence[Point], means: Sequence[float]) -> None:
     """Draw a line for each way, with a marker for each type."""
-    labels, kinds = (dict.fromkeys(point[key] for point in points) for key in ("label", "type"))
-    for label, color in zip(labels, cycle(COLORS), strict=False):
+    for label in dict.fromkeys(point["label"] for point in points):
         both = zip(points, means, strict=True)
         way = sorted((p["bytes"] / 1e6, mean, p["type"]) for p, mean in both if p["label"] == label)
-        axes.plot(*zip(*(place for *place, _ in way), strict=True), color=color, label=label)
+        (line,) = axes.plot(*zip(*(place for *place, _ in way), strict=True), label=label)
         for size, mean, kind in way:
-            axes.plot(size, mean, MARKERS.get(kind, "x"), color=color, markersize=5)
-    for kind in kinds:
-        axes.plot([], [], MARKERS.get(kind, "x"), color="#777777", markersize=5, label=kind)
-    axes.set_xscale("log")
+            axes.plot(size, mean, MARKERS.get(kind, "x"), color=line.get_color())
+    for kind in dict.fromkeys(point["type"] for point in points):
+        axes.plot([], [], MARKERS.get(kind, "x"), color="gray", label=kind)
+    axes.set(title=name, xscale="log", xlabel="MB of the file", ylabel="% above dense F16")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     axes.xaxis.set_major_formatter("{x:.0f}")
     axes.minorticks_off()
-    axes.set_title(name, fontsize=9)
-    axes.set_xlabel("MB of the GGUF file", fontsize=8)
-    axes.set_ylabel("bits per byte, % above dense F16", fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=8)
     axes.legend(fontsize=7, frameon=False)
 
 
