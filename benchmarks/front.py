@@ -136,7 +136,7 @@ def write_front(_: argparse.Namespace) -> None:
     """Write the page and its picture."""
     points, tables = json.loads(RESULTS.read_text()), ""
     names = list(dict.fromkeys(point["name"] for point in points))
-    figure = Figure(figsize=(4.3 * len(names), 3.4), layout="constrained")
+    figure = Figure(figsize=(4.3 * len(names), 4.2), layout="tight")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         chosen = [point for point in points if point["name"] == name]
         losses = above(chosen, name)
@@ -188,12 +188,12 @@ def draw(axes: Axes, name: str, points: Sequence[Point], means: Sequence[float])
             axes.plot(size, mean, MARKERS.get(kind, "x"), color=line.get_color())
     for kind in dict.fromkeys(point["type"] for point in points):
         axes.plot([], [], MARKERS.get(kind, "x"), color="gray", label=kind)
-    axes.set(title=name, xscale="log", xlabel="MB of the file", ylabel="% above dense F16")
+    axes.set(title=name, xscale="log", xlabel="MB of the file", ylabel="bits, % above dense F16")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     axes.xaxis.set_major_formatter("{x:.0f}")
     axes.minorticks_off()
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=7, frameon=False)
+    axes.legend(fontsize=7, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
 
 
 if __name__ == "__main__":
