@@ -138,7 +138,7 @@ def write_front(_: argparse.Namespace) -> None:
     names = list(dict.fromkeys(point["name"] for point in points))
     figure = Figure(figsize=(4.3 * len(names), 4.2), layout="tight")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        chosen = [point for point in points if point["name"] == name]
+        chosen = sorted((p for p in points if p["name"] == name), key=lambda p: -p["bytes"])
         losses = above(chosen, name)
         tables += f"\n## {name}\n\n{table(chosen, losses)}"
         draw(axes, name, chosen, [fmean(each) for each in losses])
@@ -165,7 +165,7 @@ def above(points: Sequence[Point], name: str) -> list[list[float]]:
 
 
 def table(points: Sequence[Point], losses: Sequence[Sequence[float]]) -> str:
-    """The files of a model, with what each text loses."""
+    """The files of a model, the largest first, with what each text loses."""
     means, rows = [fmean(each) for each in losses], []
     for point, each, mean in zip(points, losses, means, strict=True):
         others = zip(points, means, strict=True)

@@ -110,6 +110,8 @@ def test_the_page_shows_what_is_above_dense_and_which_files_no_smaller_one_beats
     assert f"| **dense, Q4_K_M** | 12.0 | 2.0 | {one} | {one} | +10.0 % |" in page
     assert "| cut, Q8_0 | 13.0 |" in page
     assert "| **another model, IQ1_S** | 11.0 |" in page
+    sizes = [line.split(" | ")[1] for line in page.splitlines() if ", " in line and "|" in line]
+    assert sizes == ["40.0", "13.0", "12.0", "11.0", "10.0"]
     assert "## Other" in page
     picture = (tmp_path / "front.svg").read_text()
     assert picture.startswith("<?xml")
