@@ -155,3 +155,25 @@ def test_what_cannot_be_is_refused_in_one_line(
     with pytest.raises(PrunerZeroError, match=said) as caught:
         pruned("llama", prose, **{"multiple_of": 32, **settings})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "differ"),
+    [("gemma2", True), ("gemma3", True), ("gpt_neox", False)],
+)
+def test_blocks_differ_where_that_was_tried_and_are_equal_elsewhere(
+    architecture: str, differ: bool, prose: str, tmp_path: Path
+) -> None:
+    result = pruned(
+        architecture, prose, structure="channels", sparsity=0.34, output=tmp_path / "small"
+    )
+    model, windows = result.language_model.model, tiny_windows()
+    assert has_code(model.config) == differ
+    with torch.no_grad():
+        loaded = load_model(tmp_path / "small").model(windows).logits
+        torch.testing.assert_close(loaded, model(windows).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_a_family_without_channels_and_heads_is_refused(prose: str) -> None:
+    with pytest.raises(PrunerZeroError, match="phi3 family has no channels and heads"):
+        pruned("phi3", prose, parameters=0.9)

@@ -22,6 +22,8 @@ from pruner_zero.structure.units import WORDS, CoupledUnits, totals_of
 from pruner_zero.structure.vocabulary import Vocabulary
 from pruner_zero.text.translation import Translation
 
+# The families whose blocks were saved and loaded with sizes that differ.
+_TRIED = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"})
 # The least share of the channels of a block that stays.
 _LEAST = 0.25
 
@@ -68,6 +70,11 @@ class Budget(CoupledUnits):
                 if not self.every or kinds == [kind]:
                     raise
                 kinds.remove(kind)
+        if not couplings:
+            raise PrunerZeroError(
+                f"the {model.config.model_type} family has no channels and heads that could "
+                "compete: choose --structure vocabulary or blocks"
+            )
         whole = (coupling.count for coupling in couplings)
         fitted = replace(
             self,
@@ -218,10 +225,11 @@ def check_widths(
         check_may_differ(source, fields)
     config = deepcopy(model.config)
     sizes = block_sizes(config)
-    for name in fields:
-        sizes[0][name] *= 2
-    set_block_sizes(config, sizes)
-    if fields and without_weights(model, config) is None:
+    tried = family in _TRIED and all(name in sizes[0] for name in fields)
+    if tried:
+        sizes[0].update({name: 2 * sizes[0][name] for name in fields})
+        set_block_sizes(config, sizes)
+    if fields and (not tried or without_weights(model, config) is None):
         raise PrunerZeroError(
             f"blocks of the {family} family cannot have their own numbers of units: choose "
             "--widths equal"
