@@ -153,6 +153,7 @@ FORMULAS: dict[str, Callable[..., Tensor]] = {
     "magnitude": lambda W, **_: W,
     "wanda": lambda W, X, **_: W * X,
     "gblm": lambda W, G, X, **_: W * X + W * G,
+    "fisher": lambda W, F, **_: F.sqrt() * W / W.square().sum(0).sqrt(),
     "ria": lambda W, X, **_: (W / W.sum(1, keepdim=True) + W / W.sum(0)) * X.sqrt(),
     "sparsegpt-score": lambda W, D, **_: W**2 / D**2,
     "pruner-zero": pruner_zero,

@@ -136,7 +136,7 @@ def test_the_largest_expression_is_cheap_when_it_repeats_itself() -> None:
 @pytest.mark.parametrize(
     ("text", "change", "reason"),
     [
-        ("W * D + S", {"D": None, "S": None}, "missing terminals: D, S (given: G, O, W, X)"),
+        ("W * D + S", {"D": None, "S": None}, "missing terminals: D, S (given: F, G, O, W, X)"),
         ("W * X", {"X": (4,)}, "X has shape (4,), not (1, 4) beside a matrix (3, 4)"),
         ("W * G", {"G": (4, 3)}, "G has shape (4, 3), not (3, 4) beside a matrix (3, 4)"),
         ("W", {"W": (4,)}, "W has shape (4,), not two dimensions (out, in)"),

@@ -75,7 +75,8 @@ def parse_recipe(
             "and heads by a metric"
         )
     cut = None
-    if structure or parameters:
+    # Without a kind of units, a size is that of a budget, for which `prune` names widths.
+    if structure or (parameters and "widths" in units):
         left = None if parameters is None else read_parameters(parameters)
         if left is None and sparsity is None and not units.get("tokens"):
             raise _no_share(name)

@@ -254,6 +254,10 @@ def check_structure(settings: Any, beside: Sequence[str]) -> None:
     if not (settings.structure or any(left)):
         settings.refuse(("multiple_of",), "--structure channels")
         return
+    if not (settings.structure or hasattr(settings, "bytes")):
+        raise PrunerZeroError(
+            "--parameters applies to whole units alone: add --structure, or leave out --parameters"
+        )
     if several and (settings.sparsity is not None or not any(left)):
         raise PrunerZeroError(
             "--parameters or --bytes, the size of the smaller model, takes the place of --sparsity "
