@@ -1,8 +1,8 @@
 """Models of a given size: bits per byte, from the files of `evaluate --output`.
 
-    pruner-zero prune builtin:smollm2-135m --parameters 100M -o small.gguf
+    pruner-zero prune builtin:smollm2-135m --structure channels --sparsity 0.25 -o small.gguf
     pruner-zero evaluate small.gguf --text wiki.txt --text pydoc.txt --text news.txt \\
-        --dtype float32 -o benchmarks/results/smaller/smollm2-135m/all-100M.json
+        --dtype float32 -o benchmarks/results/smaller/smollm2-135m/quarter.json
     python benchmarks/smaller.py
 
 The texts are the first 60,000 bytes of WikiText-2 test and of the news of proof.md, and as many
@@ -18,21 +18,9 @@ from tables import markdown, results, script_parser, write_page
 ROWS: Mapping[str, Mapping[str, str]] = {
     "smollm2-135m": {
         "dense": "dense, 134.5 M parameters",
-        "all-100M": "`--parameters 100M`",
-        "all-100M-plain": "`--parameters 100M --reconstruct 0 --distill 60`",
         "quarter": "`--structure channels --sparsity 0.25`, 114.6 M",
-        "quarter-plain": "the same, `--reconstruct 0 --distill 60`",
         "quarter-cut": "the same, `--reconstruct 0 --distill 0`",
-        "quarter-equal": "the same, `--widths equal`, Wanda's total",
-        "quarter-price": "the same, `--widths equal --metric fisher`",
-        "quarter-heads": "`--structure channels,heads --parameters 114.6M --reconstruct 0 "
-        "--distill 0`",
-        "quarter-all": "`--parameters 114.6M --reconstruct 0 --distill 0`",
-        "quarter-pydoc": "channels, prices on Python's documentation and text of the model",
-    },
-    "qwen2.5-coder-1.5b": {
-        "dense": "dense, 1777.1 M parameters",
-        "all-75": "`--parameters 0.75 --windows 128 --reconstruct 1 --distill 12`",
+        "quarter-equal": "the same, `--widths equal --metric wanda --windows 192`",
     },
 }
 TEXTS = ("WikiText-2", "Python docs", "news")

@@ -179,15 +179,15 @@ def test_equal_widths_have_metrics_that_compare_units_of_a_block(
     asked = {"structure": structure, "sparsity": 0.5, "widths": "equal"}
     recipe = plan_recipe(*read_recipe("some", None, None, None, asked), language_model("llama"))
     assert str(recipe.metric and recipe.metric.expression) == chooser
-    assert after(recipe) == (4, 40, ("exact",))
+    assert after(recipe) == (2, 40, ("exact",))
 
 
 @pytest.mark.parametrize(
     ("structure", "chooser", "family", "follows"),
     [
-        ("channels", FISHER, "llama", (4, 40, ("exact",))),
-        ("channels,heads", FISHER, "llama", (4, 40, ("exact",))),
-        (None, FISHER, "llama", (4, 40, ("exact",))),
+        ("channels", FISHER, "llama", (2, 40, ("exact",))),
+        ("channels,heads", FISHER, "llama", (2, 40, ("exact",))),
+        (None, FISHER, "llama", (2, 40, ("exact",))),
         ("experts", None, "mixtral", NO_MORE),
         ("blocks", None, "llama", NO_MORE),
         ("vocabulary", None, "llama", NO_MORE),
@@ -217,7 +217,7 @@ def test_a_found_metric_has_all_that_follows_the_masks_of_the_default(found: str
     assert (after(recipe), shape(recipe)) == ((4, 40, ()), (192, 256))
     assert entries(planned(found, race=True)) == [("W * G", GLOBAL), *SMALL]
     assert entries(planned(found, pattern="2:4")) == [("W * G", "2:4")]
-    assert after(planned(found, **CHANNELS)) == (4, 40, ("exact",))
+    assert after(planned(found, **CHANNELS)) == (2, 40, ("exact",))
 
 
 @pytest.mark.parametrize(

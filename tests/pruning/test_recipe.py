@@ -67,7 +67,7 @@ SMALL = [
                 "48 windows of 1024 tokens of a.txt, self",
                 "removed: 19.4% of the parameters, of channels, by sqrt(F) * column_normalize(W)",
                 LEAST_SQUARES,
-                PASSES.format(4),
+                PASSES.format(2),
                 STEPS.format(40),
             ],
         ),

@@ -91,7 +91,6 @@ def metric_of_units(structure: str | None, widths: Widths) -> str:
 
 
 def default_of_units(matrices: Sequence[Matrix], said: Recipe) -> Recipe:
-    """The recipe `said`, and what follows where channels and heads go (benchmarks/units.md)."""
-    passes, steps, tokens = (2, 60, 4 * TOKENS) if is_wide(matrices) else (4, DISTILL, 2 * TOKENS)
-    text = Text(tokens, seqlen=256)
-    return replace(said, text=text, reconstruct=passes, distill=steps)
+    """The recipe `said`, and what follows where channels and heads go (benchmarks/smaller.md)."""
+    steps, tokens = (60, 4 * TOKENS) if is_wide(matrices) else (DISTILL, 2 * TOKENS)
+    return replace(said, text=Text(tokens, seqlen=256), reconstruct=2, distill=steps)
