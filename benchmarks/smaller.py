@@ -21,6 +21,8 @@ ROWS: Mapping[str, Mapping[str, str]] = {
         "quarter": "`--structure channels --sparsity 0.25`, 114.6 M",
         "quarter-cut": "the same, `--reconstruct 0 --distill 0`",
         "quarter-equal": "the same, `--widths equal --metric wanda --windows 192`",
+        "quarter-all": "`--structure channels,heads,vocabulary --parameters 114.6M --reconstruct 0 "
+        "--distill 0`",
     },
 }
 TEXTS = ("WikiText-2", "Python docs", "news")
