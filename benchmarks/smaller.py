@@ -9,10 +9,9 @@ The texts are the first 60,000 bytes of WikiText-2 test and of the news of proof
 characters of the test part of Python's documentation. A row is a file of `ROWS`.
 """
 
-import json
 from collections.abc import Mapping
 
-from tables import markdown, results, script_parser, write_page
+from tables import bits_per_byte, script_parser, write_page
 
 # By model, the files without their ending, and the options of `prune`; the first is dense.
 ROWS: Mapping[str, Mapping[str, str]] = {
@@ -25,7 +24,6 @@ ROWS: Mapping[str, Mapping[str, str]] = {
         "--distill 0`",
     },
 }
-TEXTS = ("WikiText-2", "Python docs", "news")
 
 
 def main() -> None:
@@ -35,23 +33,7 @@ def main() -> None:
         "# One budget\n\nMade by `python benchmarks/smaller.py`: bits per byte, and how much "
         "higher they are than the dense model's.\n"
     )
-    for model, labels in ROWS.items():
-        rows, dense = [], bits(model, "dense")
-        for name, label in labels.items():
-            if dense and (measured := bits(model, name)):
-                pairs = zip(measured, dense, strict=True)
-                rows.append([label, *(f"{b:.3f} ({100 * (b / d - 1):+.1f} %)" for b, d in pairs)])
-        if rows:
-            text += f"\n## {model}\n\n" + markdown(["model", *TEXTS], rows)
-    write_page("smaller", text)
-
-
-def bits(model: str, name: str) -> list[float]:
-    """The bits per byte of a row on each text; none where it was not measured."""
-    file = results("smaller") / model / f"{name}.json"
-    if not file.exists():
-        return []
-    return [text["bits_per_byte"] for text in json.loads(file.read_text())["texts"]]
+    write_page("smaller", text + bits_per_byte("smaller", "model", ROWS))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What the scripts of benchmarks share: tables, paired differences, last words, bfloat16."""
 
 import argparse
+import json
 import math
 import os
 import platform
@@ -25,6 +26,8 @@ from pruner_zero.models.sampling import start_token
 HERE = Path(__file__).parent
 # The fewest and the most words of a passage, and the fewest letters of its last word.
 WORDS, LETTERS = (64, 128), 3
+# The texts of bits per byte, in the order of the files.
+TEXTS = ("WikiText-2", "Python docs", "news")
 # Values by task and question, or by text and passage.
 Groups = Mapping[str, Sequence[float]]
 
@@ -37,6 +40,26 @@ def script_parser(doc: str | None) -> argparse.ArgumentParser:
 def results(name: str) -> Path:
     """A file under benchmarks/results."""
     return HERE / "results" / name
+
+
+def bits_per_byte(folder: str, column: str, labels: Mapping[str, Mapping[str, str]]) -> str:
+    """A table for each model: bits per byte, and how much higher they are than the dense model's.
+
+    folder: under results, with a folder for each model and in it a file of `evaluate --output` for
+    each of its labels, the first of which is dense. column: the header of the labels.
+    """
+    parts = []
+    for model, names in labels.items():
+        rows: list[list[str]] = []
+        dense: list[float] = []
+        for name, label in names.items():
+            texts = json.loads((results(folder) / model / f"{name}.json").read_text())["texts"]
+            bits = [text["bits_per_byte"] for text in texts]
+            dense = dense or bits
+            pairs = zip(bits, dense, strict=True)
+            rows.append([label, *(f"{b:.3f} ({100 * (b / d - 1):+.1f} %)" for b, d in pairs)])
+        parts.append(f"\n## {model}\n\n" + markdown([column, *TEXTS], rows))
+    return "".join(parts)
 
 
 def write_page(name: str, text: str) -> None:

@@ -33,7 +33,7 @@ from pruner_zero.provenance import provenance
 from pruner_zero.settings.calibration import SHORT
 from pruner_zero.structure.vocabulary import Vocabulary, expected_counts
 from pruner_zero.text.corpus import load_corpus
-from tables import markdown, results, script_parser, write_page
+from tables import bits_per_byte, markdown, results, script_parser, write_page
 
 # By model, the files without their ending; the first is the dense model.
 ROWS: Mapping[str, Mapping[str, str]] = {
@@ -59,7 +59,6 @@ ROWS: Mapping[str, Mapping[str, str]] = {
         "24576-channels": "24,576 tokens, then 25 % of the channels removed, 100.5 M",
     },
 }
-TEXTS = ("WikiText-2", "Python docs", "news")
 # Lists of tokens: their lengths, and how many windows of the model's text are held out.
 SIZES, HELD_OUT = (16384, 32768, 65536), 12
 LISTS: Mapping[str, str] = {
@@ -91,12 +90,7 @@ def main() -> None:
         "# Models with fewer tokens\n\nMade by `python benchmarks/vocabulary.py`: bits per byte, "
         "and how much higher they are than the dense model's.\n"
     )
-    for model, labels in ROWS.items():
-        rows, dense = [], bits(model, "dense")
-        for name, label in labels.items():
-            pairs = zip(bits(model, name), dense, strict=True)
-            rows.append([label, *(f"{b:.3f} ({100 * (b / d - 1):+.1f} %)" for b, d in pairs)])
-        text += f"\n## {model}\n\n" + markdown(["tokens", *TEXTS], rows)
+    text += bits_per_byte("vocabulary", "tokens", ROWS)
     rows = [
         [
             model,
@@ -151,12 +145,6 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
     own = {"windows": written.describe(), "held_out": HELD_OUT, "distinct": distinct}
     sizes = {name: tokens.numel() for name, tokens in {"english": english, **texts}.items()}
     return {**provenance(), "text": own, "tokens": sizes, "lists": rows}
-
-
-def bits(model: str, name: str) -> list[float]:
-    """The bits per byte of a row on each text."""
-    file = results("vocabulary") / model / f"{name}.json"
-    return [text["bits_per_byte"] for text in json.loads(file.read_text())["texts"]]
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ class Budget(CoupledUnits):
     price: of all units that go, estimated, in nats per token.
     Source: prices of units by Fisher information, and a budget of cost for them, Kwon et al. 2022
     (2204.09656) for masks of one encoder; widths that differ between blocks, FLAP (An et al. 2024,
-    2312.11983). Tokens in the same budget, and the price of a token, are ours.
+    2312.11983). Here tokens stand in the same budget.
     """
 
     unit: str = "units"
@@ -124,6 +124,7 @@ class Budget(CoupledUnits):
         number = {name: at for at, group in enumerate(self._groups()) for name in group}
         kept = tuple(c.count - gone[number[c]] for c in self.couplings)
         smaller = replace(self, kept=kept, price=price)
+        smaller.check_described(model)
         if vocabulary and gone[-1]:
             stay = vocabulary.rows(model) - gone[-1]
             cut = replace(vocabulary, tokens=stay).decide(language_model, tokens, {})

@@ -173,6 +173,25 @@ class CoupledUnits(Cut):
         set_block_sizes(config, self._sizes(config))
         return config
 
+    def check_described(self, model: PreTrainedModel) -> None:
+        """Raise PrunerZeroError where the configuration cannot describe what `cut` leaves.
+
+        The model that it describes is built without its weights, and their shapes are compared.
+        """
+        expected = {name: list(tensor.shape) for name, tensor in model.named_parameters()}
+        for coupling, kept in zip(self.couplings, self.kept, strict=True):
+            for name, parameter, axis in coupling.tensors(model):
+                expected[name][axis] = parameter.shape[axis] // coupling.count * kept
+        config = self.smaller_config(model)
+        smaller = without_weights(model, config)
+        tensors = smaller.named_parameters() if smaller else ()
+        if {name: list(tensor.shape) for name, tensor in tensors} != expected:
+            raise PrunerZeroError(
+                f"--structure {self.unit} cannot remove any of the {config.model_type} "
+                "family, whose configuration cannot describe the smaller model: choose another "
+                "size, or leave out --structure"
+            )
+
     def _sizes(self, config: PreTrainedConfig) -> list[dict[str, int]]:
         """The sizes of each block of the smaller model."""
         sizes = block_sizes(config)
@@ -211,27 +230,8 @@ class EqualWidths(CoupledUnits):
         )
         of_each = (kept,) * len(couplings)
         fitted = replace(self, sparsity=1 - kept / count, couplings=couplings, kept=of_each)
-        fitted._check_described(model)
+        fitted.check_described(model)
         return fitted
-
-    def _check_described(self, model: PreTrainedModel) -> None:
-        """Raise PrunerZeroError where the configuration cannot describe what `cut` leaves.
-
-        The model that it describes is built without its weights, and their shapes are compared.
-        """
-        expected = {name: list(tensor.shape) for name, tensor in model.named_parameters()}
-        for coupling in self.couplings:
-            for name, parameter, axis in coupling.tensors(model):
-                expected[name][axis] = parameter.shape[axis] // coupling.count * self.kept[0]
-        config = self.smaller_config(model)
-        smaller = without_weights(model, config)
-        tensors = smaller.named_parameters() if smaller else ()
-        if {name: list(tensor.shape) for name, tensor in tensors} != expected:
-            raise PrunerZeroError(
-                f"--structure {self.unit} cannot remove any of the {config.model_type} "
-                "family, whose configuration cannot describe the smaller model: leave out "
-                "--structure"
-            )
 
     def __str__(self) -> str:
         return f"{100 * self.sparsity:.4g}% of the {WORDS[self.unit]} of every block"
