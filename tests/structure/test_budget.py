@@ -3,12 +3,15 @@
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch.nn.functional import normalize
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from pruner_zero.calibration.gradients import collect_gradients
 from pruner_zero.errors import PrunerZeroError
@@ -177,3 +180,19 @@ def test_blocks_differ_where_that_was_tried_and_are_equal_elsewhere(
 def test_a_family_without_channels_and_heads_is_refused(prose: str) -> None:
     with pytest.raises(PrunerZeroError, match="phi3 family has no channels and heads"):
         pruned("phi3", prose, parameters=0.9)
+
+
+def test_numbers_of_heads_that_the_family_refuses_are_refused_before_any_cut(prose: str) -> None:
+    config = LlamaConfig(
+        vocab_size=257, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=8, num_key_value_heads=4,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    options = {**PLAIN, "structure": "channels,heads", "widths": "equal", "parameters": 0.9}
+    run = plan(model, calibration=[prose], tokenizer=tiny_tokenizer(), multiple_of=8, **options)
+    cut = run.recipe.cut
+    assert isinstance(cut, Budget)
+    for heads, refused in ((3, True), (2, False)):
+        kept = tuple(heads if c.structure == "heads" else c.count for c in cut.couplings)
+        with pytest.raises(PrunerZeroError, match="another size") if refused else nullcontext():
+            replace(cut, kept=kept).check_described(model)
