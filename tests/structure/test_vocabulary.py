@@ -20,6 +20,8 @@ from pruner_zero.models.matrices import size_of
 from pruner_zero.models.saving import save_model
 from pruner_zero.pruning.prune import prune
 from pruner_zero.recovery.recover import recover
+from pruner_zero.structure.named_tokens import needed_tokens
+from pruner_zero.structure.tokens import TokenTable
 from pruner_zero.structure.vocabulary import Vocabulary, expected_counts
 from tests.structure.test_tokens import TEXT, byte_fallback, byte_level
 
@@ -144,6 +146,47 @@ def test_the_expected_count_of_a_token_is_the_sum_of_its_probabilities() -> None
     assert float(counts.sum()) == pytest.approx(60, rel=1e-3)
     # Products may be in bfloat16.
     torch.testing.assert_close(counts, plain.detach(), rtol=0.02, atol=1e-3)
+
+
+def test_the_price_of_a_token_is_how_often_text_lacks_it_that_was_not_counted() -> None:
+    """By loops over ranks, and the minimum of the means that are the maximum of those before."""
+    tokenizer = byte_level()
+    dense = LanguageModel(model(len(tokenizer)), tokenizer, "tiny")
+    generator = torch.Generator().manual_seed(0)
+    windows = (torch.rand(6, 24, generator=generator) ** 3 * 300).long()
+    cut, good = Vocabulary(0.0).fit(dense).offer(dense, windows)
+    table = TokenTable(tokenizer)
+    always = table.always() | table.needed((), (), needed_tokens(dense.model))
+    free = [number for number in table.names if number not in always]
+
+    def ranked(counted: torch.Tensor) -> tuple[list[int], dict[int, float]]:
+        expected = expected_counts(dense, counted)
+        shares = {
+            number: (counted == number).sum().item() / counted.numel() / 2
+            + expected[number].item() / expected.sum().item() / 2
+            for number in free
+        }
+        return sorted(free, key=lambda number: (shares[number], -number)), shares
+
+    halves = windows[:3], windows[3:]
+    lacks = [0.0] * len(free)
+    for counted, other in (halves, halves[::-1]):
+        for rank, number in enumerate(ranked(counted)[0]):
+            lacks[rank] += (other == number).sum().item() / windows.numel()
+    count, (order, shares) = len(free), ranked(windows)
+    means = torch.full((count, count), torch.inf, dtype=torch.float64)
+    for first in range(count):
+        for last in range(first, count):
+            means[first, last] = sum(lacks[first : last + 1]) / (last + 1 - first)
+    expected = [
+        max(float(means[: rank + 1, rank:].amin(1).amax()), shares[order[rank]])
+        for rank in range(count)
+    ]
+    ratio = good.prices / torch.tensor(expected, dtype=torch.float64)
+    assert ratio.min() > 0
+    assert ratio.max() / ratio.min() == pytest.approx(1, rel=1e-6)
+    assert cut.expected is not None
+    torch.testing.assert_close(cut.expected, expected_counts(dense, windows))
 
 
 def test_tokens_of_words_and_characters_of_scripts_stay(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import torch
+from scipy.optimize import isotonic_regression
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -142,18 +143,34 @@ class Vocabulary(Cut):
         """The tokens that may go, with their prices in nats per token, for a budget.
 
         The cut is given back with what the model expects, so that `decide` need not ask it again.
-        The price is how often a token is expected in the windows `tokens` (n, seqlen) and occurs
-        there, times what `cost_of_pieces` measures on the first of them.
+        tokens: the windows (n, seqlen). One half of them says in which order tokens go, the other
+        half how often text then lacks one: text that was counted lacks none of its own words, and
+        what the model expects is too little by a factor of ten (benchmarks/vocabulary.md). The
+        price of the n-th token to go is that frequency, as an ascending curve, times what
+        `cost_of_pieces` measures on the other half.
+        Source: held-out estimates of rare words, Jelinek & Mercer 1985; the curve, Grenander 1956.
         """
         model, table = language_model.model, TokenTable(language_model.tokenizer)
         always = table.always() | table.needed(self.words, self.scripts, needed_tokens(model))
-        expected = expected_counts(language_model, tokens[:_EXPECTED])
-        shares = table.shares(tokens, expected)
-        order = [number for number in table.in_order(tokens, expected) if number not in always]
-        half = table.choose(order, self.rows(model) // 2, always)
-        cost = cost_of_pieces(language_model, tokens[:_PIECES], half, table.cut(half))
-        prices = cost * shares[torch.tensor(order[::-1], dtype=torch.int64)]
-        return replace(self, expected=expected), Good(
+        halves = tokens.chunk(2) if len(tokens) > 1 else [tokens, tokens]
+        expected = [expected_counts(language_model, half[: _EXPECTED // 2]) for half in halves]
+        total = torch.stack(expected).sum(0)
+
+        def in_order(windows: Tensor, counts: Tensor) -> Tensor:
+            order = table.in_order(windows, counts)
+            return torch.tensor([number for number in order if number not in always])
+
+        occurs = torch.zeros(len(table.names.keys() - always), dtype=torch.float64)
+        for half, counts, other in zip(halves, expected, halves[::-1], strict=True):
+            found = torch.bincount(other.flatten(), minlength=len(counts)).double()
+            occurs += found[in_order(half, counts)] / tokens.numel()
+        curve = torch.from_numpy(isotonic_regression(occurs.flip(0).numpy()).x)
+        shares = table.shares(tokens, total)[in_order(tokens, total)].flip(0)
+        first = in_order(halves[0], expected[0]).tolist()
+        stay = table.choose(first, self.rows(model) // 2, always)
+        cost = cost_of_pieces(language_model, halves[1][:_PIECES], stay, table.cut(stay))
+        prices = cost * torch.maximum(curve, shares)
+        return replace(self, expected=total), Good(
             prices, self.each(model), 1, min(_LOT, max(1, len(prices) // 64))
         )
 
