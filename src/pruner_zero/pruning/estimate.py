@@ -84,7 +84,7 @@ def estimate(
             # Activations are computed again in the backward pass.
             seconds += recipe.distill * (depth * (timed.learn + timed.forward) + 3 * timed.head)
         # A backward pass takes twice as long as a forward pass.
-        priced = recipe.cut.compares * text.seqlen if recipe.cut else 0
+        priced = recipe.cut.compares if recipe.cut else 0
         passed = min(blocks, priced or blocks)
         seconds += len(by_loss(recipe.kinds)) * 3 * passed * (forward + head)
         if isinstance(recipe.masks, Race):

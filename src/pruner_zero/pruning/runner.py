@@ -109,7 +109,8 @@ def run_recipe(
     if isinstance(recipe.masks, Race):
         seen, judged = judged_apart(windows, everything)
     elif cut and cut.compares:
-        seen = replace(windows, tokens=windows.tokens[: cut.compares])
+        count = max(1, cut.compares // windows.seqlen)
+        seen = replace(windows, tokens=windows.tokens[:count])
     if seen is not everything:
         cache, fingerprint = store.folder.parent, store.settings["model"]
         store = open_store(language_model, seen, folder=cache, fingerprint=fingerprint)

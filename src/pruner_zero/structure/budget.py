@@ -53,7 +53,7 @@ class Budget(CoupledUnits):
     price: float | None = None
 
     # Their prices need a backward pass.
-    compares = 64
+    compares = 2**14
 
     def fit(self, language_model: LanguageModel) -> Self:
         """As for `Cut`. Raises PrunerZeroError where the model lacks a kind that was asked for."""

@@ -24,7 +24,7 @@ class Cut(ABC):
 
     unit: the kind of unit, such as "channels". sparsity: the share of units to remove, in [0, 1).
     parameters: in its place, the largest number of parameters of the smaller model, or up to 1
-    their share. when: as `When` says. compares: on how many windows, at the most, `decide` compares
+    their share. when: as `When` says. compares: on about how many tokens `decide` compares
     units where masks say which of them go; 0 where it does not. update: the step that corrects kept
     weights after the mask; None where no step has any effect. kept_tokens: the numbers of the
     tokens that stay, empty where all do.
