@@ -81,9 +81,10 @@ def test_the_channels_that_go_are_those_of_the_least_price_in_the_whole_model(pr
     assert gone < len(everything)
 
 
-def test_tokens_compete_too_where_only_a_size_is_named() -> None:
+@pytest.mark.parametrize("calibration", [TEXT, None])
+def test_tokens_compete_too_where_only_a_size_is_named(calibration: str | None) -> None:
     tokenizer = byte_level()
-    options = {**PLAIN, "multiple_of": 8, "distill": 2, "calibration": TEXT}
+    options = {**PLAIN, "multiple_of": 8, "distill": 2, "calibration": calibration}
     with pytest.raises(PrunerZeroError, match="choose --parameters") as caught:
         prune(model_of(len(tokenizer)), tokenizer=tokenizer, parameters=0.25, **options)
     most = int(str(caught.value).split("choose --parameters ")[1].split(",")[0])

@@ -21,7 +21,7 @@ from pruner_zero.pruning.default import (
 from pruner_zero.pruning.notation import check_compares_weights, parse_recipe
 from pruner_zero.pruning.recipe import Race, Recipe, Text
 from pruner_zero.settings.base import name_of, names_of
-from pruner_zero.settings.calibration import TOKENS, are_written, read_bytes
+from pruner_zero.settings.calibration import TOKENS, read_bytes
 from pruner_zero.settings.prune_settings import PruneSettings
 from pruner_zero.settings.read_settings import read_settings
 from pruner_zero.sparsity.pattern import Pattern
@@ -144,13 +144,8 @@ def _for_output(
         return cut
     if settings.offload and settings.structure and "vocabulary" in cut.kinds:
         raise PrunerZeroError("--offload cannot remove tokens: leave vocabulary out of --structure")
-    # A model writes few of the words of other texts, so that tokens would be priced too low there
-    # (benchmarks/smaller.md).
-    written = settings.calibration is None or are_written(settings.calibration)
-    if not settings.structure and (settings.offload or written):
+    if settings.offload:
         cut = replace(cut, kinds=tuple(kind for kind in cut.kinds if kind != "vocabulary"))
-        if not settings.offload:
-            note("all tokens stay: name text of the model's use by --calibration, and they compete")
     if cut.widths == "equal":
         return cut
     said = ""
