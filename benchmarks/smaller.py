@@ -20,8 +20,9 @@ ROWS: Mapping[str, Mapping[str, str]] = {
         "quarter": "`--structure channels --sparsity 0.25`, 114.6 M",
         "quarter-cut": "the same, `--reconstruct 0 --distill 0`",
         "quarter-equal": "the same, `--widths equal --metric wanda --windows 192`",
-        "quarter-all": "`--structure channels,heads,vocabulary --parameters 114.6M --reconstruct 0 "
-        "--distill 0`",
+        "quarter-all": "all kinds, `--parameters 114.6M --reconstruct 0 --distill 0`",
+        "named": "all kinds and three texts, `--parameters 100M`",
+        "named-cut": "the same, `--reconstruct 0 --distill 0`",
     },
 }
 
