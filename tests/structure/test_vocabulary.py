@@ -189,6 +189,17 @@ def test_the_price_of_a_token_is_how_often_text_lacks_it_that_was_not_counted() 
     torch.testing.assert_close(cut.expected, expected_counts(dense, windows))
 
 
+def test_nothing_is_on_offer_where_all_tokens_must_stay() -> None:
+    tokenizer = byte_level()
+    dense = LanguageModel(model(len(tokenizer)), tokenizer, "tiny")
+    windows = torch.arange(48).view(2, 24)
+    assert len(Vocabulary(0.0).offer(dense, windows)[1].prices)
+    every = Vocabulary(
+        0.0, words=tuple(tokenizer.batch_decode([[n] for n in range(len(tokenizer))]))
+    )
+    assert not len(every.offer(dense, windows)[1].prices)
+
+
 def test_tokens_of_words_and_characters_of_scripts_stay(tmp_path: Path) -> None:
     """At the beginning of a text or after a space, whatever the text that is counted."""
     (tmp_path / "words.txt").write_text("zeroing\nlaziest dogs\n")

@@ -158,13 +158,17 @@ class Vocabulary(Cut):
 
         def in_order(windows: Tensor, counts: Tensor) -> Tensor:
             order = table.in_order(windows, counts)
-            return torch.tensor([number for number in order if number not in always])
+            free = [number for number in order if number not in always]
+            return torch.tensor(free, dtype=torch.int64)
 
         occurs = torch.zeros(len(table.names.keys() - always), dtype=torch.float64)
         for half, counts, other in zip(halves, expected, halves[::-1], strict=True):
             found = torch.bincount(other.flatten(), minlength=len(counts)).double()
             occurs += found[in_order(half, counts)] / tokens.numel()
-        curve = torch.from_numpy(isotonic_regression(occurs.flip(0).numpy()).x)
+        # Not of no tokens, where all must stay.
+        curve = occurs
+        if len(occurs):
+            curve = torch.from_numpy(isotonic_regression(occurs.flip(0).numpy()).x)
         shares = table.shares(tokens, total)[in_order(tokens, total)].flip(0)
         first = in_order(halves[0], expected[0]).tolist()
         stay = table.choose(first, self.rows(model) // 2, always)
