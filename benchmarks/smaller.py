@@ -21,6 +21,7 @@ ROWS: Mapping[str, Mapping[str, str]] = {
         "quarter-cut": "the same, `--reconstruct 0 --distill 0`",
         "quarter-equal": "the same, `--widths equal --metric wanda --windows 192`",
         "quarter-all": "all kinds, `--parameters 114.6M --reconstruct 0 --distill 0`",
+        "three-quarters": "all kinds, `--parameters 0.75`",
         "named": "all kinds and three texts, `--parameters 100M`",
         "named-cut": "the same, `--reconstruct 0 --distill 0`",
     },
