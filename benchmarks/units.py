@@ -31,7 +31,6 @@ from transformers import PreTrainedModel
 
 from pruner_zero import evaluate, prune
 from pruner_zero.calibration.calibrate import StatisticsStore, calibrate
-from pruner_zero.calibration.statistics import FIRST_TOKENS
 from pruner_zero.calibration.windows import open_calibration, take_windows
 from pruner_zero.cli.terminal import LineProgress
 from pruner_zero.evolution.study import Study
@@ -52,6 +51,8 @@ WINDOWS = 8
 # Windows that the model writes, of which prices are made, and their tokens; and those on which the
 # divergence is measured.
 PRICED, MEASURED = (24, 256), (2, 256)
+# The first tokens of a window are not among those whose divergence is measured.
+FIRST_TOKENS = 8
 # SmolLM2-135M has 3 key-value heads in a block, of which only one can go.
 SHARES = {
     "channels": (0.2, 0.5, 0.3, 0.1),

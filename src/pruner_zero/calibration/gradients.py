@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 from pruner_zero.calibration.inputs import check_observed, products_observed, split_products
 from pruner_zero.calibration.prices import PriceSums
 from pruner_zero.calibration.statistics import (
-    FIRST_TOKENS,
     GRADIENT_SCALE,
     GradientStatistic,
     Kind,
@@ -46,7 +45,7 @@ def collect_gradients(
     observed and a kind needs them.
     """
     wanted = frozenset(kinds)
-    check_gradients(matrices, wanted, windows.shape[1])
+    check_gradients(matrices)
     results: dict[str, MatrixStatistics] = {matrix.name: {} for matrix in matrices}
     blocks = dict(enumerate(find_blocks(model)))
     for statistics in by_loss(wanted):
@@ -147,16 +146,8 @@ class GradientSums:
         self.statistics[last].add(self.sums[last][name], gradient)
 
 
-def check_gradients(matrices: Sequence[Matrix], kinds: Iterable[Kind], tokens: int) -> None:
-    """Raise PrunerZeroError where gradients of `matrices` could not be trusted for `kinds`.
-
-    tokens: of a window.
-    """
-    if select(PriceStatistic, kinds) and tokens <= FIRST_TOKENS:
-        raise PrunerZeroError(
-            f"F leaves out the first {FIRST_TOKENS} tokens of a window: choose --seqlen "
-            f"{FIRST_TOKENS + 1} or more"
-        )
+def check_gradients(matrices: Sequence[Matrix]) -> None:
+    """Raise PrunerZeroError where gradients of `matrices` could not be trusted."""
     if any(matrix.parameter.dtype == torch.float16 for matrix in matrices):
         raise PrunerZeroError(
             "gradients in float16 vanish: choose --dtype bfloat16 or float32, "

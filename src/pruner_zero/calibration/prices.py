@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from inspect import signature
 from typing import Any
 
 import torch
@@ -11,12 +10,10 @@ from torch import Tensor, nn
 
 from pruner_zero.calibration.inputs import check_observed, products_observed, split_products
 from pruner_zero.calibration.statistics import (
-    FIRST_TOKENS,
     InputPriceStatistic,
     Kind,
     PriceStatistic,
 )
-from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.block_calls import hidden_of, split_arguments
 from pruner_zero.models.matrices import Matrix
 
@@ -47,11 +44,6 @@ class PriceSums:
                     self.sums[kind, matrix.name] = torch.zeros(units, device=device)
                 else:
                     self.sums[kind, matrix.block] = torch.zeros(1, device=device)
-        self.experts = {
-            m.name: (_owner(m), m.expert or 0) for m in matrices if m.expert is not None
-        }
-        # By the name of the module of experts: those chosen for each token (tokens, chosen).
-        self.chosen: dict[str, Tensor] = {}
 
     @contextmanager
     def collecting(self, module: nn.Module, blocks: Mapping[int, nn.Module]) -> Iterator[None]:
@@ -66,12 +58,6 @@ class PriceSums:
                 for name, part in linears:
                     hook = partial(self._enter, name)
                     stack.callback(part.register_forward_pre_hook(hook).remove)
-                owners = {_owner(m): m.block for m in products if m.expert is not None}
-                for owner, block in owners.items():
-                    part = blocks[block].get_submodule(owner.split(f".{block}.", 1)[1])
-                    choice = partial(self._choose, owner)
-                    handle = part.register_forward_pre_hook(choice, with_kwargs=True)
-                    stack.callback(handle.remove)
                 if products:
                     stack.enter_context(products_observed(module, products, give=self._watch))
             if any(not isinstance(statistic, InputPriceStatistic) for statistic in kinds):
@@ -86,7 +72,7 @@ class PriceSums:
         A matrix that no gradient reached has zeros. Raises PrunerZeroError where the inputs of a
         mixture's experts could not be observed.
         """
-        counted = 2 * windows * (self.tokens - FIRST_TOKENS)
+        counted = 2 * windows * self.tokens
         values: dict[Kind, dict[str, Tensor]] = {}
         for kind, statistic in self.statistics.items():
             of_inputs = isinstance(statistic, InputPriceStatistic)
@@ -116,39 +102,15 @@ class PriceSums:
         known = [name for name in names if name is not None]
         self.seen.update(known)
         rows = inputs.detach().reshape(len(names), -1, inputs.shape[-1])
-        counted = {name: self._counted(name, rows.shape[1]) for name in known}
 
         def fold(gradient: Tensor) -> None:
             gradients = gradient.detach().reshape(rows.shape)
             for name, values, of_values in zip(names, rows, gradients, strict=True):
                 if name is not None:
-                    self._fold(name, values, of_values, counted[name])
+                    self._fold(name, values, of_values)
 
         alias.register_hook(fold)
         return alias
-
-    def _counted(self, name: str, rows: int) -> Tensor | slice:
-        """Which of the `rows` that a matrix is given are tokens after the first ones."""
-        owner, expert = self.experts.get(name, ("", 0))
-        if owner in self.chosen:
-            # An expert is given the tokens that chose it first, then those that chose it second.
-            places = self.chosen[owner].T.eq(expert).nonzero()[:, 1]
-            if len(places) == rows:
-                return places >= FIRST_TOKENS
-        elif rows == self.tokens:
-            return slice(FIRST_TOKENS, None)
-        raise PrunerZeroError(
-            f"the tokens of {name} cannot be told apart, its model gives it {rows} inputs in a "
-            f"window of {self.tokens}: choose a metric without F"
-        )
-
-    def _choose(
-        self, owner: str, experts: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        """The pre-hook of a module of experts; some are given each expert's tokens apart."""
-        bound = list(signature(experts.forward).bind(*args, **kwargs).arguments.values())
-        if len(bound) > 1:
-            self.chosen[owner] = bound[1]
 
     def _added(
         self,
@@ -165,21 +127,14 @@ class PriceSums:
             after.requires_grad_()
 
         def fold(gradient: Tensor) -> None:
-            self._fold(index, added, gradient.detach()[0], slice(FIRST_TOKENS, None))
+            self._fold(index, added, gradient.detach()[0])
 
         after.register_hook(fold)
 
-    def _fold(
-        self, key: str | int, values: Tensor, gradients: Tensor, counted: Tensor | slice
-    ) -> None:
-        products = values[counted].float() * gradients[counted].float()
+    def _fold(self, key: str | int, values: Tensor, gradients: Tensor) -> None:
+        products = values.float() * gradients.float()
         for kind in self.statistics:
             if (kind, key) in self.sums:
                 units = len(self.sums[kind, key])
                 of_units = products.unflatten(1, (units, -1)).sum(2)
                 self.sums[kind, key] += of_units.square().sum(0)
-
-
-def _owner(matrix: Matrix) -> str:
-    """The name of the module that holds the parameter of `matrix`."""
-    return matrix.parameter_name.rpartition(".")[0]

@@ -19,8 +19,6 @@ Kind = str
 MatrixStatistics = dict[Kind, Tensor]
 
 GRADIENT_SCALE = 100.0
-# How many tokens at the beginning of a window no price counts.
-FIRST_TOKENS = 8
 
 
 class ForwardStatistic:
@@ -106,8 +104,9 @@ class PriceStatistic(GradientStatistic):
 
     To second order that is half of the mean over tokens of s², s the sum over the unit's values of
     the value times the gradient of the loss there, since labels drawn from the predictions make the
-    mean of squared gradients the Fisher information. The first `FIRST_TOKENS` tokens of a window
-    are left out: massive activations there would decide it.
+    mean of squared gradients the Fisher information. The first tokens of a window count too: the
+    channels that make their massive activations are worth little anywhere else, and without them
+    the model breaks (benchmarks/units.md).
     Source: Fisher pruning (Theis et al. 2018, 1801.05787), which finds the same for the feature
     maps of images; Kwon et al. (2022, 2204.09656) take heads and channels of transformers as units,
     Liu et al. (2021, 2108.00708) the sum over what only goes together. They take the labels of the

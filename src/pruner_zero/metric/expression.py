@@ -62,8 +62,8 @@ TERMINALS: Mapping[str, Statistic] = MappingProxyType(
             Shape.ROW,
             "Fisher price of each input channel in nats per token: half of the mean over tokens of "
             "s², s the input times the gradient of the loss there, labels drawn from the model's "
-            "predictions, the first 8 tokens of a window left out; inputs that only go together, "
-            "such as those of a key-value head, share the price of their sum equally",
+            "predictions; inputs that only go together, such as those of a key-value head, share "
+            "the price of their sum equally",
             cost=2,
             collected="F",
         ),

@@ -58,7 +58,7 @@ class OffloadedGradients:
         self.store = store
         self.depth = len(find_blocks(language_model.model))
         self.matrices = find_matrices(language_model.model)
-        check_gradients(self.matrices, statistics, windows.shape[1])
+        check_gradients(self.matrices)
         self.slices = head_slices(language_model.model)
         settings = {**store.settings, "kinds": list(statistics)}
         folder = store.folder / "gradients.partial"

@@ -153,7 +153,7 @@ def _prepare(
     )
     if recipe.text and select(GradientStatistic, recipe.kinds):
         # Before the model writes a text for nothing.
-        check_gradients(matrices, recipe.kinds, recipe.text.seqlen)
+        check_gradients(matrices)
     with torch_threads(checked.threads):
         sources = texts.texts if texts else ()
         writes = any(isinstance(source, SelfText) for source in sources)
