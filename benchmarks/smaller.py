@@ -24,6 +24,7 @@ ROWS: Mapping[str, Mapping[str, str]] = {
         "three-quarters": "all kinds, `--parameters 0.75`",
         "named": "all kinds and three texts, `--parameters 100M`",
         "named-cut": "the same, `--reconstruct 0 --distill 0`",
+        "now-cut": "the same, first tokens counted in prices",
     },
 }
 
