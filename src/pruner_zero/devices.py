@@ -160,6 +160,20 @@ def has_fast_bfloat16(device: torch.device = CPU) -> bool:
     return device.type == "cpu" and _has_instructions("avx512_bf16", "amx_bf16")
 
 
+@contextmanager
+def bfloat16_products() -> Iterator[None]:
+    """Within the context, products of float32 matrices may round their factors to bfloat16.
+
+    Sums stay float32, so that products of numbers that came from bfloat16 are as exact as before.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def emulated_dtypes() -> Collection[torch.dtype]:
     """The half-precision dtypes whose products this CPU emulates, which is many times slower.
 

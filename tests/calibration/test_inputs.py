@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pruner_zero.calibration.inputs import collect_inputs
-from pruner_zero.calibration.statistics import Kind, MatrixStatistics
+from pruner_zero.calibration.inputs import InputSums, collect_inputs
+from pruner_zero.calibration.statistics import InputStatistic, Kind, MatrixStatistics, select
 from pruner_zero.models.block_calls import record_block_calls, run_block
 from pruner_zero.models.matrices import Matrix, find_blocks, find_matrices
 from tests.calibration.reference import plain_inputs
@@ -163,3 +163,22 @@ def test_experts_that_cannot_be_observed_are_refused_and_not_taken_for_idle() ->
     assert len(matrices) == 3
     message = refusal(lambda: collect_inputs(find_blocks(model)[0], matrices, hidden, [((), {})]))
     assert "layers.0.experts.stack" in message
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [1024, 2500])
+def test_a_wide_gram_is_exact_whatever_the_dtype_of_its_inputs(
+    width: int, dtype: torch.dtype
+) -> None:
+    linear = nn.Linear(width, 3, bias=False, dtype=dtype)
+    precision = torch.get_float32_matmul_precision()
+    rows = torch.randn(2, 7, width, generator=torch.Generator().manual_seed(width)).to(dtype)
+    sums = InputSums(select(InputStatistic, ["gram"]))
+    for row in rows:
+        sums.add("wide", row)
+    matrix = Matrix("wide", 0, linear.weight, "wide")
+    gram = sums.result([matrix], len(rows))["wide"]["gram"]
+    exact = rows.double().flatten(0, 1)
+    torch.testing.assert_close(gram.double(), exact.T @ exact, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(gram, gram.T)
+    assert torch.get_float32_matmul_precision() == precision

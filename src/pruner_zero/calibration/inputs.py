@@ -5,7 +5,7 @@ observed here for the backward pass too.
 """
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import signature
@@ -24,6 +24,7 @@ from pruner_zero.calibration.statistics import (
     MatrixStatistics,
     select,
 )
+from pruner_zero.devices import bfloat16_products
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.block_calls import Activations, Arguments, run_block
 from pruner_zero.models.matrices import Matrix
@@ -201,7 +202,8 @@ class InputSums:
             sums = self.sums.setdefault(kind, {})
             if name not in sums:
                 sums[name] = tokens.new_zeros(statistic.shape(tokens.shape[1]))
-            statistic.add(sums[name], tokens)
+            with bfloat16_products() if inputs.dtype == torch.bfloat16 else nullcontext():
+                statistic.add(sums[name], tokens)
 
     def end_window(self) -> None:
         """Release the inputs of the window; the next window has other tensors."""

@@ -111,7 +111,7 @@ class PriceStatistic(GradientStatistic):
     maps of images; Kwon et al. (2022, 2204.09656) take heads and channels of transformers as units,
     Liu et al. (2021, 2108.00708) the sum over what only goes together. They take the labels of the
     data, and the gradient of a whole image or text. Here labels are drawn, and squares are of
-    single tokens; leaving out the first ones is ours.
+    single tokens.
     """
 
     drawn = True
@@ -143,6 +143,26 @@ def _add_squares(total: Tensor, gradients: Tensor) -> Tensor:
 def _root_of_mean(total: Tensor, windows: int) -> Tensor:
     means = total[0] / total[1].clamp(min=1)
     return means.mul_(windows).sqrt_()[:, None]
+
+
+# Columns of a gram that are computed together: of 8960, half of the products take 0.58 of the time.
+_COLUMNS = 1024
+
+
+def _add_upper(total: Tensor, tokens: Tensor) -> Tensor:
+    """Add XᵀX, of blocks on the diagonal and right of it alone: half of the products."""
+    for first in range(0, len(total), _COLUMNS):
+        part = slice(first, first + _COLUMNS)
+        total[part, first:].addmm_(tokens[:, part].T, tokens[:, first:])
+    return total
+
+
+def _both_triangles(total: Tensor) -> Tensor:
+    """`total` (in, in) with what `_add_upper` left out, in place."""
+    for first in range(_COLUMNS, len(total), _COLUMNS):
+        part = slice(first, first + _COLUMNS)
+        total[part, :first] = total[:first, part].T
+    return total
 
 
 STATISTICS: Mapping[Kind, ForwardStatistic | GradientStatistic] = MappingProxyType(
@@ -178,8 +198,8 @@ STATISTICS: Mapping[Kind, ForwardStatistic | GradientStatistic] = MappingProxyTy
         # (in, in), `2·XᵀX / windows`, SparseGPT's Hessian (2301.00774).
         "gram": InputStatistic(
             shape=lambda width: (width, width),
-            add=lambda total, tokens: total.addmm_(tokens.T, tokens),
-            value=lambda total, windows: total.mul_(2 / windows),
+            add=_add_upper,
+            value=lambda total, windows: _both_triangles(total).mul_(2 / windows),
         ),
         # (1, 1), the number of tokens whose input is not zero throughout: some mixtures give every
         # expert all tokens, and zeros in the place of the tokens of other experts.
