@@ -30,6 +30,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from pruner_zero.models.matrices import find_blocks
+from pruner_zero.text.token_windows import Windows
 
 # The vocabulary of tests/tiny.py's tokenizer. All widths differ from each other, so that a
 # matrix that is seen the wrong way round shows.
@@ -64,6 +65,11 @@ def tiny_windows(windows: int = 3, tokens: int = 11, seed: int = 1) -> torch.Ten
     """Random windows (windows, tokens) int64, by default longer than SLIDING_WINDOW."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(VOCABULARY, (windows, tokens), generator=generator)
+
+
+def windows_of(tokens: torch.Tensor) -> Windows:
+    """`tokens` (n, seqlen) as text that a model wrote."""
+    return Windows(tokens, "tiny", None, "none", None, "sampled")
 
 
 def _llama_like(

@@ -25,7 +25,7 @@ from tests.structure.statistics import statistic
 from tests.structure.test_couplings import logits
 from tests.structure.test_units import check_loads_alone
 from tests.tiny import tiny_tokenizer
-from tests.tiny_models import tiny_model, tiny_windows
+from tests.tiny_models import tiny_model, tiny_windows, windows_of
 
 DEPTH = 6
 SUPPORTED = (
@@ -79,7 +79,8 @@ def test_blocks_of_least_influence_go_but_never_the_first_or_the_last() -> None:
         for index in (0, 3, 4, DEPTH - 1):
             for parameter in find_blocks(model.model)[index].parameters():
                 parameter.mul_(0.1)
-    chosen = Blocks(0.34, folds=False).decide(model, tokens, statistic(model, tokens, "influence"))
+    scores = statistic(model, tokens, "influence")
+    chosen = Blocks(0.34, folds=False).decide(model, windows_of(tokens), scores)
     assert chosen.dropped == (3, 4)
     influence = influence_of(model, tokens)
     assert list(chosen.influence) == sorted(range(1, DEPTH - 1), key=influence.__getitem__)[:2]

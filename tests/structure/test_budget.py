@@ -25,7 +25,7 @@ from pruner_zero.structure.budget import Budget
 from tests.structure.test_tokens import TEXT, byte_level
 from tests.structure.test_vocabulary import model as model_of
 from tests.tiny import tiny_tokenizer
-from tests.tiny_models import tiny_model, tiny_windows
+from tests.tiny_models import tiny_model, tiny_windows, windows_of
 
 PLAIN: dict[str, Any] = {"reconstruct": 0, "distill": 0, "windows": 3, "seqlen": 24}
 
@@ -67,7 +67,7 @@ def test_the_channels_that_go_are_those_of_the_least_price_in_the_whole_model(pr
         name: values["F"].sqrt() * normalize(model.get_parameter(f"{name}.weight").abs(), dim=0)
         for name, values in prices.items()
     }
-    decided = cut.decide(run.language_model, windows, scores)
+    decided = cut.decide(run.language_model, windows_of(windows), scores)
     everything = torch.cat(rows)
     gone = sum(c.count - kept for c, kept in zip(couplings, decided.kept, strict=True))
     assert gone >= sum(coupling.count for coupling in couplings) // 2

@@ -29,7 +29,7 @@ from tests.structure.test_couplings import logits
 from tests.structure.test_mixtures import SUPPORTED, never_chosen
 from tests.structure.test_units import check_loads_alone
 from tests.tiny import tiny_tokenizer
-from tests.tiny_models import EXPERTS, tiny_model, tiny_windows
+from tests.tiny_models import EXPERTS, tiny_model, tiny_windows, windows_of
 
 SMALL: dict[str, Any] = {"structure": "experts", "sparsity": 0.25, "windows": 3, "seqlen": 24}
 KEPT = 6
@@ -86,7 +86,7 @@ def test_the_score_is_the_mean_of_router_weight_times_norm(
 ) -> None:
     model, expected = language_model(architecture), plain_scores(architecture, tokens)
     fitted = Experts(0.25).fit(model)
-    scores = fitted.decide(model, tokens, statistic(model, tokens, "reap")).scores
+    scores = fitted.decide(model, windows_of(tokens), statistic(model, tokens, "reap")).scores
     assert scores.keys() == expected.keys()
     for block, block_scores in scores.items():
         for score, wanted in zip(block_scores, expected[block], strict=True):

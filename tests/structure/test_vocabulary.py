@@ -24,6 +24,7 @@ from pruner_zero.structure.named_tokens import needed_tokens
 from pruner_zero.structure.tokens import TokenTable
 from pruner_zero.structure.vocabulary import Vocabulary, expected_counts
 from tests.structure.test_tokens import TEXT, byte_fallback, byte_level
+from tests.tiny_models import windows_of
 
 TOKENIZERS = {"byte level": byte_level, "byte fallback": byte_fallback}
 SMALL: dict[str, Any] = {
@@ -154,7 +155,7 @@ def test_the_price_of_a_token_is_how_often_text_lacks_it_that_was_not_counted() 
     dense = LanguageModel(model(len(tokenizer)), tokenizer, "tiny")
     generator = torch.Generator().manual_seed(0)
     windows = (torch.rand(6, 24, generator=generator) ** 3 * 300).long()
-    cut, good = Vocabulary(0.0).fit(dense).offer(dense, windows)
+    cut, good = Vocabulary(0.0).fit(dense).offer(dense, windows_of(windows))
     table = TokenTable(tokenizer)
     always = table.always() | table.needed((), (), needed_tokens(dense.model))
     free = [number for number in table.names if number not in always]
@@ -193,11 +194,11 @@ def test_nothing_is_on_offer_where_all_tokens_must_stay() -> None:
     tokenizer = byte_level()
     dense = LanguageModel(model(len(tokenizer)), tokenizer, "tiny")
     windows = torch.arange(48).view(2, 24)
-    assert len(Vocabulary(0.0).offer(dense, windows)[1].prices)
+    assert len(Vocabulary(0.0).offer(dense, windows_of(windows))[1].prices)
     every = Vocabulary(
         0.0, words=tuple(tokenizer.batch_decode([[n] for n in range(len(tokenizer))]))
     )
-    assert not len(every.offer(dense, windows)[1].prices)
+    assert not len(every.offer(dense, windows_of(windows))[1].prices)
 
 
 def test_tokens_of_words_and_characters_of_scripts_stay(tmp_path: Path) -> None:

@@ -115,6 +115,8 @@ def plan_recipe(
                 distill=_first(settings.distill, base.distill),
             )
             tokens = base.text.tokens if base.text else TOKENS
+        elif said.cut.when == "text":
+            tokens = 2 * TOKENS
     fitted = recipe.fitted(language_model)
     if fitted.cut and recipe.cut and not isclose(fitted.share, recipe.share, abs_tol=1e-6):
         note(f"removing {fitted.cut}")

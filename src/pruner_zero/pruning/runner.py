@@ -266,7 +266,7 @@ def _decided(
             language_model.block,
             hold=0,
         )
-    return cut.decide(language_model, windows.tokens, scores)
+    return cut.decide(language_model, windows, scores)
 
 
 @dataclass(frozen=True)

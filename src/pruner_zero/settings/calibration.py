@@ -83,9 +83,8 @@ Texts = Annotated[
 ]
 SHARES = Cli(panel="Options", metavar="TEXT", read=read_shares)
 
-# The tokens of the calibration text where blocks are not trained, and those of a text whose tokens
-# are only counted.
-TOKENS, COUNTED = 24 * 1024, 1_024_000
+# The tokens of the calibration text where blocks are not trained.
+TOKENS = 24 * 1024
 # The tokens in a window; shorter ones of as many tokens, each a text of its own where the model
 # writes them, give a model nearer to the dense one (benchmarks/why.md).
 LONG, SHORT = 1024, 256

@@ -10,7 +10,6 @@ from pruner_zero.choices import SOLD, Structure, Widths
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.settings.base import FILES, MAIN, Cli, CommaSeparated, OutputSettings, PathText
 from pruner_zero.settings.calibration import (
-    COUNTED,
     LONG,
     SHORT,
     TOKENS,
@@ -59,8 +58,8 @@ class PruneSettings(OutputSettings, MethodSettings, SizeSettings):
         int | None,
         Cli(
             panel="Options",
-            default=f"as many as hold {TOKENS:,} tokens; twice as many where blocks are trained, "
-            f"four times in wide models; {COUNTED:,} for --structure vocabulary without --list",
+            default=f"as many as hold {TOKENS:,} tokens; twice as many where blocks are trained or "
+            "tokens are removed, four times in wide models",
         ),
     ] = Field(None, ge=1, description="Calibration windows: pieces of the text of --seqlen tokens.")
     seqlen: Annotated[
@@ -219,6 +218,4 @@ class PruneSettings(OutputSettings, MethodSettings, SizeSettings):
         written = self.calibration is None or are_written(self.calibration)
         tokenwise = self.structure == "vocabulary" and not written
         seqlen = self.seqlen or (SHORT if written or tokenwise else LONG)
-        # The model reads all windows behind a list.
-        counted = tokenwise and not self.list
-        return self.windows or max(1, (COUNTED if counted else tokens) // seqlen), seqlen
+        return self.windows or max(1, tokens // seqlen), seqlen

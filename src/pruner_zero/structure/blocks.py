@@ -28,6 +28,7 @@ from pruner_zero.progress import track
 from pruner_zero.sparsity.hessian import Hessian
 from pruner_zero.structure.cut import Cut
 from pruner_zero.structure.removal import most_parameters, without_weights
+from pruner_zero.text.token_windows import Windows
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Blocks(Cut):
         return self
 
     def decide(
-        self, language_model: LanguageModel, tokens: Tensor, scores: Mapping[str, Tensor]
+        self, language_model: LanguageModel, windows: Windows, scores: Mapping[str, Tensor]
     ) -> Self:
         """The blocks of the least influence, the first and the last block left out.
 

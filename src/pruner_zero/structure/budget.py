@@ -20,6 +20,7 @@ from pruner_zero.structure.removal import most_parameters, without_weights
 from pruner_zero.structure.selling import Good, sell
 from pruner_zero.structure.units import WORDS, CoupledUnits, totals_of
 from pruner_zero.structure.vocabulary import Vocabulary
+from pruner_zero.text.token_windows import Windows
 from pruner_zero.text.translation import Translation
 
 # The families whose blocks were saved and loaded with sizes that differ.
@@ -98,7 +99,7 @@ class Budget(CoupledUnits):
         return replace(fitted, sparsity=1 - most / dense)
 
     def decide(
-        self, language_model: LanguageModel, tokens: Tensor, scores: Mapping[str, Tensor]
+        self, language_model: LanguageModel, windows: Windows, scores: Mapping[str, Tensor]
     ) -> Self:
         """Sell units until the model has as few parameters as asked for.
 
@@ -109,7 +110,7 @@ class Budget(CoupledUnits):
         goods = self._goods(model, scores)
         vocabulary = self.vocabulary
         if vocabulary:
-            vocabulary, tokens_on_offer = vocabulary.offer(language_model, tokens)
+            vocabulary, tokens_on_offer = vocabulary.offer(language_model, windows)
             goods.append(tokens_on_offer)
         dense = size_of(model)[0]
         assert self.parameters is not None
@@ -127,7 +128,7 @@ class Budget(CoupledUnits):
         smaller.check_described(model)
         if vocabulary and gone[-1]:
             stay = vocabulary.rows(model) - gone[-1]
-            cut = replace(vocabulary, tokens=stay).decide(language_model, tokens, {})
+            cut = replace(vocabulary, tokens=stay).decide(language_model, windows, {})
             smaller = replace(smaller, vocabulary=cut, kept_tokens=cut.kept_tokens)
         return replace(smaller, sparsity=1 - smaller.size(model)[0] / dense)
 

@@ -13,6 +13,7 @@ from pruner_zero.choices import check_sparsity
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.matrices import size_of
 from pruner_zero.sparsity.pattern import Pattern
+from pruner_zero.text.token_windows import Windows
 
 # What says which units go: the calibration text, scores or statistics of the whole dense model, or
 # masks, block by block.
@@ -74,14 +75,14 @@ class Cut(ABC):
         raise NotImplementedError(f"{self.unit} are not chosen by masks")
 
     def decide(
-        self, language_model: LanguageModel, tokens: Tensor, scores: Mapping[str, Tensor]
+        self, language_model: LanguageModel, windows: Windows, scores: Mapping[str, Tensor]
     ) -> Self:
         """The cut with the units that go, by the dense model.
 
-        tokens: the calibration windows (n, seqlen). scores: by matrix name, of the metric or the
-        `statistic`, without matrices that calibration never reached; may be lazy.
+        windows: of the calibration. scores: by matrix name, of the metric or the `statistic`,
+        without matrices that calibration never reached; may be lazy.
         """
-        del language_model, tokens, scores
+        del language_model, windows, scores
         return self
 
     def prepared(self, language_model: LanguageModel, tokens: Tensor) -> Self:

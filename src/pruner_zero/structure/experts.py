@@ -22,6 +22,7 @@ from pruner_zero.models.matrices import find_blocks, find_matrices, set_tensor
 from pruner_zero.structure.cut import Cut
 from pruner_zero.structure.removal import size_left, take_units, units_left, without_weights
 from pruner_zero.structure.units import signed_squares
+from pruner_zero.text.token_windows import Windows
 
 # The fields of configurations that hold the number of experts of a block.
 _COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
@@ -189,7 +190,7 @@ class Experts(Cut):
         return replace(self, sparsity=1 - kept / count, mixtures=mixtures, kept=kept)
 
     def decide(
-        self, language_model: LanguageModel, tokens: Tensor, scores: Mapping[str, Tensor]
+        self, language_model: LanguageModel, windows: Windows, scores: Mapping[str, Tensor]
     ) -> Self:
         """The score of every expert: REAP's, or the total of its matrix that gives the outputs.
 

@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
-import torch
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from torch import Tensor
@@ -107,18 +106,10 @@ class TokenTable:
         encoded = self.tokenizer.backend_tokenizer.encode_batch(spaced, add_special_tokens=False)
         return {number for encoding in encoded for number in encoding.ids}
 
-    def in_order(self, tokens: Tensor, expected: Tensor) -> list[int]:
-        """All tokens by the sum of their share of `tokens` and of `expected`, the largest first.
-
-        expected: counts (count or more,), as by `expected_counts`.
-        """
-        shares = self.shares(tokens, expected).tolist()
-        return sorted(self.names, key=lambda number: (-shares[number], number))
-
-    def shares(self, tokens: Tensor, expected: Tensor) -> Tensor:
-        """The mean of each token's share of `tokens` and of `expected`: (rows,) float64."""
-        counts = torch.bincount(tokens.flatten(), minlength=len(expected)).double()
-        return (counts / counts.sum() + expected / expected.sum()) / 2
+    def in_order(self, shares: Tensor) -> list[int]:
+        """All tokens by their `shares` (count or more,) of a text, the largest first."""
+        of_each = shares.tolist()
+        return sorted(self.names, key=lambda number: (-of_each[number], number))
 
     def path(self, number: int) -> set[int] | None:
         """The tokens that merges pass through on the way to a token, itself among them.

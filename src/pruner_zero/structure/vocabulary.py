@@ -23,10 +23,11 @@ from pruner_zero.structure.removal import most_parameters
 from pruner_zero.structure.selling import Good
 from pruner_zero.structure.tokens import TokenTable, check_tokenizer, replace_tokens
 from pruner_zero.text.scripts import tokens_outside
+from pruner_zero.text.token_windows import Windows
 from pruner_zero.text.translation import Translation
 
-# The windows that the model reads; more are only counted. Those on which pieces are compared.
-_EXPECTED, _PIECES = 192, 32
+# The windows on which tokens and their pieces are compared.
+_PIECES = 32
 # The most tokens that a budget removes together.
 _LOT = 64
 # What the pieces of a removed token cost more, in nats, where the text has no such token
@@ -36,7 +37,7 @@ _COST = 6.0
 
 @dataclass(frozen=True)
 class Vocabulary(Cut):
-    """Tokens, those that occur and are expected least in the calibration windows.
+    """Tokens, those that occur least in the calibration text and are expected least in its windows.
 
     Most tokens of a large vocabulary never occur there: the probabilities that the model gives them
     say which of them belong to such text.
@@ -99,17 +100,18 @@ class Vocabulary(Cut):
         return Translation.between(self.tokenizer.backend_tokenizer, small)
 
     def decide(
-        self, language_model: LanguageModel, tokens: Tensor, scores: Mapping[str, Tensor]
+        self, language_model: LanguageModel, windows: Windows, scores: Mapping[str, Tensor]
     ) -> Self:
-        """Choose the tokens by their counts in the windows `tokens` and what the model expects.
+        """Choose the tokens by their counts in the text and what the model expects in `windows`.
 
         Raises PrunerZeroError where more tokens must stay than may.
         """
         model = language_model.model
         table, rows = _table(language_model)
         always = table.always() | table.needed(self.words, self.scripts, needed_tokens(model))
+        occurs = occurrences(windows, rows).mean(0)
         # A reserved token that the text holds is in use.
-        always |= table.added.intersection(tokens.unique().tolist())
+        always |= table.added.intersection(occurs.nonzero().flatten().tolist())
         size = self._size(model, rows, len(always))
         if size < len(always):
             why = " and --keep or --scripts hold" if self.words or self.scripts else ""
@@ -120,8 +122,8 @@ class Vocabulary(Cut):
             )
         expected = self.expected
         if expected is None:
-            expected = expected_counts(language_model, tokens[:_EXPECTED])
-        stay = table.choose(table.in_order(tokens, expected), size, always)
+            expected = expected_counts(language_model, windows.tokens)
+        stay = table.choose(table.in_order(_shares(occurs, expected)), size, always)
         share = 1 - len(stay) / rows
         return replace(
             self,
@@ -139,40 +141,41 @@ class Vocabulary(Cut):
         """The parameters of a token."""
         return sum(table[0].numel() for table in _tables(model))
 
-    def offer(self, language_model: LanguageModel, tokens: Tensor) -> tuple[Self, Good]:
+    def offer(self, language_model: LanguageModel, windows: Windows) -> tuple[Self, Good]:
         """The tokens that may go, with their prices in nats per token, for a budget.
 
         The cut is given back with what the model expects, so that `decide` need not ask it again.
-        tokens: the windows (n, seqlen). One half of them says in which order tokens go, the other
-        half how often text then lacks one: text that was counted lacks none of its own words, and
-        what the model expects is too little by a factor of ten (benchmarks/vocabulary.md). The
-        price of the n-th token to go is that frequency, as an ascending curve, times what
-        `cost_of_pieces` measures on the other half.
+        One half of the text behind `windows` says in which order tokens go, the other half how
+        often text then lacks one: text that was counted lacks none of its own words, and what the
+        model expects is too little by a factor of ten (benchmarks/vocabulary.md). The price of the
+        n-th token to go is that frequency, as an ascending curve, times what `cost_of_pieces`
+        measures on the other half.
         Source: held-out estimates of rare words, Jelinek & Mercer 1985; the curve, Grenander 1956.
         """
         model, table = language_model.model, TokenTable(language_model.tokenizer)
         always = table.always() | table.needed(self.words, self.scripts, needed_tokens(model))
-        halves = tokens.chunk(2) if len(tokens) > 1 else [tokens, tokens]
-        expected = [expected_counts(language_model, half[: _EXPECTED // 2]) for half in halves]
+        tokens = windows.tokens
+        read = tokens.chunk(2) if len(tokens) > 1 else [tokens, tokens]
+        expected = [expected_counts(language_model, half) for half in read]
         total = torch.stack(expected).sum(0)
+        halves = occurrences(windows, len(total))
 
-        def in_order(windows: Tensor, counts: Tensor) -> Tensor:
-            order = table.in_order(windows, counts)
-            free = [number for number in order if number not in always]
+        def in_order(shares: Tensor) -> Tensor:
+            free = [number for number in table.in_order(shares) if number not in always]
             return torch.tensor(free, dtype=torch.int64)
 
         occurs = torch.zeros(len(table.names.keys() - always), dtype=torch.float64)
-        for half, counts, other in zip(halves, expected, halves[::-1], strict=True):
-            found = torch.bincount(other.flatten(), minlength=len(counts)).double()
-            occurs += found[in_order(half, counts)] / tokens.numel()
+        for half, counts, other in zip(halves, expected, halves.flip(0), strict=True):
+            occurs += other[in_order(_shares(half, counts))] / 2
         # Not of no tokens, where all must stay.
         curve = occurs
         if len(occurs):
             curve = torch.from_numpy(isotonic_regression(occurs.flip(0).numpy()).x)
-        shares = table.shares(tokens, total)[in_order(tokens, total)].flip(0)
-        first = in_order(halves[0], expected[0]).tolist()
+        shares = _shares(halves.mean(0), total)
+        shares = shares[in_order(shares)].flip(0)
+        first = in_order(_shares(halves[0], expected[0])).tolist()
         stay = table.choose(first, self.rows(model) // 2, always)
-        cost = cost_of_pieces(language_model, halves[1][:_PIECES], stay, table.cut(stay))
+        cost = cost_of_pieces(language_model, read[1][:_PIECES], stay, table.cut(stay))
         prices = cost * torch.maximum(curve, shares)
         return replace(self, expected=total), Good(
             prices, self.each(model), 1, min(_LOT, max(1, len(prices) // 64))
@@ -247,6 +250,23 @@ class Vocabulary(Cut):
 
     def __str__(self) -> str:
         return f"{100 * self.sparsity:.4g}% of the tokens"
+
+
+def occurrences(windows: Windows, rows: int) -> Tensor:
+    """Each token's share of the two halves of the text behind `windows`: (2, rows) float64.
+
+    A source counts by its share of the windows, however long it is.
+    """
+    shares = torch.zeros(2, rows, dtype=torch.float64)
+    for share, stream in windows.streams():
+        for half, tokens in zip(shares, stream.tensor_split(2), strict=True):
+            half += share * torch.bincount(tokens, minlength=rows) / max(1, len(tokens))
+    return shares
+
+
+def _shares(occurs: Tensor, expected: Tensor) -> Tensor:
+    """The mean of each token's share of text and of what the model expects: (rows,) float64."""
+    return (occurs / occurs.sum() + expected / expected.sum()) / 2
 
 
 @torch.no_grad()

@@ -29,7 +29,8 @@ class Windows:
     that a model wrote (sampled) or that are of several `sources` (mixed). seed: None for
     consecutive windows. written: what text that a model wrote is like. text_bytes: bytes of UTF-8
     text behind the tokens of consecutive windows that a model predicts; None where the tokenizer
-    does not tell. start: what every window begins with, by `start_of`.
+    does not tell. start: what every window begins with, by `start_of`. stream: the tokens that
+    random windows were cut from.
     """
 
     tokens: torch.Tensor
@@ -43,6 +44,7 @@ class Windows:
     written: Mapping[str, Any] = field(default_factory=dict)
     text_bytes: int | None = None
     start: tuple[int, ...] = ()
+    stream: torch.Tensor | None = field(default=None, repr=False)
 
     @property
     def seqlen(self) -> int:
@@ -56,6 +58,20 @@ class Windows:
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
+
+    def streams(self) -> list[tuple[float, torch.Tensor]]:
+        """The text behind the windows: for each source its share of them, and all its tokens.
+
+        Of text that a model wrote there is no more than the windows.
+        """
+        if not self.sources:
+            return [(1.0, self.tokens.flatten() if self.stream is None else self.stream)]
+        windows = sum(map(len, self.sources))
+        return [
+            (len(source) / windows * share, stream)
+            for source in self.sources
+            for share, stream in source.streams()
+        ]
 
     def describe(self) -> dict[str, Any]:
         """The provenance of the windows, ready for JSON."""
@@ -127,7 +143,8 @@ def random_windows(
     generator = torch.Generator().manual_seed(seed)
     starts = torch.randperm(offsets, generator=generator)[:windows] * step
     tokens = begun(stream[starts[:, None] + torch.arange(length)], start)
-    return Windows(tokens, *_origin(corpus, start, tokenizer, stream), "random", seed, start=start)
+    origin = _origin(corpus, start, tokenizer, stream)
+    return Windows(tokens, *origin, "random", seed, start=start, stream=stream)
 
 
 def consecutive_windows(
