@@ -12,8 +12,6 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.pruning.prune import plan, prune
 from pruner_zero.pruning.token_list import list_tokens, read_list, shares, write_list
-from pruner_zero.settings.prune_settings import PruneSettings
-from pruner_zero.settings.read_settings import read_settings
 from pruner_zero.structure.vocabulary import Vocabulary, expected_counts
 from tests.cli.conftest import Cli, cli, tree
 from tests.full_disk import full_disk
@@ -186,12 +184,6 @@ def test_prune_and_plan_name_the_function(llama_folder: Path, tmp_path: Path) ->
     for function in (prune, plan):
         with pytest.raises(PrunerZeroError, match="or call list_tokens"):
             function(llama_folder, structure="vocabulary", tokens=90, list=tmp_path / "draft.bin")
-
-
-def test_all_windows_behind_a_list_are_read_by_the_model() -> None:
-    given = {"model": "m", "structure": "vocabulary", "tokens": 9, "calibration": "c4"}
-    assert read_settings(PruneSettings, given).shape(24 * 1024) == (4000, 256)
-    assert read_settings(PruneSettings, {**given, "list": "f"}).shape(24 * 1024) == (96, 256)
 
 
 @pytest.mark.fault("the disk is full, read-only or a mount point at a known write")

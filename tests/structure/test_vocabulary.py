@@ -1,5 +1,6 @@
 """A smaller vocabulary: the model gives the kept tokens the same logits, and loads anywhere."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from pruner_zero.pruning.prune import prune
 from pruner_zero.recovery.recover import recover
 from pruner_zero.structure.named_tokens import needed_tokens
 from pruner_zero.structure.tokens import TokenTable
-from pruner_zero.structure.vocabulary import Vocabulary, expected_counts
+from pruner_zero.structure.vocabulary import Vocabulary, expected_counts, occurrences
+from pruner_zero.text.token_windows import mix_windows
 from tests.structure.test_tokens import TEXT, byte_fallback, byte_level
 from tests.tiny_models import windows_of
 
@@ -188,6 +190,14 @@ def test_the_price_of_a_token_is_how_often_text_lacks_it_that_was_not_counted() 
     assert ratio.max() / ratio.min() == pytest.approx(1, rel=1e-6)
     assert cut.expected is not None
     torch.testing.assert_close(cut.expected, expected_counts(dense, windows))
+
+
+def test_each_half_of_a_text_counts_by_the_share_of_its_windows_however_long_it_is() -> None:
+    long = replace(windows_of(torch.zeros(3, 4, dtype=torch.int64)), stream=torch.tensor([1] * 50 + [2] * 50))
+    short = windows_of(torch.tensor([[3, 3, 3, 4]]))
+    halves = occurrences(mix_windows([long, short]), 6)
+    expected = [[0, 0.75, 0, 0.25, 0, 0], [0, 0, 0.75, 0.125, 0.125, 0]]
+    assert halves.tolist() == expected
 
 
 def test_nothing_is_on_offer_where_all_tokens_must_stay() -> None:

@@ -143,3 +143,16 @@ def test_every_beginning_has_about_the_shares_of_the_whole(counts: list[int]) ->
         share = count / len(mixed)
         here = (mixed.tokens[:, 0] == index).cumsum(0)
         assert ((here - lengths * share).abs() <= 0.5 + share * len(counts) / 2 + 1e-5).all()
+
+
+def test_the_text_behind_windows_is_all_of_a_corpus_and_no_more_than_what_a_model_wrote() -> None:
+    corpus = Corpus("long", "one two three four five " * 9)
+    drawn = random_windows(corpus, tiny_tokenizer(), 3, 8, seed=0)
+    whole = tiny_tokenizer()(corpus.text, add_special_tokens=False)["input_ids"]
+    written = Windows(torch.arange(8).view(1, 8), "self", None, "none", None, "sampled")
+    mixed = mix_windows([drawn, written])
+    for windows in (mixed, replace(mixed, tokens=mixed.tokens[:2])):
+        (first, stream), (second, own) = windows.streams()
+        assert (first, second) == (0.75, 0.25)
+        assert stream.tolist() == whole
+        assert own.tolist() == list(range(8))
