@@ -178,7 +178,9 @@ def test_blocks_differ_where_that_was_tried_and_are_equal_elsewhere(
         torch.testing.assert_close(loaded, model(windows).logits, atol=1e-5, rtol=1e-5)
 
 
-def test_a_family_without_channels_and_heads_is_refused(prose: str) -> None:
+def test_a_family_without_enough_channels_and_heads_is_refused(prose: str) -> None:
+    with pytest.raises(PrunerZeroError, match=r"vocabulary \(experts go by --structure experts\)"):
+        pruned("mixtral", prose, parameters=0.3)
     with pytest.raises(PrunerZeroError, match="phi3 family has no channels and heads"):
         pruned("phi3", prose, parameters=0.9)
 

@@ -193,7 +193,8 @@ def test_the_price_of_a_token_is_how_often_text_lacks_it_that_was_not_counted() 
 
 
 def test_each_half_of_a_text_counts_by_the_share_of_its_windows_however_long_it_is() -> None:
-    long = replace(windows_of(torch.zeros(3, 4, dtype=torch.int64)), stream=torch.tensor([1] * 50 + [2] * 50))
+    zeros, stream = torch.zeros(3, 4, dtype=torch.int64), torch.tensor([1] * 50 + [2] * 50)
+    long = replace(windows_of(zeros), stream=stream)
     short = windows_of(torch.tensor([[3, 3, 3, 4]]))
     halves = occurrences(mix_windows([long, short]), 6)
     expected = [[0, 0.75, 0, 0.25, 0, 0], [0, 0, 0.75, 0.125, 0.125, 0]]

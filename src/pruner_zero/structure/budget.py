@@ -16,6 +16,7 @@ from pruner_zero.models.couplings import COUNTS, Coupling, find_couplings
 from pruner_zero.models.gguf_source import GgufSource, check_may_differ
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.matrices import size_of
+from pruner_zero.structure.experts import has_experts
 from pruner_zero.structure.removal import most_parameters, without_weights
 from pruner_zero.structure.selling import Good, sell
 from pruner_zero.structure.units import WORDS, CoupledUnits, totals_of
@@ -74,7 +75,8 @@ class Budget(CoupledUnits):
         if not couplings:
             raise PrunerZeroError(
                 f"the {model.config.model_type} family has no channels and heads that could "
-                "compete: choose --structure vocabulary or blocks"
+                "compete: choose --structure vocabulary"
+                f"{', experts' * has_experts(model)} or blocks"
             )
         whole = (coupling.count for coupling in couplings)
         fitted = replace(
@@ -95,7 +97,7 @@ class Budget(CoupledUnits):
         if vocabulary:
             free += vocabulary.each(model) * (vocabulary.rows(model) - 1)
         reachable = dense - free, dense - least
-        most = most_parameters(model, self.parameters, reachable, " and ".join(kinds))
+        most = most_parameters(model, self.parameters, reachable, fitted._words(model))
         return replace(fitted, sparsity=1 - most / dense)
 
     def decide(
@@ -119,7 +121,7 @@ class Budget(CoupledUnits):
         if dense - most > free:
             raise PrunerZeroError(
                 f"--parameters {most:,} of {dense:,} cannot be reached by removing "
-                f"{' and '.join(self.kinds)}: choose --parameters {dense - free}, or more"
+                f"{self._words(model)}: choose --parameters {dense - free}, or more"
             )
         gone, price = sell(goods, dense - most)
         number = {name: at for at, group in enumerate(self._groups()) for name in group}
@@ -131,6 +133,11 @@ class Budget(CoupledUnits):
             cut = replace(vocabulary, tokens=stay).decide(language_model, windows, {})
             smaller = replace(smaller, vocabulary=cut, kept_tokens=cut.kept_tokens)
         return replace(smaller, sparsity=1 - smaller.size(model)[0] / dense)
+
+    def _words(self, model: PreTrainedModel) -> str:
+        """The kinds of units, for a message."""
+        others = " (experts go by --structure experts)" * has_experts(model)
+        return " and ".join(self.kinds) + others
 
     def _groups(self) -> list[list[Coupling]]:
         """The couplings of which the same number of units goes."""

@@ -63,6 +63,11 @@ class Mixtures:
     blocks: tuple[Mixture, ...]
 
 
+def has_experts(model: PreTrainedModel) -> bool:
+    """Whether the configuration of `model` has a number of experts."""
+    return any(isinstance(getattr(model.config, field, None), int) for field in _COUNTS)
+
+
 def find_mixtures(model: PreTrainedModel) -> Mixtures:
     """The mixtures of `model`.
 
