@@ -92,5 +92,5 @@ def metric_of_units(structure: str | None, widths: Widths) -> str:
 
 def default_of_units(matrices: Sequence[Matrix], said: Recipe) -> Recipe:
     """The recipe `said`, and what follows where channels and heads go (benchmarks/smaller.md)."""
-    steps, tokens = (60, 4 * TOKENS) if is_wide(matrices) else (DISTILL, 2 * TOKENS)
-    return replace(said, text=Text(tokens, seqlen=256), reconstruct=2, distill=steps)
+    steps = 60 if is_wide(matrices) else 3 * DISTILL
+    return replace(said, text=Text(4 * TOKENS, seqlen=256), reconstruct=1, distill=steps)
