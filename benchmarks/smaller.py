@@ -22,9 +22,23 @@ ROWS: Mapping[str, Mapping[str, str]] = {
         "quarter-equal": "the same, `--widths equal --metric wanda --windows 192`",
         "quarter-all": "all kinds, `--parameters 114.6M --reconstruct 0 --distill 0`",
         "three-quarters": "all kinds, `--parameters 0.75`",
-        "named": "all kinds and three texts, `--parameters 100M`",
-        "named-cut": "the same, `--reconstruct 0 --distill 0`",
-        "now-cut": "the same, first tokens counted in prices",
+        "three-texts-512": "`--parameters 100M`, twice its own text, 512 windows, 160 steps",
+        "three-texts-384": "`--parameters 100M`, three texts, 384 windows, 120 steps",
+        "three-texts-192": "the same, 192 windows, two passes, 40 steps",
+        "equal-384": "as three texts, 384 windows, `--widths equal`",
+    },
+    "smollm2-135m-as-cut": {
+        "dense": "dense, 134.5 M parameters",
+        "all": "all kinds, `--parameters 100M`",
+        "equal": "the same, `--widths equal`",
+        "channels": "the same, `--structure channels`",
+        "wanda-sp": "`--structure channels --metric 'sqrt(W * X)'`, equal widths",
+        "flap": "channels and heads by FLAP's rule",
+        "blocks": "`--structure blocks`: whole blocks by block influence",
+    },
+    "qwen2.5-coder-1.5b": {
+        "dense": "dense, 1777.1 M parameters",
+        "three-quarters": "`--parameters 0.75`, three texts, 192 windows, two passes, 30 steps",
     },
 }
 
