@@ -26,8 +26,8 @@ from pruner_zero.text.scripts import tokens_outside
 from pruner_zero.text.token_windows import Windows
 from pruner_zero.text.translation import Translation
 
-# The windows on which tokens and their pieces are compared.
-_PIECES = 32
+# The windows that the model reads, and those of them on which tokens and pieces are compared.
+_READ, _PIECES = 192, 32
 # The most tokens that a budget removes together.
 _LOT = 64
 # What the pieces of a removed token cost more, in nats, where the text has no such token
@@ -122,7 +122,7 @@ class Vocabulary(Cut):
             )
         expected = self.expected
         if expected is None:
-            expected = expected_counts(language_model, windows.tokens)
+            expected = expected_counts(language_model, windows.tokens[:_READ])
         stay = table.choose(table.in_order(_shares(occurs, expected)), size, always)
         share = 1 - len(stay) / rows
         return replace(
@@ -154,7 +154,7 @@ class Vocabulary(Cut):
         """
         model, table = language_model.model, TokenTable(language_model.tokenizer)
         always = table.always() | table.needed(self.words, self.scripts, needed_tokens(model))
-        tokens = windows.tokens
+        tokens = windows.tokens[:_READ]
         read = tokens.chunk(2) if len(tokens) > 1 else [tokens, tokens]
         expected = [expected_counts(language_model, half) for half in read]
         total = torch.stack(expected).sum(0)
