@@ -154,8 +154,11 @@ class Vocabulary(Cut):
         """
         model, table = language_model.model, TokenTable(language_model.tokenizer)
         always = table.always() | table.needed(self.words, self.scripts, needed_tokens(model))
-        tokens = windows.tokens[:_READ]
-        read = tokens.chunk(2) if len(tokens) > 1 else [tokens, tokens]
+        tokens = windows.tokens
+        # Of the same halves as the text that a model wrote, which is no more than the windows.
+        read = [
+            half[: _READ // 2] for half in (tokens.chunk(2) if len(tokens) > 1 else [tokens] * 2)
+        ]
         expected = [expected_counts(language_model, half) for half in read]
         total = torch.stack(expected).sum(0)
         halves = occurrences(windows, len(total))
