@@ -156,9 +156,8 @@ class Vocabulary(Cut):
         always = table.always() | table.needed(self.words, self.scripts, needed_tokens(model))
         tokens = windows.tokens
         # Of the same halves as the text that a model wrote, which is no more than the windows.
-        read = [
-            half[: _READ // 2] for half in (tokens.chunk(2) if len(tokens) > 1 else [tokens] * 2)
-        ]
+        parts = tokens.chunk(2) if len(tokens) > 1 else (tokens, tokens)
+        read = [part[: _READ // 2] for part in parts]
         expected = [expected_counts(language_model, half) for half in read]
         total = torch.stack(expected).sum(0)
         halves = occurrences(windows, len(total))
