@@ -12,6 +12,7 @@ from pruner_zero.pruning.default import default
 from pruner_zero.pruning.estimate import Estimate, estimate
 from pruner_zero.pruning.prune import plan
 from pruner_zero.pruning.recipe import Recipe, Text
+from pruner_zero.structure.vocabulary import Vocabulary
 from tests.conftest import save_sharded
 from tests.pruning.conftest import language_model, recipe_of
 from tests.tiny import fingerprint
@@ -58,6 +59,7 @@ def test_every_part_of_a_recipe_takes_time() -> None:
     assert seconds(whole, writes=True) > seconds(whole)
     assert seconds(whole) > seconds(replace(whole, masks=whole.entries[1]))
     assert seconds(replace(whole, text=Text(128, 16))) > seconds(whole)
+    assert seconds(replace(whole, cut=Vocabulary(0.5))) > seconds(whole)
     assert seconds(replace(recipe_of("magnitude"), text=None)) == 0
 
 

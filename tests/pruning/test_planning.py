@@ -62,7 +62,7 @@ def shape(recipe: Recipe) -> tuple[int, int] | None:
         ({"calibration": "self", **WANDA}, 96, 256),
         ({"calibration": "self", **WANDA, "seqlen": 256}, 96, 256),
         ({"mode": "one-shot"}, 96, 256),
-        (CHANNELS, 192, 256),
+        (CHANNELS, 384, 256),
         (PYDOC, 48, 1024),
         ({**PYDOC, "seqlen": 1024}, 48, 1024),
         ({**PYDOC, **WANDA}, 24, 1024),
@@ -70,10 +70,10 @@ def shape(recipe: Recipe) -> tuple[int, int] | None:
         ({**PYDOC, **WANDA, "seqlen": 256}, 96, 256),
         ({**PYDOC, **WANDA, "race": True}, 48, 1024),
         ({"calibration": {"builtin:pydoc": 1.0, "self": 1.0}}, 48, 1024),
-        ({**TOKENS, **PYDOC}, 4000, 256),
-        ({**TOKENS, **PYDOC, "seqlen": 256}, 4000, 256),
-        ({**TOKENS, **PYDOC, "seqlen": 512}, 2000, 512),
-        (TOKENS, 96, 256),
+        ({**TOKENS, **PYDOC}, 192, 256),
+        ({**TOKENS, **PYDOC, "seqlen": 256}, 192, 256),
+        ({**TOKENS, **PYDOC, "seqlen": 512}, 96, 512),
+        (TOKENS, 192, 256),
     ],
     ids=str,
 )
@@ -179,15 +179,15 @@ def test_equal_widths_have_metrics_that_compare_units_of_a_block(
     asked = {"structure": structure, "sparsity": 0.5, "widths": "equal"}
     recipe = plan_recipe(*read_recipe("some", None, None, None, asked), language_model("llama"))
     assert str(recipe.metric and recipe.metric.expression) == chooser
-    assert after(recipe) == (2, 40, ("exact",))
+    assert after(recipe) == (1, 120, ("exact",))
 
 
 @pytest.mark.parametrize(
     ("structure", "chooser", "family", "follows"),
     [
-        ("channels", FISHER, "llama", (2, 40, ("exact",))),
-        ("channels,heads", FISHER, "llama", (2, 40, ("exact",))),
-        (None, FISHER, "llama", (2, 40, ("exact",))),
+        ("channels", FISHER, "llama", (1, 120, ("exact",))),
+        ("channels,heads", FISHER, "llama", (1, 120, ("exact",))),
+        (None, FISHER, "llama", (1, 120, ("exact",))),
         ("experts", None, "mixtral", NO_MORE),
         ("blocks", None, "llama", NO_MORE),
         ("vocabulary", None, "llama", NO_MORE),
@@ -217,7 +217,7 @@ def test_a_found_metric_has_all_that_follows_the_masks_of_the_default(found: str
     assert (after(recipe), shape(recipe)) == ((4, 40, ()), (192, 256))
     assert entries(planned(found, race=True)) == [("W * G", GLOBAL), *SMALL]
     assert entries(planned(found, pattern="2:4")) == [("W * G", "2:4")]
-    assert after(planned(found, **CHANNELS)) == (2, 40, ("exact",))
+    assert after(planned(found, **CHANNELS)) == (1, 120, ("exact",))
 
 
 @pytest.mark.parametrize(

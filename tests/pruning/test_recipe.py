@@ -64,11 +64,11 @@ SMALL = [
         (
             {"structure": "channels", "multiple_of": 8, "calibration": {"a.txt": 1.0, "self": 2.0}},
             [
-                "48 windows of 1024 tokens of a.txt, self",
+                "96 windows of 1024 tokens of a.txt, self",
                 "removed: 19.4% of the parameters, of channels, by sqrt(F) * column_normalize(W)",
                 LEAST_SQUARES,
-                PASSES.format(2),
-                STEPS.format(40),
+                PASSES.format(1).replace("passes", "pass"),
+                STEPS.format(120),
             ],
         ),
         (
@@ -83,14 +83,14 @@ SMALL = [
         (
             {"structure": "vocabulary", "tokens": 200, "calibration": "builtin:pydoc"},
             [
-                "4000 windows of 256 tokens of builtin:pydoc",
+                "192 windows of 256 tokens of builtin:pydoc",
                 f"removed: 22.18% of the tokens, by {COUNT}",
             ],
         ),
         (
             {"structure": "vocabulary", "parameters": "0.9", "distill": 3},
             [
-                f"96 windows of 256 tokens {WRITTEN}",
+                f"192 windows of 256 tokens {WRITTEN}",
                 f"removed: vocabulary until 0.9 of the parameters are left, by {COUNT}",
                 STEPS.format(3),
             ],

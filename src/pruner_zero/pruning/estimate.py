@@ -79,6 +79,8 @@ def estimate(
         blocks = tokens // 2 if recipe.reconstruct and recipe.distill else tokens
         if writes:
             seconds += tokens / min(_TOGETHER, text.windows) * timed.drawn
+        if recipe.cut:
+            seconds += min(tokens, recipe.cut.reads * text.seqlen) * (forward + head)
         if recipe.distill:
             seconds += (tokens - blocks or tokens) * (forward + head)
             # Activations are computed again in the backward pass.

@@ -250,7 +250,7 @@ class Recipe:
         if after := describe_steps(self.steps).removeprefix(", "):
             lines.append(f"then: {after}")
         if self.reconstruct:
-            passes = f"in {self.reconstruct} passes"
+            passes = f"in {self.reconstruct} pass{'es' * (self.reconstruct > 1)}"
             lines.append(f"each block: trained {passes} towards the dense block's outputs")
         if self.distill:
             lines.append(

@@ -176,6 +176,10 @@ class Budget(CoupledUnits):
         return Good(cheapest, parameters, coupling.count % step or step, step)
 
     @property
+    def reads(self) -> int:
+        return self.vocabulary.reads if self.vocabulary else 0
+
+    @property
     def translation(self) -> Translation | None:
         return self.vocabulary.translation if self.kept_tokens and self.vocabulary else None
 

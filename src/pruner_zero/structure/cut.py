@@ -55,6 +55,11 @@ class Cut(ABC):
         return None
 
     @property
+    def reads(self) -> int:
+        """How many windows the model reads for `decide`, at the most, beside the statistics."""
+        return 0
+
+    @property
     def statistic(self) -> Kind | None:
         """The kind of statistic by which `decide` compares units; None for a metric's scores."""
         return None

@@ -67,6 +67,10 @@ class Vocabulary(Cut):
     when = "text"
 
     @property
+    def reads(self) -> int:
+        return _READ
+
+    @property
     def rule(self) -> str:
         return (
             "token count, how often tokens occur in the calibration text and how often the model "
