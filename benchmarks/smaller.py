@@ -33,7 +33,7 @@ ROWS: Mapping[str, Mapping[str, str]] = {
         "equal": "the same, `--widths equal`",
         "channels": "the same, `--structure channels`",
         "wanda-sp": "`--structure channels --metric 'sqrt(W * X)'`, equal widths",
-        "flap": "channels and heads by FLAP's rule",
+        "flap": "channels by FLAP's rule",
         "blocks": "`--structure blocks`: whole blocks by block influence",
     },
     "qwen2.5-coder-1.5b": {
