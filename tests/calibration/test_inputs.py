@@ -176,7 +176,7 @@ def test_a_wide_gram_is_exact_whatever_the_dtype_of_its_inputs(
     sums = InputSums(select(InputStatistic, ["gram"]))
     for row in rows:
         sums.add("wide", row)
-    matrix = Matrix("wide", 0, linear.weight, "wide")
+    matrix = Matrix("wide", 0, linear.get_parameter("weight"), "wide")
     gram = sums.result([matrix], len(rows))["wide"]["gram"]
     exact = rows.double().flatten(0, 1)
     torch.testing.assert_close(gram.double(), exact.T @ exact, rtol=1e-5, atol=1e-5)
