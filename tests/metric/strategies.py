@@ -47,7 +47,7 @@ def matrices(draw: st.DrawFn, least: int = 1, most: int = 6) -> dict[str, Tensor
 
 
 def terminals_of(outputs: int, inputs: int, seed: int = 0) -> dict[str, Tensor]:
-    """W, G, X, O, F, D and S of one weight matrix of shape (outputs, inputs), fp32."""
+    """W, G, X, O, F, P, D and S of one weight matrix of shape (outputs, inputs), fp32."""
     generator = torch.Generator().manual_seed(seed)
     signed = torch.randn(outputs, inputs, generator=generator)
     return {
@@ -56,6 +56,7 @@ def terminals_of(outputs: int, inputs: int, seed: int = 0) -> dict[str, Tensor]:
         "X": 0.1 + torch.rand(1, inputs, generator=generator),
         "O": 0.1 + torch.rand(outputs, 1, generator=generator),
         "F": 0.1 + torch.rand(1, inputs, generator=generator),
+        "P": 0.1 + torch.rand(1, 1, generator=generator),
         "D": 0.1 + torch.rand(1, inputs, generator=generator),
         "S": signed,
     }

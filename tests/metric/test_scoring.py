@@ -1,9 +1,11 @@
 """Evaluation equals plain torch, shares work, leaves inputs alone, and rejects with a reason."""
 
 import gc
+import math
 import pickle
 import weakref
 from collections.abc import Callable
+from statistics import NormalDist
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from pruner_zero.metric.expression import Call, Constant, Expression, Terminal
 from pruner_zero.metric.grammar import parse
-from pruner_zero.metric.operators import Operator
+from pruner_zero.metric.operators import OPERATORS, Operator
 from pruner_zero.metric.scoring import ScoreError, _zero_divisor, evaluate, evaluate_stack, score
 from tests.metric.strategies import expressions, lightly, matrices, tame, terminals_of
 
@@ -67,8 +69,12 @@ def plain(expression: Expression, tensors: dict[str, Tensor]) -> Tensor:
     return PLAIN[expression.operator.name](*operands)
 
 
+# Its ranks may differ where values differ by a rounding.
+SMOOTH = [name for name, operator in OPERATORS.items() if not operator.ranks]
+
+
 @lightly
-@given(expressions(leaves=tame), matrices())
+@given(expressions(SMOOTH, leaves=tame), matrices())
 def test_evaluation_equals_a_plain_recursion(
     expression: Expression, tensors: dict[str, Tensor]
 ) -> None:
@@ -79,6 +85,31 @@ def test_evaluation_equals_a_plain_recursion(
     assert result.dtype == torch.float32
     assert result.is_contiguous()
     assert all(torch.equal(tensors[name], before[name]) for name in before)
+
+
+def quantiles(row: Tensor) -> Tensor:
+    values, normal = row.tolist(), NormalDist()
+    # Those without a value come last.
+    known = [math.inf if math.isnan(value) else value for value in values]
+    columns = sorted(range(len(values)), key=lambda column: (known[column], column))
+    levels = {column: (rank + 0.5) / len(values) for rank, column in enumerate(columns)}
+    return torch.tensor(
+        [
+            math.nan if math.isnan(value) else normal.inv_cdf((1 + levels[column]) / 2)
+            for column, value in enumerate(values)
+        ]
+    )
+
+
+@lightly
+@given(matrices())
+def test_a_row_quantile_is_that_of_a_plain_sort(tensors: dict[str, Tensor]) -> None:
+    x = (3 * tensors["S"]).round() / 3
+    for of in (x, torch.where(x == 0, torch.nan, x), torch.ones_like(x)):
+        expected = torch.stack([quantiles(row) for row in of])
+        torch.testing.assert_close(
+            evaluate(parse("row_quantile(S)"), {"S": of}), expected, equal_nan=True
+        )
 
 
 def test_a_constant_beyond_fp32_is_infinite() -> None:
@@ -136,7 +167,7 @@ def test_the_largest_expression_is_cheap_when_it_repeats_itself() -> None:
 @pytest.mark.parametrize(
     ("text", "change", "reason"),
     [
-        ("W * D + S", {"D": None, "S": None}, "missing terminals: D, S (given: F, G, O, W, X)"),
+        ("W * D + S", {"D": None, "S": None}, "missing terminals: D, S (given: F, G, O, P, W, X)"),
         ("W * X", {"X": (4,)}, "X has shape (4,), not (1, 4) beside a matrix (3, 4)"),
         ("W * G", {"G": (4, 3)}, "G has shape (4, 3), not (3, 4) beside a matrix (3, 4)"),
         ("W", {"W": (4,)}, "W has shape (4,), not two dimensions (out, in)"),

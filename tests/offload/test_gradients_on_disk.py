@@ -21,7 +21,7 @@ from tests.offload.test_model import every_architecture_and_some_in_bfloat16
 from tests.text.refusals import refusal
 from tests.tiny import FOX, tiny_tokenizer
 
-KINDS: tuple[Kind, ...] = ("G", "X", "O", "F", "matrix_price", "block_price", "gram")
+KINDS: tuple[Kind, ...] = ("G", "X", "O", "F", "P", "matrix_price", "block_price", "gram")
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +95,7 @@ def test_one_block_is_in_memory_forward_and_backward(windows: Windows, tmp_path:
         *((("G",), stop_at) for stop_at in range(1, 6)),
         (("O",), 4),
         (("F",), 4),
+        (("P",), 6),
         *((("X", "gram"), stop_at) for stop_at in range(1, 4)),
     ],
 )

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from pruner_zero.cache import cache_key, filling, use
-from pruner_zero.calibration.gradients import collect_gradients
+from pruner_zero.calibration.gradients import check_gradients, collect_gradients
 from pruner_zero.calibration.statistics import (
     ForwardStatistic,
     GradientStatistic,
     Kind,
+    MaskPriceStatistic,
     MatrixStatistics,
     select,
 )
@@ -214,11 +215,14 @@ def calibrate(
     if all(store.has(kind) for kind in wanted):
         return
     with filling(store.folder):
-        missing = {kind for kind in wanted if not store.has(kind)}
+        needed = wanted | ({"X"} if select(MaskPriceStatistic, wanted) else set())
+        missing = {kind for kind in needed if not store.has(kind)}
         if select(GradientStatistic, missing):
-            _backward(language_model, windows.tokens, missing, store)
+            check_gradients(find_matrices(language_model.model))
         if select(ForwardStatistic, missing):
             _forward(language_model, windows.tokens, missing, store)
+        if select(GradientStatistic, missing):
+            _backward(language_model, windows.tokens, missing, store)
 
 
 def _backward(
@@ -230,7 +234,11 @@ def _backward(
         return
     model = language_model.model
     matrices = find_matrices(model)
-    results = collect_gradients(model, matrices, windows, statistics)
+    norms: dict[str, Tensor] = {}
+    if select(MaskPriceStatistic, statistics):
+        for block in range(len(find_blocks(model))):
+            norms |= store.read("X", block)
+    results = collect_gradients(model, matrices, windows, statistics, norms=norms)
     digests: Digests = {kind: {} for kind in statistics}
     for block in range(len(find_blocks(model))):
         names = [matrix.name for matrix in matrices if matrix.block == block]

@@ -3,17 +3,20 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pruner_zero.calibration.inputs import check_observed, products_observed, split_products
+from pruner_zero.calibration.pilot import PilotSums
 from pruner_zero.calibration.prices import PriceSums
 from pruner_zero.calibration.statistics import (
     GRADIENT_SCALE,
     GradientStatistic,
     Kind,
+    MaskPriceStatistic,
     MatrixStatistics,
     OutputGradientStatistic,
     PriceStatistic,
@@ -35,21 +38,22 @@ def collect_gradients(
     windows: Tensor,
     kinds: Iterable[Kind] = ("G",),
     *,
+    norms: Mapping[str, Tensor] = MappingProxyType({}),
     seed: int = 0,
 ) -> dict[str, MatrixStatistics]:
     """Statistics of the gradients over `windows` (n, tokens), by matrix name.
 
     Kinds of the same loss take one backward pass. Weights have a gradient only where a kind needs
-    it. seed: of labels that the model draws. Raises PrunerZeroError as `check_gradients`, on a
-    gradient that is not finite, and where inputs or outputs of a mixture's experts cannot be
-    observed and a kind needs them.
+    it. norms: X (1, in) by matrix name, which P needs. seed: of labels that the model draws. Raises
+    PrunerZeroError as `check_gradients`, on a gradient that is not finite, and where inputs or
+    outputs of a mixture's experts cannot be observed and a kind needs them.
     """
     wanted = frozenset(kinds)
     check_gradients(matrices)
     results: dict[str, MatrixStatistics] = {matrix.name: {} for matrix in matrices}
     blocks = dict(enumerate(find_blocks(model)))
     for statistics in by_loss(wanted):
-        sums = GradientSums(matrices, statistics, head_slices(model), windows.shape[1])
+        sums = GradientSums(matrices, statistics, head_slices(model), windows.shape[1], norms)
         with sums.collecting(model, blocks):
             losses = window_losses(model, windows, statistics, seed)
             for loss in track(losses, "gradients", len(windows)):
@@ -77,7 +81,7 @@ def window_losses(
 class GradientSums:
     """Sums over windows of what a backward pass collects of `matrices`, by kind of statistic.
 
-    slices, tokens: as `PriceSums` takes them.
+    slices, tokens, norms: as `PriceSums` and `PilotSums` take them.
     """
 
     def __init__(
@@ -86,9 +90,11 @@ class GradientSums:
         kinds: Iterable[Kind],
         slices: Mapping[str, int],
         tokens: int,
+        norms: Mapping[str, Tensor],
     ) -> None:
         wanted = frozenset(kinds)
         self.matrices = matrices
+        self.pilot = PilotSums(matrices, select(MaskPriceStatistic, wanted), norms, tokens)
         self.outputs = OutputSums(matrices, select(OutputGradientStatistic, wanted))
         self.prices = PriceSums(matrices, select(PriceStatistic, wanted), slices, tokens)
         self.statistics = select(WeightGradientStatistic, wanted)
@@ -113,6 +119,7 @@ class GradientSums:
             gradients_to(receivers, module),
             self.outputs.collecting(module),
             self.prices.collecting(module, blocks),
+            self.pilot.collecting(module),
         ):
             yield
 
@@ -122,6 +129,7 @@ class GradientSums:
         Raises PrunerZeroError on NaN, and where inputs or outputs of experts were not observed.
         """
         values = self.outputs.result(windows) | self.prices.result(windows)
+        values |= self.pilot.result(windows)
         for kind, statistic in self.statistics.items():
             for total in self.sums[kind].values():
                 statistic.value(total)
@@ -151,7 +159,7 @@ def check_gradients(matrices: Sequence[Matrix]) -> None:
     if any(matrix.parameter.dtype == torch.float16 for matrix in matrices):
         raise PrunerZeroError(
             "gradients in float16 vanish: choose --dtype bfloat16 or float32, "
-            "or a metric without G, O and F"
+            "or a metric without G, O, F and P"
         )
 
 

@@ -134,6 +134,20 @@ class BlockPriceStatistic(PriceStatistic):
     """The price of what a decoder block adds to its input, (1, 1), the same for its matrices."""
 
 
+class MaskPriceStatistic(GradientStatistic):
+    """The price of zeros in a matrix, in nats per token and weight, (1, 1), by a pilot mask.
+
+    Half of the square of the mean over tokens of |s|, over the number of weights: s is d · y, y
+    what the output lacks without the half of each row that has the lowest |W|·X, d the gradient of
+    the loss there. The mean of s² is the Fisher price of that half; the square of the mean of |s|
+    follows single tokens less and gives better shares, and labels of the text are level with labels
+    that the model draws (benchmarks/why.md).
+    Source: Taylor expansions of the loss (Molchanov et al. 2019, 1906.10771) and Fisher pruning
+    (Theis et al. 2018, 1801.05787) take single weights or units; here all zeros of a matrix go
+    together.
+    """
+
+
 def _add_squares(total: Tensor, gradients: Tensor) -> Tensor:
     total[0] += gradients.square().sum(0)
     total[1] += len(gradients)
@@ -195,6 +209,8 @@ STATISTICS: Mapping[Kind, ForwardStatistic | GradientStatistic] = MappingProxyTy
         # outputs, of attention or an MLP at theirs.
         "matrix_price": InputPriceStatistic(whole=True),
         "block_price": BlockPriceStatistic(),
+        # It needs X, of the same windows.
+        "P": MaskPriceStatistic(),
         # (in, in), `2·XᵀX / windows`, SparseGPT's Hessian (2301.00774).
         "gram": InputStatistic(
             shape=lambda width: (width, width),

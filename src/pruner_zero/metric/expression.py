@@ -67,6 +67,14 @@ TERMINALS: Mapping[str, Statistic] = MappingProxyType(
             cost=2,
             collected="F",
         ),
+        "P": Statistic(
+            Shape.SCALAR,
+            "price of zeros in the matrix, in nats per token and weight: half of the square of the "
+            "mean over tokens of |d · y|, y what the output lacks without the half of each row that "
+            "has the lowest W * X, d the gradient of the loss there",
+            cost=2,
+            collected="P",
+        ),
         "D": Statistic(
             Shape.ROW,
             "diagonal U_jj of the upper Cholesky factor of the inverse of the damped Hessian "

@@ -19,6 +19,7 @@ from pruner_zero.calibration.gradients import GradientSums, check_gradients, win
 from pruner_zero.calibration.statistics import (
     GradientStatistic,
     Kind,
+    MaskPriceStatistic,
     OutputGradientStatistic,
     PriceStatistic,
     select,
@@ -73,6 +74,7 @@ class OffloadedGradients:
         observed = [
             *select(OutputGradientStatistic, self.statistics),
             *select(PriceStatistic, self.statistics),
+            *select(MaskPriceStatistic, self.statistics),
         ]
         with experts_one_by_one(model) if observed else nullcontext():
             walk = Walk(self.language_model, self.windows)
@@ -125,7 +127,9 @@ class OffloadedGradients:
         with self.language_model.block(index) as block, ExitStack() as stack:
             # The sums are made here because only now are the parameters on their device.
             tokens = self.windows.shape[1]
-            sums = GradientSums(matrices, self.statistics, self.slices, tokens)
+            pilot = select(MaskPriceStatistic, self.statistics)
+            norms = self.store.read("X", index) if pilot else {}
+            sums = GradientSums(matrices, self.statistics, self.slices, tokens, norms)
             stack.enter_context(sums.collecting(block, {index: block}))
             for hidden, gradient, arguments in zip(
                 inputs, incoming, stream.arguments[index], strict=True

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
+import numpy as np
 import torch
 from scipy.optimize import isotonic_regression
 from tokenizers import Tokenizer
@@ -28,6 +29,8 @@ from pruner_zero.text.translation import Translation
 
 # The windows that the model reads, and those of them on which tokens and pieces are compared.
 _READ, _PIECES = 192, 32
+# The parts of the tokens that stay where that is measured: fewer tokens make smaller pieces.
+_PARTS = 2, 4, 8
 # The most tokens that a budget removes together.
 _LOT = 64
 # What the pieces of a removed token cost more, in nats, where the text has no such token
@@ -153,7 +156,7 @@ class Vocabulary(Cut):
         often text then lacks one: text that was counted lacks none of its own words, and what the
         model expects is too little by a factor of ten (benchmarks/vocabulary.md). The price of the
         n-th token to go is that frequency, as an ascending curve, times what `cost_of_pieces`
-        measures on the other half.
+        measures on the other half, where a half, a quarter and an eighth of the tokens stay.
         Source: held-out estimates of rare words, Jelinek & Mercer 1985; the curve, Grenander 1956.
         """
         model, table = language_model.model, TokenTable(language_model.tokenizer)
@@ -180,9 +183,14 @@ class Vocabulary(Cut):
         shares = _shares(halves.mean(0), total)
         shares = shares[in_order(shares)].flip(0)
         first = in_order(_shares(halves[0], expected[0])).tolist()
-        stay = table.choose(first, self.rows(model) // 2, always)
-        cost = cost_of_pieces(language_model, read[1][:_PIECES], stay, table.cut(stay))
-        prices = cost * torch.maximum(curve, shares)
+        rows, costs = self.rows(model), []
+        for part in _PARTS:
+            stay = table.choose(first, max(rows // part, len(always)), always)
+            window = read[1][:_PIECES]
+            costs.append(cost_of_pieces(language_model, window, stay, table.cut(stay)))
+        removed = [rows - rows // part for part in _PARTS]
+        cost = torch.from_numpy(np.interp(range(len(curve)), removed, costs))
+        prices = cost.cummax(0).values * torch.maximum(curve, shares)
         return replace(self, expected=total), Good(
             prices, self.each(model), 1, min(_LOT, max(1, len(prices) // 64))
         )

@@ -31,9 +31,9 @@ def canonical(expression: Expression, scope: Group) -> Expression:
 
     That holds in exact arithmetic and for finite scores. Unequal forms can give equal masks as
     well, such as W * X + W * G and W * (X + G). N:M patterns compare within rows. In scope row the
-    form has no factor O: it is the same for all weights of a row, and where it is zero, the scores
-    are all equal. In scope unit, where squared scores are summed over columns, the form only drops
-    positive numbers as factors.
+    form has no factor O, and within a matrix none P: all weights of a group share it, and where it
+    is zero, the scores are all equal. In scope unit, where squared scores are summed over columns,
+    the form only drops positive numbers as factors.
 
     Products of powers and sums get one order, numbers are folded, signs and coefficients leave
     functions. Then the root loses what cannot change an order: strictly increasing functions,
@@ -50,7 +50,7 @@ def canonical(expression: Expression, scope: Group) -> Expression:
     form = expression
     try:
         for _ in range(MAX_DEPTH):
-            simpler = _without_outermost(normal(form), scope)
+            simpler = _without_outermost(normal(_ranked(form)), scope)
             if simpler == form:
                 break
             form = simpler
@@ -58,6 +58,17 @@ def canonical(expression: Expression, scope: Group) -> Expression:
         # Too deep once rewritten, or a number beyond the floats.
         pass
     return form
+
+
+def _ranked(form: Expression) -> Expression:
+    """The form without what cannot change an order inside an operator that ranks."""
+    if not isinstance(form, Call):
+        return form
+    operands = tuple(map(_ranked, form.operands))
+    if form.operator.ranks and operands[0].shape is Shape.MATRIX:
+        simpler = canonical(operands[0], "row" if form.operator.reach == "row" else "global")
+        operands = (simpler,) if simpler.shape is Shape.MATRIX else operands
+    return form if operands == form.operands else Call(form.operator, operands)
 
 
 def _without_outermost(form: Expression, scope: Group) -> Expression:
@@ -82,7 +93,7 @@ def _without_outermost(form: Expression, scope: Group) -> Expression:
         return product(sign, {core.operands[0]: 1.0})
     inner = dict[Expression, float]()
     for base, exponent in bases.items():
-        if scope == "row" and _factor_of_row(base) and exponent > 0:
+        if exponent > 0 and _is_shared(base, scope):
             continue
         if isinstance(base, Call) and base.operator.rescaling == "scale" and _reaches(base, scope):
             base = base.operands[0]
@@ -107,9 +118,10 @@ def _keeps_order(form: Call, scope: Group) -> bool:
     return _reaches(form, scope) and all(is_tame(normal(operand)) for operand in operands)
 
 
-def _factor_of_row(base: Expression) -> bool:
-    """Whether `base` is a non-negative statistic that all weights of a row share."""
-    return isinstance(base, Terminal) and base.shape is Shape.COLUMN and base.nonnegative
+def _is_shared(base: Expression, scope: Group) -> bool:
+    """Whether `base` is a non-negative statistic that all weights of a group share."""
+    shapes = {"row": (Shape.COLUMN, Shape.SCALAR), "global": ()}.get(scope, (Shape.SCALAR,))
+    return isinstance(base, Terminal) and base.shape in shapes and base.nonnegative
 
 
 def _reaches(form: Call, scope: Group) -> bool:
