@@ -70,8 +70,8 @@ TERMINALS: Mapping[str, Statistic] = MappingProxyType(
         "P": Statistic(
             Shape.SCALAR,
             "price of zeros in the matrix, in nats per token and weight: half of the square of the "
-            "mean over tokens of |d · y|, y what the output lacks without the half of each row that "
-            "has the lowest W * X, d the gradient of the loss there",
+            "mean over tokens of |d · y|, y what the output lacks without the half of each row "
+            "that has the lowest W * X, d the gradient of the loss there",
             cost=2,
             collected="P",
         ),
