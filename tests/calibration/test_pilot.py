@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from pruner_zero.calibration.gradients import collect_gradients
 from pruner_zero.calibration.pilot import PilotSums
-from pruner_zero.calibration.statistics import MaskPriceStatistic
+from pruner_zero.calibration.statistics import STATISTICS, MaskPriceStatistic
 from pruner_zero.models.matrices import Matrix, find_matrices
 from tests.calibration.reference import scaled_gradients
 from tests.calibration.test_gradients import every_architecture
@@ -99,6 +99,20 @@ def test_it_comes_with_other_statistics_of_the_same_pass() -> None:
     for name, values in together.items():
         torch.testing.assert_close(values["P"], alone[name])
         assert all(torch.equal(values[kind], others[name][kind]) for kind in others[name])
+
+
+@pytest.mark.parametrize("beside", [[], ["G"]])
+def test_it_is_of_the_first_tokens_alone(
+    beside: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, windows = tiny_model("llama"), tiny_windows(4, 10)
+    expected = prices(model, windows[:2])
+    few = {**STATISTICS, "P": MaskPriceStatistic(20)}
+    monkeypatch.setattr("pruner_zero.calibration.statistics.STATISTICS", few)
+    matrices, norms = find_matrices(model), norms_of(model)
+    collected = collect_gradients(model, matrices, windows, ["P", *beside], norms=norms)
+    for name, price in expected.items():
+        torch.testing.assert_close(collected[name]["P"], price)
 
 
 def test_float16_is_refused() -> None:

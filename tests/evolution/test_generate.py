@@ -107,6 +107,7 @@ def test_a_product_names_each_leaf_once_and_every_normalisation_occurs() -> None
         "column_normalize",
         "matrix_normalize",
         "mms",
+        "row_odds",
     }
     assert set(used) == {"mul", "power", *normalisations}
     for expression in drawn:

@@ -80,6 +80,7 @@ def test_shapes_that_can_be_made() -> None:
         Shape.MATRIX: 1,
         Shape.ROW: 1,
         Shape.COLUMN: 1,
+        Shape.SCALAR: 1,
     }
     space = SearchSpace(terminals=("W",), operators=("small", "mul"))
     assert space.least_depth == {Shape.MATRIX: 1, Shape.SCALAR: 2}

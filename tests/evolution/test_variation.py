@@ -136,11 +136,18 @@ def test_exponents_move_on_the_grid_and_stay_in_range() -> None:
 
 
 def test_terminal_changes_one_leaf_and_keeps_a_matrix() -> None:
-    assert children("terminal", "W * X") == {"G * X", "W * W", "W * G", "W * O", "O * X"}
+    assert children("terminal", "W * X") == {
+        "G * X",
+        "W * W",
+        "W * G",
+        "W * O",
+        "O * X",
+        "W * P",
+    }
 
 
 def test_neighbours_are_products_with_a_factor_less_more_or_exchanged() -> None:
-    space = SearchSpace(operators=("mul", "power", "sqrt"))
+    space = SearchSpace(terminals=("W", "G", "X", "O"), operators=("mul", "power", "sqrt"))
     forms = {canonical(form, "global") for form in neighbours(parse("W * G^0.75"), space)}
     wanted = ["W", "G", "W * X^0.75", "W * O^0.75", "W * (O * X)^0.75", "X * G^0.75"]
     wanted += ["O * G^0.75", "O * X * G^0.75", "W * G^0.75 * X^0.5", "W * G^0.75 * O^0.5"]
@@ -166,6 +173,14 @@ def test_a_product_is_one_step_from_its_relative_forms() -> None:
     further = list(map(str, neighbours(parse(forms[0]), SearchSpace())))
     assert sum(text.count("row_normalize") == 2 for text in further) == 0
     assert any("column_normalize(W * O^0.75)" in text for text in further)
+
+
+def test_a_metric_is_one_step_from_its_odds_at_a_price() -> None:
+    forms = [str(form) for form in neighbours(parse("W * X"), SearchSpace())]
+    assert "sqrt(P) * row_odds(W * X)" in forms
+    assert not any(
+        "P" in str(form) for form in neighbours(parse("W * X"), SearchSpace(terminals=("W", "X")))
+    )
 
 
 def test_neighbours_of_any_metric_are_allowed() -> None:

@@ -22,6 +22,7 @@ from pruner_zero.calibration.statistics import (
     PriceStatistic,
     WeightGradientStatistic,
     by_loss,
+    counted_windows,
     select,
 )
 from pruner_zero.errors import PrunerZeroError
@@ -53,12 +54,13 @@ def collect_gradients(
     results: dict[str, MatrixStatistics] = {matrix.name: {} for matrix in matrices}
     blocks = dict(enumerate(find_blocks(model)))
     for statistics in by_loss(wanted):
+        counted = counted_windows(statistics, windows)
         sums = GradientSums(matrices, statistics, head_slices(model), windows.shape[1], norms)
         with sums.collecting(model, blocks):
-            losses = window_losses(model, windows, statistics, seed)
-            for loss in track(losses, "gradients", len(windows)):
+            losses = window_losses(model, counted, statistics, seed)
+            for loss in track(losses, "gradients", len(counted)):
                 loss.backward()
-        for name, values in sums.result(len(windows)).items():
+        for name, values in sums.result(len(counted)).items():
             results[name] |= values
     return results
 

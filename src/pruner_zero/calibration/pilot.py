@@ -28,6 +28,8 @@ class PilotSums:
         tokens: int,
     ) -> None:
         self.statistics, self.tokens = statistics, tokens
+        # Windows that went through the model, and how many of them count.
+        self.passed, self.most = 0, max((s.windows(tokens) for s in statistics.values()), default=0)
         self.matrices = {matrix.name: matrix for matrix in (matrices if statistics else ())}
         self.norms = {name: norms[name].to(m.weight.device) for name, m in self.matrices.items()}
         # The highest score that goes, of each row.
@@ -42,6 +44,10 @@ class PilotSums:
         Gradients must be enabled within the context.
         """
         with ExitStack() as stack:
+            if not self.matrices:
+                yield
+                return
+            stack.callback(module.register_forward_pre_hook(self._next_window).remove)
             linears, products = split_products(module, [*self.matrices.values()])
             for name, part in linears:
                 hook = partial(self._enter, name)
@@ -57,12 +63,15 @@ class PilotSums:
         mixture's experts could not be observed.
         """
         check_observed([*self.matrices.values()], self.seen, "outputs", "without P")
-        prices = {}
+        prices, windows = {}, min(windows, self.most)
         for name, total in self.sums.items():
             # The loss is the mean over the tokens that follow another.
             mean = total * (self.tokens - 1) / (windows * self.tokens)
             prices[name] = (mean.square() / 2 / self.matrices[name].weight.numel()).reshape(1, 1)
         return {kind: dict(prices) for kind in self.statistics}
+
+    def _next_window(self, _module: nn.Module, _inputs: tuple[Any, ...]) -> None:
+        self.passed += 1
 
     def _scores(self, name: str) -> Tensor:
         return self.matrices[name].weight.detach().float().abs() * self.norms[name]
@@ -76,6 +85,8 @@ class PilotSums:
         names: of the matrices that the first dimension enumerates where they are several.
         """
         self.seen.update(name for name in names if name is not None)
+        if self.passed > self.most:
+            return output
         rows = inputs.detach().reshape(len(names), -1, inputs.shape[-1])
         if not output.requires_grad:
             # As in `OutputSums`: the backward pass ends here.

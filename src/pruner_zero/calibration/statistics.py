@@ -134,6 +134,7 @@ class BlockPriceStatistic(PriceStatistic):
     """The price of what a decoder block adds to its input, (1, 1), the same for its matrices."""
 
 
+@dataclass(frozen=True)
 class MaskPriceStatistic(GradientStatistic):
     """The price of zeros in a matrix, in nats per token and weight, (1, 1), by a pilot mask.
 
@@ -145,7 +146,15 @@ class MaskPriceStatistic(GradientStatistic):
     Source: Taylor expansions of the loss (Molchanov et al. 2019, 1906.10771) and Fisher pruning
     (Theis et al. 2018, 1801.05787) take single weights or units; here all zeros of a matrix go
     together.
+
+    tokens: of the first windows that hold as many; a quarter of them gives the same shares.
     """
+
+    tokens: int = 8192
+
+    def windows(self, seqlen: int) -> int:
+        """How many windows of `seqlen` tokens it is of, at most."""
+        return -(-self.tokens // seqlen)
 
 
 def _add_squares(total: Tensor, gradients: Tensor) -> Tensor:
@@ -247,6 +256,13 @@ def select(of: type[S], kinds: Iterable[Kind]) -> dict[Kind, S]:
         for kind, statistic in STATISTICS.items()
         if kind in wanted and isinstance(statistic, of)
     }
+
+
+def counted_windows(statistics: Mapping[Kind, GradientStatistic], windows: Tensor) -> Tensor:
+    """The first of `windows` (n, tokens), those that gradients are needed of."""
+    kinds = statistics.values()
+    limits = [s.windows(windows.shape[1]) for s in kinds if isinstance(s, MaskPriceStatistic)]
+    return windows[: max(limits)] if len(limits) == len(statistics) else windows
 
 
 def by_loss(kinds: Iterable[Kind]) -> list[dict[Kind, GradientStatistic]]:

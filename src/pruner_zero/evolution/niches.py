@@ -20,6 +20,7 @@ from pruner_zero.evolution.variation import (
     crossover,
     neighbours,
     plain_products,
+    priced,
     random_start,
 )
 from pruner_zero.metric.expression import Expression
@@ -85,16 +86,17 @@ class Evolution(BatchAlgorithm):
         return best_first(member for members in self.niches.values() for member in members)
 
     def start(self) -> list[Proposal]:
-        """Plain products in every scope, up to half, and random expressions, the small ones first.
+        """Up to half plain products, in every scope and `priced`, and random expressions.
 
-        The random expressions are spread evenly over the scopes.
+        The small ones come first. The random expressions are spread evenly over the scopes.
         """
-        plain = (
+        started = (
             Proposal(simplest(form, scope, self.space), scope, operation="product")
-            for form in plain_products(self.space)
+            for plain in plain_products(self.space)
             for scope in self.space.scopes
+            for form in (plain, *(priced(plain, self.space) if scope == "global" else ()))
         )
-        products = [*islice(filter(self.is_new, plain), self.settings.initial // 2)]
+        products = [*islice(filter(self.is_new, started), self.settings.initial // 2)]
         proposals = [
             proposal
             for scope, count in self._shares(self.settings.initial - len(products))

@@ -43,11 +43,12 @@ class SearchSpace(Settings):
     of operators of one family. Source: ours.
     """
 
-    terminals: tuple[str, ...] = ("W", "G", "X", "O")
+    terminals: tuple[str, ...] = ("W", "G", "X", "O", "P")
     operators: tuple[str, ...] = (
         *("mul", "add", "sub", "quotient", "div", "min", "max"),
         *("power", "sqr", "sqrt", "log", "exp", "abs", "mms", "zsn"),
         *("row_share", "column_share", "row_normalize", "column_normalize", "matrix_normalize"),
+        "row_odds",
     )
     scopes: tuple[Group, ...] = Field(("row", "block", "matrix", "global"), min_length=1)
     max_size: int = Field(23, ge=1, strict=True)

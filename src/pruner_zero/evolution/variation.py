@@ -91,6 +91,17 @@ def plain_products(space: SearchSpace) -> Iterator[Expression]:
                 yield expression
 
 
+def priced(expression: Expression, space: SearchSpace) -> list[Expression]:
+    """The odds of the scores in their rows, times the root of a statistic of the whole matrix.
+
+    The expression then says which weights of a row go, and the statistic how many.
+    """
+    if "row_odds" not in space.operators:
+        return []
+    odds = Call(OPERATORS["row_odds"], (expression,))
+    return [product(1.0, {odds: 1.0, Terminal(n): 0.5}) for n in space.leaves[Shape.SCALAR]]
+
+
 def random_start(generator: Generator, space: SearchSpace) -> Expression:
     """A `random_product`, or with equal chance a `random_expression`; the start of a search."""
     draw = random_product if generator.random() < _PRODUCTS else random_expression
@@ -108,7 +119,7 @@ def random_product(
     `random_expression` of this `depth`. Source: ours.
     """
     matrices = space.leaves[Shape.MATRIX]
-    vectors = (*space.leaves[Shape.ROW], *space.leaves[Shape.COLUMN])
+    vectors = [n for shape in Shape if shape is not Shape.MATRIX for n in space.leaves[shape]]
     for _ in range(_DRAWS if "mul" in space.operators else 0):
         first = matrices[generator.integers(len(matrices))]
         rest = [name for name in (*matrices, *vectors) if name != first]
@@ -284,11 +295,12 @@ MUTATIONS: Mapping[str, Mutation] = MappingProxyType(
 def neighbours(expression: Expression, space: SearchSpace) -> list[Expression]:
     """The products one step from `expression`: a factor less, one more, or one exchanged.
 
-    First the `_relative_factors` are added. Any other new factor is a terminal, or the product of a
-    column and a row of statistics, such as O * X, which has a value for each weight as a matrix
-    has. A new factor takes the exponent of the factor that it replaces, added to its own exponent
-    where the product has it already; an additional factor takes the exponent 0.5. An order depends
-    mostly on how much each terminal counts, so these are the smallest steps.
+    First the `_relative_factors` are added, and the `priced` forms. Any other new factor is a
+    terminal, or the product of a column and a row of statistics, such as O * X, which has a value
+    for each weight as a matrix has. A new factor takes the exponent of the factor that it replaces,
+    added to its own exponent where the product has it already; an additional factor takes the
+    exponent 0.5. An order depends mostly on how much each terminal counts, so these are the
+    smallest steps.
     """
     coefficient, bases = factors(expression)
     leaves = space.leaves
@@ -299,6 +311,7 @@ def neighbours(expression: Expression, space: SearchSpace) -> list[Expression]:
         for factor in _relative_factors(expression, space)
         if factor not in bases
     }
+    made |= dict.fromkeys(priced(expression, space))
     for base, exponent in [*bases.items(), (None, 0.5)]:
         rest = {other: power for other, power in bases.items() if other != base}
         for names in ((), *alternatives):

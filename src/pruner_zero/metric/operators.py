@@ -199,12 +199,12 @@ def _small(x: Tensor) -> Tensor:
     return (magnitude < 0.1 * magnitude.mean()).to(x.dtype).mean().reshape(1, 1)
 
 
-def _row_quantile(x: Tensor) -> Tensor:
+def _row_odds(x: Tensor) -> Tensor:
     count = x.shape[1]
-    shares = (torch.arange(count, dtype=torch.float64, device=x.device) + 0.5) / count
-    quantiles = (math.sqrt(2) * shares.erfinv()).to(x.dtype).expand(x.shape)
+    ranks = torch.arange(count, dtype=torch.float64, device=x.device) + 0.5
+    odds = (ranks / (count - ranks)).to(x.dtype).expand(x.shape)
     result = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    result.scatter_(1, _row_order(x), quantiles)
+    result.scatter_(1, _row_order(x), odds)
     return torch.where(x.isnan(), x, result)
 
 
@@ -269,8 +269,8 @@ _EXTENDED = (
              rescaling="scale"),
     Operator("matrix_normalize", 1, _normalize(None), "x / L2 norm of the matrix", reach="matrix",
              rescaling="scale"),
-    Operator("row_quantile", 1, _row_quantile,
-             "what the magnitude of a normal variable has at the rank of x in its row",
+    Operator("row_odds", 1, _row_odds,
+             "r / (1 - r) for the share r of entries below x in its row",
              reach="row", sign="nonnegative", ranks=True),
     Operator("small", 1, _small, "share of elements with |x| below a tenth of the mean |x|",
              reach="matrix", shape_rule="scalar", sign="nonnegative", degree=0, parity="even"),

@@ -22,6 +22,7 @@ from pruner_zero.calibration.statistics import (
     MaskPriceStatistic,
     OutputGradientStatistic,
     PriceStatistic,
+    counted_windows,
     select,
 )
 from pruner_zero.calibration.walk import Stream, Walk, WindowFile
@@ -54,7 +55,7 @@ class OffloadedGradients:
         store: StatisticsStore,
     ) -> None:
         self.language_model = language_model
-        self.windows = windows
+        self.windows = counted_windows(statistics, windows)
         self.statistics = statistics
         self.store = store
         self.depth = len(find_blocks(language_model.model))

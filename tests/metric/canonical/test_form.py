@@ -191,9 +191,9 @@ def test_equal_masks_per_row_are_found_and_other_masks_stay_apart() -> None:
         ("global", "3 * sqr(W) + 1", "W"),
         ("global", "W + log(2)", "W"),
         ("global", "log(W * X)", "W * X"),
-        ("global", "row_quantile(sqr(W * X) * O) * P", "row_quantile(W * X) * P"),
-        ("global", "row_quantile(3 * row_share(W))^0.5", "row_quantile(W)"),
-        ("row", "row_quantile(row_quantile(W * X) * P)", "W * X"),
+        ("global", "row_odds(sqr(W * X) * O) * P", "row_odds(W * X) * P"),
+        ("global", "row_odds(3 * row_share(W))^0.5", "row_odds(W)"),
+        ("row", "row_odds(row_odds(W * X) * P)", "W * X"),
         ("matrix", "W * O * P", "W * O"),
     ],
 )
@@ -218,8 +218,8 @@ DIFFERENT: dict[tuple[Group, str], list[list[str]]] = {
     ("matrix", "W"): table("W * O | row_share(W)"),
     ("block", "W"): table("W * O"),
     ("block", "W * X"): table("row_normalize(W) * X"),
-    ("matrix", "row_quantile(W)"): table("W | row_quantile(S)"),
-    ("global", "W"): table("W * P | row_quantile(W) | W * O | mms(W) | div(W, G) | W + small(G)"),
+    ("matrix", "row_odds(W)"): table("W | row_odds(S)"),
+    ("global", "W"): table("W * P | row_odds(W) | W * O | mms(W) | div(W, G) | W + small(G)"),
     ("global", "W * G"): table("W * mms(G)"),
 }
 
