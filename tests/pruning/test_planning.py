@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pruner_zero.metric.metric import Metric
-from pruner_zero.pruning.default import EVOLVED, WIDE
+from pruner_zero.pruning.default import EVOLVED, PRICED, WIDE
 from pruner_zero.pruning.planning import plan_recipe, read_recipe
 from pruner_zero.pruning.recipe import Recipe
 from tests.pruning.conftest import language_model
@@ -109,7 +109,8 @@ def test_masks_of_weights_alone_need_no_text() -> None:
 
 HALF, GLOBAL = "50% per row", "50% global"
 EVOLVED_TEXT = str(Metric.of(EVOLVED).expression)
-SMALL = [(EVOLVED_TEXT, GLOBAL), ("W * X", HALF), (EVOLVED_TEXT, HALF)]
+PRICED_WANDA, PRICED_WIDE = (PRICED.format(within) for within in ("W * X", WIDE))
+SMALL = [(EVOLVED_TEXT, GLOBAL), (PRICED_WANDA, GLOBAL), ("W * X", HALF)]
 
 
 @pytest.mark.parametrize(
@@ -160,13 +161,15 @@ def test_wide_matrices_get_masks_without_gradients_and_other_amounts(
     if options.get("mode") == "one-shot":
         assert entries(recipe) == SMALL
     elif options.get("scope") == "global":
-        # Without gradients the scores of two matrices cannot be compared (benchmarks/why.md).
-        assert entries(recipe) == [(EVOLVED_TEXT, GLOBAL)]
+        assert entries(recipe) == [(PRICED_WIDE, GLOBAL)]
     elif {"scope", "pattern"} & options.keys():
         assert entries(recipe) == [(wide, options.get("pattern", HALF))]
     else:
-        by_role = "50% per row, shares by role"
-        assert entries(recipe) == [(wide, by_role), (wide, HALF), ("W * X", HALF)]
+        assert entries(recipe) == [
+            (PRICED_WANDA, GLOBAL),
+            (PRICED_WIDE, GLOBAL),
+            ("W * X", HALF),
+        ]
 
 
 @pytest.mark.parametrize(

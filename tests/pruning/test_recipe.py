@@ -24,8 +24,8 @@ EVOLVED_TEXT, WIDE_TEXT = (str(Metric.of(metric).expression) for metric in (EVOL
 SMALL = [
     RACE,
     f"  {EVOLVED_TEXT} (50% global)",
+    "  row_odds(W * X) * P^0.5 (50% global)",
     "  W * X (50% per row)",
-    f"  {EVOLVED_TEXT} (50% per row)",
 ]
 
 
@@ -120,8 +120,8 @@ def test_wide_matrices_have_other_lines(monkeypatch: pytest.MonkeyPatch) -> None
     assert plan_recipe(*read, language_model("llama")).lines() == [
         f"text: 384 windows of 256 tokens {WRITTEN}",
         RACE,
-        f"  {WIDE_TEXT} (50% per row, shares by role)",
-        f"  {WIDE_TEXT} (50% per row)",
+        "  row_odds(W * X) * P^0.5 (50% global)",
+        f"  row_odds({WIDE_TEXT}) * P^0.5 (50% global)",
         "  W * X (50% per row)",
         PASSES.format(2),
         STEPS.format(60),

@@ -22,8 +22,8 @@ from pruner_zero.calibration.statistics import (
     PriceStatistic,
     WeightGradientStatistic,
     by_loss,
-    counted_windows,
     select,
+    windows_needed,
 )
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.couplings import head_slices
@@ -54,7 +54,7 @@ def collect_gradients(
     results: dict[str, MatrixStatistics] = {matrix.name: {} for matrix in matrices}
     blocks = dict(enumerate(find_blocks(model)))
     for statistics in by_loss(wanted):
-        counted = counted_windows(statistics, windows)
+        counted = windows[: windows_needed(statistics, *windows.shape)]
         sums = GradientSums(matrices, statistics, head_slices(model), windows.shape[1], norms)
         with sums.collecting(model, blocks):
             losses = window_losses(model, counted, statistics, seed)

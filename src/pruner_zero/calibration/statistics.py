@@ -258,11 +258,12 @@ def select(of: type[S], kinds: Iterable[Kind]) -> dict[Kind, S]:
     }
 
 
-def counted_windows(statistics: Mapping[Kind, GradientStatistic], windows: Tensor) -> Tensor:
-    """The first of `windows` (n, tokens), those that gradients are needed of."""
-    kinds = statistics.values()
-    limits = [s.windows(windows.shape[1]) for s in kinds if isinstance(s, MaskPriceStatistic)]
-    return windows[: max(limits)] if len(limits) == len(statistics) else windows
+def windows_needed(statistics: Mapping[Kind, GradientStatistic], windows: int, seqlen: int) -> int:
+    """How many of so many `windows` the gradients are needed of, the first ones."""
+    prices = select(MaskPriceStatistic, statistics)
+    if len(prices) < len(statistics):
+        return windows
+    return min(windows, max(price.windows(seqlen) for price in prices.values()))
 
 
 def by_loss(kinds: Iterable[Kind]) -> list[dict[Kind, GradientStatistic]]:

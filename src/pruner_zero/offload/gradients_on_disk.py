@@ -22,8 +22,8 @@ from pruner_zero.calibration.statistics import (
     MaskPriceStatistic,
     OutputGradientStatistic,
     PriceStatistic,
-    counted_windows,
     select,
+    windows_needed,
 )
 from pruner_zero.calibration.walk import Stream, Walk, WindowFile
 from pruner_zero.journal import Journal
@@ -55,7 +55,7 @@ class OffloadedGradients:
         store: StatisticsStore,
     ) -> None:
         self.language_model = language_model
-        self.windows = counted_windows(statistics, windows)
+        self.windows = windows[: windows_needed(statistics, *windows.shape)]
         self.statistics = statistics
         self.store = store
         self.depth = len(find_blocks(language_model.model))

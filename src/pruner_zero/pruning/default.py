@@ -8,7 +8,6 @@ from pruner_zero.choices import Mode, Scope, Widths
 from pruner_zero.metric.metric import Metric
 from pruner_zero.models.matrices import Matrix
 from pruner_zero.pruning.recipe import Race, Recipe, Scored, Text
-from pruner_zero.pruning.shares import shares_by_role
 from pruner_zero.settings.calibration import TOKENS
 from pruner_zero.settings.prune_settings import RULES
 from pruner_zero.sparsity.pattern import Pattern
@@ -19,9 +18,11 @@ DEFAULT, WANDA, FISHER = "default", "wanda", "fisher"
 DISTILL = 40
 # Found by a search over two models (benchmarks/universal.md).
 EVOLVED = "W * G^0.85 * (column_normalize(W * G^0.55) * row_normalize(W + (W * X)^0.85))^0.35"
-# A matrix of a wide model has this many inputs. On Qwen2.5-Coder-1.5B the mask of `WIDE`, which
-# needs no gradients, loses a tenth less than Wanda's, and masks by gradients are no better
-# (benchmarks/why.md). Its order inside a row is that of W * (X / norm of W's column)^0.5.
+# The price of zeros says how many of them a matrix gets, what stands in the odds which of a row.
+PRICED = "row_odds({}) * P^0.5"
+# A matrix of a wide model has this many inputs. There a mask by gradients of single weights fits
+# the text that they were measured on, and the price of a matrix, one number, does not
+# (benchmarks/why.md). `WIDE` is for weights that compete inside rows.
 # Source: weights over the norms of their columns and a power of X, as in RIA (Zhang et al. 2024)
 # and BaWA (ICML 2025, PMLR 267); these exponents were found by hand.
 MANY_INPUTS, WIDE = 4096, "W * column_normalize(W) * X"
@@ -34,23 +35,24 @@ def default(matrices: Sequence[Matrix], sparsity: float) -> Recipe:
 
     matrices: those to prune, whose inputs tell a wide model from a small one.
     """
-    wanda, evolved, wide = Metric.of(WANDA), Metric.of(EVOLVED), Metric.of(WIDE)
     rows, everywhere = Unstructured(sparsity), Unstructured(sparsity, "global")
-    if not is_wide(matrices):
+    priced = [Scored(Metric.of(PRICED.format(x)), everywhere) for x in ("W * X", WIDE)]
+    wanda = Scored(Metric.of(WANDA), rows)
+    if is_wide(matrices):
         return Recipe(
             DEFAULT,
-            Race((Scored(evolved, everywhere), Scored(wanda, rows), Scored(evolved, rows))),
-            Text(2 * TOKENS, seqlen=256),
-            reconstruct=4,
-            distill=DISTILL,
+            Race((*priced, wanda)),
+            Text(4 * TOKENS, seqlen=256),
+            reconstruct=2,
+            distill=60,
         )
-    by_role = Unstructured(sparsity, zeros=shares_by_role(matrices, sparsity))
+    evolved = Scored(Metric.of(EVOLVED), everywhere)
     return Recipe(
         DEFAULT,
-        Race((Scored(wide, by_role), Scored(wide, rows), Scored(wanda, rows))),
-        Text(4 * TOKENS, seqlen=256),
-        reconstruct=2,
-        distill=60,
+        Race((evolved, priced[0], wanda)),
+        Text(2 * TOKENS, seqlen=256),
+        reconstruct=4,
+        distill=DISTILL,
     )
 
 
@@ -70,8 +72,8 @@ def default_beside(
     matrices = () if mode == "one-shot" else matrices
     recipe = default(matrices, pattern.sparsity)
     if scope or not isinstance(pattern, Unstructured):
-        within = WIDE if is_wide(matrices) and pattern.reach != "model" else WANDA
-        metric = Metric.of(EVOLVED if scope == "global" else within)
+        inside, across = (WIDE, PRICED.format(WIDE)) if is_wide(matrices) else (WANDA, EVOLVED)
+        metric = Metric.of(across if pattern.reach == "model" else inside)
         recipe = replace(recipe, masks=Scored(metric, pattern))
     if mode == "one-shot":
         recipe = replace(

@@ -8,7 +8,12 @@ from time import perf_counter
 import torch
 from torch import Tensor, nn
 
-from pruner_zero.calibration.statistics import WeightGradientStatistic, by_loss, select
+from pruner_zero.calibration.statistics import (
+    WeightGradientStatistic,
+    by_loss,
+    select,
+    windows_needed,
+)
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.block_calls import BlockCalls, blocks_replaced, run_windows
 from pruner_zero.models.language_model import LanguageModel
@@ -88,7 +93,9 @@ def estimate(
         # A backward pass takes twice as long as a forward pass.
         priced = recipe.cut.compares if recipe.cut else 0
         passed = min(blocks, priced or blocks)
-        seconds += len(by_loss(recipe.kinds)) * 3 * passed * (forward + head)
+        for kinds in by_loss(recipe.kinds):
+            windows = windows_needed(kinds, passed // text.seqlen, text.seqlen)
+            seconds += 3 * windows * text.seqlen * (forward + head)
         if isinstance(recipe.masks, Race):
             seconds += (1 + len(recipe.entries)) * HELD_OUT * tokens * (forward + head)
         if recipe.kinds or recipe.reconstruct:

@@ -23,9 +23,11 @@ from pruner_zero.calibration.statistics import (
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.metric.expression import TERMINALS, Expression, collected_for
 from pruner_zero.metric.metric import Metric
-from pruner_zero.metric.scoring import ScoreError, score
+from pruner_zero.metric.operators import Shape
+from pruner_zero.metric.scoring import ScoreError, evaluate, score
 from pruner_zero.models.matrices import Matrix
 from pruner_zero.progress import track
+from pruner_zero.pruning.row_counts import by_rank, row_counts
 from pruner_zero.sparsity.hessian import Hessian, shrinkage_for
 from pruner_zero.sparsity.pattern import Lazy, Pattern
 
@@ -167,23 +169,52 @@ def masks_of(
     Raises PrunerZeroError naming a matrix that the metric cannot score.
     """
     by_name = {matrix.name: matrix for matrix in matrices}
+    metric, pattern = _in_rows(matrices, chosen.metric, chosen.pattern, read)
     swept: list[str] = []
-    if sweep and chosen.pattern.reach != "model":
+    if sweep and pattern.reach != "model":
         # The sweep computes the score itself, one matrix at a time.
         swept = [name for name, matrix in by_name.items() if not read(matrix).silent()]
     scored = [name for name in by_name if name not in swept]
-    scores = scores_of([by_name[name] for name in scored], chosen.metric, read, load, hold)
+    scores = scores_of([by_name[name] for name in scored], metric, read, load, hold)
 
     def magnitude(name: str) -> Tensor:
         with load(by_name[name].block):
             return by_name[name].weight.float().abs()
 
-    masks = choose_masks(chosen.pattern, scored, scores, magnitude) if scored else {}
+    masks = choose_masks(pattern, scored, scores, magnitude) if scored else {}
 
     def mask(name: str) -> Mask:
         return Mask(None) if name in swept else Mask(masks[name], name in scores)
 
     return Lazy(by_name, mask)
+
+
+def _in_rows(
+    matrices: Sequence[Matrix],
+    metric: Metric,
+    pattern: Pattern,
+    read: Callable[[Matrix], Statistics],
+) -> tuple[Metric, Pattern]:
+    """The metric and the pattern, in a form that chooses the same weights row by row.
+
+    Ranks in a row times a number of the matrix need no scores of the whole model: these numbers say
+    how many weights of each row go. Matrices that calibration never reached do not compete.
+    """
+    parts = by_rank(metric.expression) if pattern.scope == "global" else None
+    if parts is None or parts[0].shape is not Shape.MATRIX:
+        return metric, pattern
+    inside, factor = parts
+
+    def of_matrix(matrix: Matrix) -> float:
+        shape = torch.zeros(1, 1)
+        terminals = read(matrix).terminals(factor.terminals, shape) | {"W": shape}
+        return float(evaluate(factor, terminals))
+
+    silent = [matrix.name for matrix in matrices if read(matrix).silent()]
+    reached = [matrix for matrix in matrices if matrix.name not in silent]
+    if not reached:
+        return metric, pattern
+    return Metric(inside), row_counts(reached, of_matrix, pattern.sparsity)
 
 
 def masks_of_cut(matrices: Sequence[Matrix], cut: "Cut") -> Mapping[str, Mask]:

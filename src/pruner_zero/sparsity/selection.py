@@ -33,15 +33,12 @@ class Unstructured(Pattern):
     (Wanda), a `block` of 128 columns of all rows (SparseGPT), the `matrix` (magnitude), or all
     matrices of the model (`global`). A group of n weights gets exactly floor(n · sparsity) zeros,
     and equal scores go by lowest matrix, row, column: the mask of a stable ascending sort.
-    zeros: with scope `row` the number of zeros in each row of a matrix, by its name, where it is
-    not that of `sparsity`.
     Raises PrunerZeroError for values outside these.
     Source: Wanda (2306.11695), section 3; SparseGPT (2301.00774); the selection is ours.
     """
 
     sparsity: float
     scope: Scope = "row"
-    zeros: Mapping[str, int] = field(default_factory=dict, hash=False, repr=False)
 
     swap_columns = None
 
@@ -58,7 +55,7 @@ class Unstructured(Pattern):
 
     @property
     def stacks(self) -> bool:
-        return self.scope in ("row", "global") and not self.zeros
+        return self.scope in ("row", "global")
 
     def choose(self, scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         if self.scope == "global":
@@ -69,8 +66,7 @@ class Unstructured(Pattern):
     def _mask(self, scores: Tensor, name: str) -> Tensor:
         scores = comparable(scores, name)
         if self.scope == "row":
-            zeros = self.zeros.get(name, pruned_count(scores.shape[1], self.sparsity))
-            return keep_highest(scores, zeros)
+            return keep_highest(scores, pruned_count(scores.shape[1], self.sparsity))
         if self.scope == "block":
             return keep_blocks(scores, self.sparsity)
         return global_threshold({name: scores}, self.sparsity).mask(scores, name)
@@ -83,7 +79,7 @@ class Unstructured(Pattern):
 
     @property
     def sweep_columns(self) -> int | None:
-        return BLOCK_COLUMNS if self.scope in ("row", "block") and not self.zeros else None
+        return BLOCK_COLUMNS if self.scope in ("row", "block") else None
 
     def choose_columns(self, scores: Tensor, start: int) -> Tensor:
         if self.scope == "block":
@@ -96,7 +92,7 @@ class Unstructured(Pattern):
     def __str__(self) -> str:
         percent = (Decimal(str(self.sparsity)) * 100).normalize()
         group = "global" if self.scope == "global" else f"per {self.scope}"
-        return f"{percent:f}% {group}{', shares by role' if self.zeros else ''}"
+        return f"{percent:f}% {group}"
 
 
 @dataclass(frozen=True)
