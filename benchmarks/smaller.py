@@ -24,7 +24,10 @@ ROWS: Mapping[str, Mapping[str, str]] = {
         "three-quarters": "all kinds, `--parameters 0.75`",
         "three-texts-512": "`--parameters 100M`, twice its own text, 512 windows, 160 steps",
         "three-texts-384": "`--parameters 100M`, three texts, 384 windows, 120 steps",
-        "three-texts-192": "the same, 192 windows, two passes, 40 steps",
+        "recover-10": "then `recover --minutes 10`",
+        "recover-30": "the same, 30 minutes",
+        "recover-10-teacher": "the same, 10 minutes, `--teacher-share 1`",
+        "three-texts-192": "three texts, 192 windows, two passes, 40 steps",
         "equal-384": "as three texts, 384 windows, `--widths equal`",
     },
     "smollm2-135m-as-cut": {

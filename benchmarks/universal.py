@@ -69,6 +69,9 @@ METRICS: Mapping[str, str] = {
         "W * G^0.85 * (column_normalize(W * G^0.55) * row_normalize(W + (W * X)^0.85))^0.35@global"
     ),
     "evolved on both at 2:4": "W * X^1.15@row",
+    "shares by price": "row_odds(W * X) * P^0.5@global",
+    "shares by price, columns": "row_odds(W * column_normalize(W) * X) * P^0.5@global",
+    "odds, gradients and price": "row_odds(W * X)^0.5 * W * G^0.85 * P^0.1@global",
 }
 # Settings of prune by the name of the pattern. 50-trained is the default with fewer steps.
 PATTERNS: Mapping[str, Mapping[str, Any]] = {
