@@ -91,6 +91,8 @@ def test_a_matrix_without_a_price_does_not_compete() -> None:
         ("row_odds(W * X) * P^0.5", "W * X", "sqrt(P)"),
         ("3 * row_odds(W)^2 * P", "W", "sqrt(P)"),
         ("row_odds(W) / D", None, None),
+        ("row_odds(W) * small(W)", None, None),
+        ("row_odds(W) * small(P) * exp(P)", "W", "exp(P) * small(P)"),
         ("row_odds(W) * row_odds(X * W)", None, None),
         ("row_odds(W) * W * P", None, None),
         ("-row_odds(W) * P", None, None),

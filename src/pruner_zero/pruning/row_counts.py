@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pruner_zero.metric.canonical.normal import factors, product
-from pruner_zero.metric.expression import Call, Expression
+from pruner_zero.metric.expression import TERMINALS, Call, Expression
 from pruner_zero.metric.operators import Shape
 from pruner_zero.models.matrices import Matrix
 from pruner_zero.sparsity.pattern import Lazy, Pattern
@@ -50,9 +50,11 @@ def by_rank(expression: Expression) -> tuple[Expression, Expression] | None:
     if len(odds) != 1 or coefficient <= 0 or bases[odds[0]] <= 0:
         return None
     rest = {base: power / bases[odds[0]] for base, power in bases.items() if base != odds[0]}
-    if not all(base.shape is Shape.SCALAR and base.nonnegative for base in rest):
+    factor = product(1.0, rest)
+    shapes = {TERMINALS[name].shape for name in factor.terminals}
+    if shapes - {Shape.SCALAR} or not all(base.nonnegative for base in rest):
         return None
-    return odds[0].operands[0], product(1.0, rest)
+    return odds[0].operands[0], factor
 
 
 def row_counts(
