@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pruner_zero.evolution.archive import Archive
-from pruner_zero.evolution.candidate import STEP, Candidate
+from pruner_zero.evolution.candidate import SEED, STEP, Candidate
 from pruner_zero.evolution.evaluator import Outcome, Task
 from pruner_zero.evolution.racing import Racing, judge
 from pruner_zero.metric.grammar import parse
@@ -80,6 +80,13 @@ def test_two_new_neighbours_of_the_best_run_whatever_their_closed_form_says(
     fake = Fake(values())
     judge(steps, archive, fake, Racing(near=0.5, few_share=1))
     assert fake.on("few") == ["G * X", "G"]
+
+
+def test_metrics_that_the_user_named_run_beside_the_most_promising(archive: Archive) -> None:
+    fake = Fake(values())
+    named = replace(batch(TEXTS)[8], operation=SEED)
+    judge([*batch(TEXTS)[:8], named], archive, fake, Racing(near=0.5, few_share=0.1))
+    assert fake.on("few") == [TEXTS[8], TEXTS[0]]
 
 
 def test_variants_of_one_metric_do_not_take_all_the_places(archive: Archive) -> None:

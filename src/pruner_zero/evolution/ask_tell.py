@@ -9,7 +9,7 @@ import numpy as np
 
 from pruner_zero.choices import Group
 from pruner_zero.errors import PrunerZeroError, excerpt
-from pruner_zero.evolution.candidate import Candidate, Evaluation
+from pruner_zero.evolution.candidate import SEED, Candidate, Evaluation
 from pruner_zero.evolution.space import SearchSpace, simplest
 from pruner_zero.metric.canonical.form import canonical
 from pruner_zero.metric.expression import Expression
@@ -160,7 +160,7 @@ def _seeds(metrics: Sequence[Metric], space: SearchSpace) -> list[Proposal]:
                 "`space: {terminals: …}`"
             )
     return [
-        Proposal(metric.expression, scope, operation="seed")
+        Proposal(metric.expression, scope, operation=SEED)
         for metric in metrics
         for scope in space.scopes
         if metric.scope == scope or metric.scope not in space.scopes

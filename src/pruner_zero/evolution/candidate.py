@@ -14,6 +14,8 @@ from pruner_zero.models.next_token import to_perplexity
 # The structure and the scope of a candidate.
 Template = tuple[Expression, Group]
 
+# The operation of a candidate that the user named.
+SEED = "seed"
 # The operation of a candidate whose exponents were fitted to losses of its template.
 TUNE = "tune"
 # The operation of a candidate that is a neighbour of one of the best.

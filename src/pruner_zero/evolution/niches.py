@@ -91,7 +91,12 @@ class Evolution(BatchAlgorithm):
         The small ones come first. The random expressions are spread evenly over the scopes.
         """
         started = (
-            Proposal(simplest(form, scope, self.space), scope, operation="product")
+            # The closed form is wrong about shares of matrices, so that they count as steps.
+            Proposal(
+                simplest(form, scope, self.space),
+                scope,
+                operation="product" if form is plain else STEP,
+            )
             for plain in plain_products(self.space)
             for scope in self.space.scopes
             for form in (plain, *(priced(plain, self.space) if scope == "global" else ()))

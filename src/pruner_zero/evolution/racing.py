@@ -13,7 +13,15 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from pruner_zero.evolution.archive import Archive, Record
-from pruner_zero.evolution.candidate import STEP, TUNE, Candidate, Evaluation, Template, excess
+from pruner_zero.evolution.candidate import (
+    SEED,
+    STEP,
+    TUNE,
+    Candidate,
+    Evaluation,
+    Template,
+    excess,
+)
 from pruner_zero.evolution.evaluator import RUNGS, Outcome, Rung, Task
 from pruner_zero.evolution.several_models import Models
 from pruner_zero.execution.executor import Executor
@@ -253,9 +261,11 @@ def _to_beat(archive: Archive, models: Models | None) -> dict[str, tuple[float, 
 def _promising(entries: Sequence[_Entry], archive: Archive, racing: Racing) -> list[_Entry]:
     """The entries to run on few windows.
 
+    - Metrics that the user named, all of them.
     - Tuned exponents within reach by their expected error, up to half of the number.
     - The first `_EXPLORED` neighbours of the best whose template never ran, whatever their error:
-      the closed form is wrong about scores relative to a norm by more than `near`.
+      the closed form is wrong about scores relative to a norm, and about shares of matrices, by
+      more than `near`.
     - Then the best by expected error, up to two thirds.
     - Then the best by closed-form error, so that losses of relatives do not decide alone.
 
@@ -285,7 +295,9 @@ def _promising(entries: Sequence[_Entry], archive: Archive, racing: Racing) -> l
     tuned = [entry for entry in expected if entry.candidate.operation == TUNE]
     # In the order of `Tuner`, the most promising first.
     tuned.sort(key=lambda entry: entry.candidate.number)
-    chosen = {entry.candidate.number: entry for entry in tuned[: most // 2]}
+    named = [entry for entry in alive if entry.candidate.operation == SEED]
+    chosen = {entry.candidate.number: entry for entry in [*named, *tuned[: most // 2]]}
+    most += len(named)
     seen = {r.candidate.template for r in archive.records if r.evaluation.rung > 1}
     explored = 0
     for entry in alive:
