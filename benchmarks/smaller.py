@@ -26,6 +26,7 @@ ROWS: Mapping[str, Mapping[str, str]] = {
         "three-texts-384": "`--parameters 100M`, three texts, 384 windows, 120 steps",
         "recover-10": "then `recover --minutes 10`",
         "recover-30": "the same, 30 minutes",
+        "recover-60": "the same, 60 minutes",
         "recover-10-teacher": "the same, 10 minutes, `--teacher-share 1`",
         "three-texts-192": "three texts, 192 windows, two passes, 40 steps",
         "equal-384": "as three texts, 384 windows, `--widths equal`",
