@@ -171,7 +171,7 @@ def masks_of(
     by_name = {matrix.name: matrix for matrix in matrices}
     metric, pattern = _in_rows(matrices, chosen.metric, chosen.pattern, read)
     swept: list[str] = []
-    if sweep and pattern.reach != "model":
+    if sweep and chosen.pattern.reach != "model":
         # The sweep computes the score itself, one matrix at a time.
         swept = [name for name, matrix in by_name.items() if not read(matrix).silent()]
     scored = [name for name in by_name if name not in swept]
