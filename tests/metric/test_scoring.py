@@ -102,7 +102,7 @@ def odds(row: Tensor) -> Tensor:
 
 @lightly
 @given(matrices())
-def test_a_row_odds_is_that_of_a_plain_sort(tensors: dict[str, Tensor]) -> None:
+def test_odds_in_a_row_are_those_of_a_plain_sort(tensors: dict[str, Tensor]) -> None:
     x = (3 * tensors["S"]).round() / 3
     for of in (x, torch.where(x == 0, torch.nan, x), torch.ones_like(x)):
         expected = torch.stack([odds(row) for row in of])

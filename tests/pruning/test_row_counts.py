@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from pruner_zero.metric.grammar import parse
 from pruner_zero.metric.metric import Metric
+from pruner_zero.metric.operators import OPERATORS
 from pruner_zero.models.matrices import Matrix
 from pruner_zero.pruning.masks import Statistics, masks_of
 from pruner_zero.pruning.recipe import Scored
@@ -63,7 +64,7 @@ def test_they_are_those_of_all_scores(
 
 def test_equal_odds_go_by_lowest_matrix_and_row() -> None:
     matrices = matrices_of([(3, 4), (2, 4)])
-    counts = row_counts(matrices, lambda _: 1.0, 0.35)
+    counts = row_counts(matrices, OPERATORS["row_odds"], lambda _: 1.0, 0.35)
     # Of 20 weights 7 go: the lowest of each of five rows, and the second one of two rows.
     assert counts.zeros == {"m0": (1, 2), "m1": (1, 0)}
     scores = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
@@ -72,7 +73,9 @@ def test_equal_odds_go_by_lowest_matrix_and_row() -> None:
 
 def test_a_dearer_matrix_keeps_more() -> None:
     matrices = matrices_of([(4, 100), (4, 100)])
-    zeros = row_counts(matrices, lambda m: 9.0 if m.name == "m0" else 1.0, 0.5).zeros
+    zeros = row_counts(
+        matrices, OPERATORS["row_odds"], lambda m: 9.0 if m.name == "m0" else 1.0, 0.5
+    ).zeros
     # Odds of a third and of three: a logistic function of the logarithm of the factor.
     assert zeros == {"m0": (25, 0), "m1": (75, 0)}
 
@@ -104,4 +107,5 @@ def test_products_of_ranks_and_numbers_of_the_matrix_are_told_from_others(
     text: str, inside: str | None, factor: str | None
 ) -> None:
     parts = by_rank(parse(text))
-    assert parts == (None if inside is None or factor is None else (parse(inside), parse(factor)))
+    known = None if inside is None or factor is None else (parse(inside), parse(factor))
+    assert (parts and (parts[0].operands[0], parts[1])) == known

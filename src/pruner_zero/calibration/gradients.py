@@ -1,7 +1,7 @@
 """Backward: the statistics of gradients, for a model that is in memory."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from types import MappingProxyType
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pruner_zero.calibration.inputs import check_observed, products_observed, split_products
+from pruner_zero.calibration.inputs import check_observed, outputs_observed, with_gradient
 from pruner_zero.calibration.pilot import PilotSums
 from pruner_zero.calibration.prices import PriceSums
 from pruner_zero.calibration.statistics import (
@@ -176,6 +176,7 @@ class OutputSums:
     ) -> None:
         self.matrices = matrices
         self.statistics = statistics
+        self.experts = {matrix.name for matrix in matrices if matrix.expert is not None}
         self.seen: set[str] = set()
         self.sums = {
             matrix.name: {
@@ -196,15 +197,7 @@ class OutputSums:
         if not self.statistics:
             yield
             return
-        linears, products = split_products(module, self.matrices)
-        with ExitStack() as stack:
-            for name, part in linears:
-                handle = part.register_forward_hook(
-                    lambda _part, _inputs, out, name=name: self._watch([name], out, None)
-                )
-                stack.callback(handle.remove)
-            if products:
-                stack.enter_context(products_observed(module, products, self._see))
+        with outputs_observed(module, self.matrices, self._see):
             yield
 
     def result(self, windows: int) -> dict[Kind, dict[str, Tensor]]:
@@ -224,20 +217,15 @@ class OutputSums:
         }
 
     def _see(self, names: Sequence[str | None], inputs: Tensor, output: Tensor) -> Tensor:
-        # Some mixtures give an expert zeros in the place of the tokens of other experts.
-        return self._watch(names, output, inputs.detach().any(-1))
-
-    def _watch(self, names: Sequence[str | None], output: Tensor, given: Tensor | None) -> Tensor:
         """Add the gradient at `output` during the backward pass; return the output to use.
 
         names: of the matrices whose outputs its first dimension enumerates where they are several.
-        given: which tokens the matrices are given, all where None.
         """
         self.seen.update(name for name in names if name is not None)
-        if not output.requires_grad:
-            # Nothing before it needs a gradient, so the backward pass ends here. A copy, because
-            # the model may write to its activations, and must not write to a leaf of the graph.
-            output = output.requires_grad_().clone()
+        # Some mixtures give an expert zeros in the place of the tokens of other experts.
+        experts = not self.experts.isdisjoint(names)
+        given = inputs.detach().any(-1) if experts else None
+        output = with_gradient(output)
         output.register_hook(partial(self._fold, names, given))
         return output
 

@@ -51,6 +51,30 @@ def products_observed(
         yield
 
 
+@contextmanager
+def outputs_observed(module: nn.Module, matrices: Sequence[Matrix], see: See) -> Iterator[None]:
+    """Within the context, `see` is called at every output of `matrices`, of linear maps too."""
+    linears, products = split_products(module, matrices)
+    with ExitStack() as stack:
+        for name, part in linears:
+            handle = part.register_forward_hook(
+                lambda _part, inputs, output, name=name: see([name], inputs[0], output)
+            )
+            stack.callback(handle.remove)
+        if products:
+            stack.enter_context(products_observed(module, products, see))
+        yield
+
+
+def with_gradient(output: Tensor) -> Tensor:
+    """An output at which a backward pass gives a gradient: `output`, or a copy of it."""
+    if output.requires_grad:
+        return output
+    # Nothing before it needs a gradient, so the backward pass ends here. A copy, because the model
+    # may write to its activations, and must not write to a leaf of the graph.
+    return output.requires_grad_().clone()
+
+
 def split_products(
     module: nn.Module, matrices: Sequence[Matrix]
 ) -> tuple[list[tuple[str, nn.Module]], list[Matrix]]:

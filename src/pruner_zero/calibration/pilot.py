@@ -1,13 +1,12 @@
 """Backward: what the zeros of a pilot mask cost in each matrix, one number a matrix."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
-from pruner_zero.calibration.inputs import check_observed, products_observed, split_products
+from pruner_zero.calibration.inputs import check_observed, outputs_observed, with_gradient
 from pruner_zero.calibration.statistics import Kind, MaskPriceStatistic
 from pruner_zero.models.matrices import Matrix
 
@@ -43,18 +42,15 @@ class PilotSums:
 
         Gradients must be enabled within the context.
         """
-        with ExitStack() as stack:
-            if not self.matrices:
-                yield
-                return
-            stack.callback(module.register_forward_pre_hook(self._next_window).remove)
-            linears, products = split_products(module, [*self.matrices.values()])
-            for name, part in linears:
-                hook = partial(self._enter, name)
-                stack.callback(part.register_forward_hook(hook).remove)
-            if products:
-                stack.enter_context(products_observed(module, products, self._see))
+        if not self.matrices:
             yield
+            return
+        handle = module.register_forward_pre_hook(self._next_window)
+        try:
+            with outputs_observed(module, [*self.matrices.values()], self._see):
+                yield
+        finally:
+            handle.remove()
 
     def result(self, windows: int) -> dict[Kind, dict[str, Tensor]]:
         """The statistics (1, 1) by kind and matrix name over that many `windows`.
@@ -76,9 +72,6 @@ class PilotSums:
     def _scores(self, name: str) -> Tensor:
         return self.matrices[name].weight.detach().float().abs() * self.norms[name]
 
-    def _enter(self, name: str, _part: nn.Module, inputs: tuple[Any, ...], output: Any) -> Tensor:
-        return self._see([name], inputs[0], output)
-
     def _see(self, names: Sequence[str | None], inputs: Tensor, output: Tensor) -> Tensor:
         """Add what the mask changes during the backward pass; return the output to use.
 
@@ -88,9 +81,7 @@ class PilotSums:
         if self.passed > self.most:
             return output
         rows = inputs.detach().reshape(len(names), -1, inputs.shape[-1])
-        if not output.requires_grad:
-            # As in `OutputSums`: the backward pass ends here.
-            output = output.requires_grad_().clone()
+        output = with_gradient(output)
 
         def fold(gradient: Tensor) -> None:
             gradients = gradient.detach().reshape(len(names), -1, gradient.shape[-1])

@@ -201,20 +201,20 @@ def _in_rows(
     how many weights of each row go. Matrices that calibration never reached do not compete.
     """
     parts = by_rank(metric.expression) if pattern.scope == "global" else None
-    if parts is None or parts[0].shape is not Shape.MATRIX:
+    if parts is None or parts[0].operands[0].shape is not Shape.MATRIX:
         return metric, pattern
-    inside, factor = parts
-
-    def of_matrix(matrix: Matrix) -> float:
-        shape = torch.zeros(1, 1)
-        terminals = read(matrix).terminals(factor.terminals, shape) | {"W": shape}
-        return float(evaluate(factor, terminals))
-
-    silent = [matrix.name for matrix in matrices if read(matrix).silent()]
-    reached = [matrix for matrix in matrices if matrix.name not in silent]
+    ranks, factor = parts
+    shape, numbers = torch.zeros(1, 1), dict[str, float]()
+    for matrix in matrices:
+        statistics = read(matrix)
+        if not statistics.silent():
+            terminals = statistics.terminals(factor.terminals, shape) | {"W": shape}
+            numbers[matrix.name] = float(evaluate(factor, terminals))
+    reached = [matrix for matrix in matrices if matrix.name in numbers]
     if not reached:
         return metric, pattern
-    return Metric(inside), row_counts(reached, of_matrix, pattern.sparsity)
+    counts = row_counts(reached, ranks.operator, lambda m: numbers[m.name], pattern.sparsity)
+    return Metric(ranks.operands[0]), counts
 
 
 def masks_of_cut(matrices: Sequence[Matrix], cut: "Cut") -> Mapping[str, Mask]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pruner_zero.metric.canonical.normal import factors, product
 from pruner_zero.metric.expression import TERMINALS, Call, Expression
-from pruner_zero.metric.operators import Shape
+from pruner_zero.metric.operators import Operator, Shape
 from pruner_zero.models.matrices import Matrix
 from pruner_zero.sparsity.pattern import Lazy, Pattern
 from pruner_zero.sparsity.selection import Unstructured, keep_highest
@@ -40,37 +40,41 @@ class RowCounts(Pattern):
         return Unstructured(self.sparsity, "matrix")
 
 
-def by_rank(expression: Expression) -> tuple[Expression, Expression] | None:
-    """What `row_odds` ranks and the factor of the matrix, where the expression is their product.
+def by_rank(expression: Expression) -> tuple[Call, Expression] | None:
+    """The ranks in a row, such as row_odds(x), and the factor of the matrix that multiplies them.
 
     None for any other expression. The order of row_odds(x)^e * c is that of row_odds(x) * c^(1/e).
     """
     coefficient, bases = factors(expression)
-    odds = [base for base in bases if isinstance(base, Call) and base.operator.name == "row_odds"]
-    if len(odds) != 1 or coefficient <= 0 or bases[odds[0]] <= 0:
+    calls = [base for base in bases if isinstance(base, Call)]
+    ranks = [base for base in calls if base.operator.ranks and base.operator.reach == "row"]
+    if len(ranks) != 1 or coefficient <= 0 or bases[ranks[0]] <= 0:
         return None
-    rest = {base: power / bases[odds[0]] for base, power in bases.items() if base != odds[0]}
+    rest = {base: power / bases[ranks[0]] for base, power in bases.items() if base != ranks[0]}
     factor = product(1.0, rest)
     shapes = {TERMINALS[name].shape for name in factor.terminals}
     if shapes - {Shape.SCALAR} or not all(base.nonnegative for base in rest):
         return None
-    return odds[0].operands[0], factor
+    return ranks[0], factor
 
 
 def row_counts(
-    matrices: Sequence[Matrix], factor: Callable[[Matrix], float], sparsity: float
+    matrices: Sequence[Matrix],
+    ranks: Operator,
+    factor: Callable[[Matrix], float],
+    sparsity: float,
 ) -> RowCounts:
-    """The zeros of `matrices` where the odds of the ranks in a row, times `factor`, compete.
+    """The zeros of `matrices` where the `ranks` in a row, times `factor`, compete.
 
     Exactly floor(n · sparsity) of all n weights become zero, equal scores by lowest matrix, row,
-    column: what the threshold of all scores gives. Each row of a matrix has the same odds, so that
+    column: what the threshold of all scores gives. Each row of a matrix has the same ranks, so that
     one row and the number of rows stand for it. Source: ours.
     """
     values, rows, owners = [], [], []
     for number, matrix in enumerate(matrices):
         outputs, inputs = matrix.weight.shape
-        ranks = torch.arange(inputs, dtype=torch.float64) + 0.5
-        values.append(ranks / (inputs - ranks) * factor(matrix))
+        of_row = ranks.apply(torch.arange(inputs, dtype=torch.float64)[None])[0]
+        values.append(of_row * factor(matrix))
         rows.append(torch.full((inputs,), outputs))
         owners.append(torch.full((inputs,), number))
     order = torch.cat(values).argsort(stable=True)

@@ -183,11 +183,10 @@ class Vocabulary(Cut):
         shares = _shares(halves.mean(0), total)
         shares = shares[in_order(shares)].flip(0)
         first = in_order(_shares(halves[0], expected[0])).tolist()
-        rows, costs = self.rows(model), []
+        rows, compared, costs = self.rows(model), read[1][:_PIECES], []
         for part in _PARTS:
             stay = table.choose(first, max(rows // part, len(always)), always)
-            window = read[1][:_PIECES]
-            costs.append(cost_of_pieces(language_model, window, stay, table.cut(stay)))
+            costs.append(cost_of_pieces(language_model, compared, stay, table.cut(stay)))
         removed = [rows - rows // part for part in _PARTS]
         cost = torch.from_numpy(np.interp(range(len(curve)), removed, costs))
         prices = cost.cummax(0).values * torch.maximum(curve, shares)
