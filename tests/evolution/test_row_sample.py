@@ -88,6 +88,28 @@ def test_the_closed_form_error_weighs_rows_by_gradient_and_matrices_by_their_los
     assert closed_form_error(sample, masks) == pytest.approx(math.log(total), rel=1e-5)
 
 
+def test_with_prices_half_of_each_row_by_wanda_costs_what_was_measured() -> None:
+    sample, dense, grams = matrices(rows=6)
+    priced = []
+    for matrix, weight, gram, price in zip(sample, dense, grams, (0.02, 0.5), strict=True):
+        terminals = {name: values for name, values in matrix.terminals.items() if name == "X"}
+        terminals |= {"G": weight.abs(), "P": torch.full((1, 1), price / weight.numel())}
+        priced.append(sample_matrix(matrix.name, 0, weight, terminals, gram, 6))
+    masks = sampled_masks(priced, parse("W * X"), "row", Unstructured(0.5))
+    assert closed_form_error(priced, masks) == pytest.approx(math.log(0.52), rel=1e-5)
+    for matrix, mask, price in zip(priced, masks, (0.02, 0.5), strict=True):
+        assert float(matrix.cost(mask)) == pytest.approx(price, rel=1e-5)
+        assert float(matrix.cost(torch.zeros_like(mask))) > price
+    stacked = stack([priced[0], replace(priced[0], name="m2")])
+    assert stacked[0].cost(torch.stack([masks[0]] * 2)).tolist() == pytest.approx([0.02, 0.02])
+
+
+def test_a_matrix_of_which_nothing_costs_anything_keeps_the_closed_form() -> None:
+    weight, gram = torch.randn(4, 8), torch.zeros(8, 8)
+    terminals = {"X": torch.zeros(1, 8), "P": torch.zeros(1, 1)}
+    assert float(sample_matrix("m", 0, weight, terminals, gram, 4).scale) == 1
+
+
 def test_without_gradients_the_closed_form_error_is_the_share_of_the_output_that_is_lost() -> None:
     sample, dense, grams = matrices(rows=100)
     blind = [replace(matrix, sensitivity=None) for matrix in sample]

@@ -119,7 +119,7 @@ def test_the_closed_form_is_the_error_that_least_squares_leave(build: Build, upd
         # SparseGPT's sweep is as published; only least squares are shrunk, for few tokens.
         shrinkage = 2 * len(matrix.gram) / (4 * 16) if update == "exact" else 0.0
         felt, lost = least_error(matrix, mask, shrinkage)
-        total += felt / (1 - lost / float(matrix.norms.sum())) ** 8
+        total += float(matrix.scale) * felt / (1 - lost / float(matrix.norms.sum())) ** 8
     assert closed_form_error(evaluator.sample, masks) == pytest.approx(math.log(total), abs=0.02)
     without = build().sample
     assert closed_form_error(without, by_magnitude(without)) > math.log(total) + 0.1

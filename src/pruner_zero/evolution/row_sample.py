@@ -31,9 +31,10 @@ class SampledMatrix:
     gram: (in, in), shared between matrices with the same input; in bfloat16 the layer errors
     are computed in it. norms: (rows,), `w C wᵀ`.
     sensitivity: (rows,), see `output_sensitivity`; None where neither G nor O was collected.
-    share: how many rows of the matrix each sampled row stands for. layer: these rows as the step
-    `step` after the mask finds them; None where none follows, in a stack, and where calibration
-    never reached the matrix.
+    share: how many rows of the matrix each sampled row stands for. scale: (), the factor of the
+    closed form by which the pilot mask of P costs what was measured; 1 without P. layer: these
+    rows as the step `step` after the mask finds them; None where none follows, in a stack, and
+    where calibration never reached the matrix.
     """
 
     name: str
@@ -44,6 +45,7 @@ class SampledMatrix:
     norms: Tensor
     sensitivity: Tensor | None
     share: float
+    scale: Tensor
     layer: Layer | None = None
     step: str | None = None
 
@@ -55,7 +57,7 @@ class SampledMatrix:
         """
         if self.layer is None or self.step is None:
             errors = row_errors(self.weight.masked_fill(mask, 0), self.gram)
-            return pruning_cost(errors, self.norms, self.sensitivity, self.share)
+            return self.scale * pruning_cost(errors, self.norms, self.sensitivity, self.share)
         index = spread(len(mask), _UPDATED_ROWS).to(mask.device)
         weight = self.weight[index]
         step = STEPS[self.step]
@@ -64,7 +66,7 @@ class SampledMatrix:
         errors = row_errors(weight - updated.weight.masked_fill(~updated.mask, 0), self.gram)
         sensitivity = None if self.sensitivity is None else self.sensitivity[index]
         share = self.share * len(mask) / len(index)
-        return pruning_cost(errors, self.norms[index], sensitivity, share)
+        return self.scale * pruning_cost(errors, self.norms[index], sensitivity, share)
 
 
 def spread(total: int, count: int) -> Tensor:
@@ -89,8 +91,14 @@ def sample_matrix(
         # O measures what `output_sensitivity` estimates from G; the half is that of gram = 2XᵀX.
         sensitivity = terminals["O"].square().squeeze(1) / 2
     norms = row_errors(weight, gram)
-    share = outputs / len(index)
-    return SampledMatrix(name, block, weight, terminals, gram, norms, sensitivity, share)
+    share, one = outputs / len(index), weight.new_ones(())
+    matrix = SampledMatrix(name, block, weight, terminals, gram, norms, sensitivity, share, one)
+    if "P" not in terminals:
+        return matrix
+    wanda = weight.abs() * terminals["X"]
+    estimate = matrix.cost(wanda > wanda.median(1, keepdim=True).values)
+    price = terminals["P"].squeeze() * dense.numel()
+    return replace(matrix, scale=torch.where(estimate > 0, price / estimate, one))
 
 
 def stack(sample: list[SampledMatrix]) -> list[SampledMatrix]:
@@ -142,6 +150,7 @@ def _joined(matrices: list[SampledMatrix], grams: dict[tuple[int, ...], Tensor])
         gram=grams[shared],
         norms=torch.stack([matrix.norms for matrix in matrices]),
         sensitivity=torch.stack(sensitivities) if sensitivities else None,
+        scale=torch.stack([matrix.scale for matrix in matrices]),
     )
 
 
@@ -206,8 +215,9 @@ def sampled_masks(
 def closed_form_error(sample: Sequence[SampledMatrix], masks: Sequence[Tensor]) -> float:
     """`ln Σ_m cost(m)`: what pruning costs, from the matrices alone; lower is better.
 
-    The sum of `pruning_cost` over the sampled matrices. It ranks like the loss of the pruned
-    model, within and across comparison groups (benchmarks/decisions.md, of masks alone).
+    The sum of `pruning_cost` over the sampled matrices, each in nats per token where its price is
+    known. It ranks like the loss of the pruned model, within and across comparison groups
+    (benchmarks/decisions.md, of masks alone).
     """
     pairs = zip(sample, masks, strict=True)
     # Read stack by stack, since they may be on several devices, and summed whatever the order.
