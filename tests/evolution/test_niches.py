@@ -13,6 +13,7 @@ from pruner_zero.evolution.ask_tell import BatchAlgorithm, Result, best_first
 from pruner_zero.evolution.candidate import Candidate, Evaluation
 from pruner_zero.evolution.niches import Evolution, EvolutionSettings, survivors, tournament
 from pruner_zero.evolution.space import SearchSpace, simplest
+from pruner_zero.metric.canonical.form import canonical
 from pruner_zero.metric.grammar import parse
 from tests.evolution.synthetic import EXACT, Fitness, best, by_loss, by_rank, run
 
@@ -102,6 +103,17 @@ def test_the_best_candidate_of_a_scope_is_tried_in_every_other_scope_at_once(
     assert {"row", "matrix", "global"} <= {
         candidate.scope for candidate in moved if candidate.expression == best.expression
     }
+
+
+def test_what_lies_between_the_best_skeletons_of_a_scope_comes_first() -> None:
+    algorithm = Evolution(SearchSpace(scopes=("global",)), 0, EvolutionSettings(initial=4))
+    texts = ("row_odds(W * X) * P^0.5", "row_odds(W * X) * P^0.25", "W * G")
+    found = [Candidate(number, parse(text), "global") for number, text in enumerate(texts)]
+    algorithm.learn([(candidate, Evaluation(1, candidate.number)) for candidate in found])
+    steps = [proposal for proposal in algorithm.propose() if proposal.operation == "step"]
+    assert steps[0].parents == (0, 2)
+    between = parse("row_odds(W * X)^0.5 * P^0.25 * W^0.5 * G^0.5")
+    assert canonical(steps[0].expression, "global") == canonical(between, "global")
 
 
 def test_candidates_of_all_rungs_are_compared_by_their_expected_values() -> None:

@@ -15,6 +15,7 @@ from pruner_zero.evolution.published import (
 from pruner_zero.evolution.space import PUBLISHED_SPACE, SearchSpace, positions
 from pruner_zero.evolution.variation import (
     MUTATIONS,
+    blend,
     crossover,
     neighbours,
     random_expression,
@@ -181,6 +182,19 @@ def test_a_metric_is_one_step_from_its_odds_at_a_price() -> None:
     assert not any(
         "P" in str(form) for form in neighbours(parse("W * X"), SearchSpace(terminals=("W", "X")))
     )
+
+
+def test_a_blend_lies_half_way_between_the_logarithms_of_two_scores() -> None:
+    space = SearchSpace()
+    form = blend(parse("row_odds(W * X) * P^0.5"), parse("W * (O * X)^0.6"), space)
+    assert form is not None
+    assert canonical(form, "global") == canonical(
+        parse("row_odds(W * X)^0.5 * P^0.25 * W^0.5 * (O * X)^0.3"), "global"
+    )
+    same = blend(parse("W * X"), parse("W * X"), space)
+    assert same is not None
+    assert canonical(same, "global") == canonical(parse("W * X"), "global")
+    assert blend(parse("W * X"), parse("W * G"), SearchSpace(max_size=3)) is None
 
 
 def test_neighbours_of_any_metric_are_allowed() -> None:

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import islice
+from itertools import combinations, islice
 
 import numpy as np
 from pydantic import Field
@@ -17,6 +17,7 @@ from pruner_zero.evolution.space import SearchSpace, simplest
 from pruner_zero.evolution.tuning import Tuner
 from pruner_zero.evolution.variation import (
     MUTATIONS,
+    blend,
     crossover,
     neighbours,
     plain_products,
@@ -149,8 +150,16 @@ class Evolution(BatchAlgorithm):
                             yield Proposal(candidate.expression, other, parents, "migrate")
 
     def _near_the_best(self) -> Iterator[Proposal]:
-        """The neighbours of the best members, starting with the best."""
-        for candidate, _ in self.population[:_SPREAD]:
+        """What lies between the best skeletons, then their neighbours, starting with the best."""
+        best: dict[Template, Candidate] = {}
+        for candidate, _ in self.population:
+            best.setdefault(candidate.template, candidate)
+        first = [*islice(best.values(), _SPREAD)]
+        for mother, father in combinations(first, 2):
+            form = blend(mother.expression, father.expression, self.space)
+            if form is not None and mother.scope == father.scope:
+                yield Proposal(form, mother.scope, (mother.number, father.number), STEP)
+        for candidate in first:
             for form in neighbours(candidate.expression, self.space):
                 yield Proposal(form, candidate.scope, (candidate.number,), STEP)
 

@@ -324,6 +324,20 @@ def neighbours(expression: Expression, space: SearchSpace) -> list[Expression]:
     return [form for form in made if form != expression and space.allows(form)]
 
 
+def blend(first: Expression, second: Expression, space: SearchSpace) -> Child:
+    """The geometric mean of two scores, half way between their logarithms.
+
+    Source: the child of two parents that lies between them in what they compute, geometric
+    semantic crossover (Moraglio, Krawiec & Johnson 2012); here the logarithms of scores are meant.
+    """
+    powers: dict[Expression, float] = {}
+    for parent in (first, second):
+        for base, exponent in factors(parent)[1].items():
+            powers[base] = powers.get(base, 0.0) + exponent / 2
+    form = product(1.0, powers)
+    return form if space.allows(form) else None
+
+
 def _relative_factors(expression: Expression, space: SearchSpace) -> list[Expression]:
     """`expression` relative to its L2 norm over rows, columns and the matrix.
 
