@@ -72,6 +72,7 @@ METRICS: Mapping[str, str] = {
     "shares by price": "row_odds(W * X) * P^0.5@global",
     "shares by price, columns": "row_odds(W * column_normalize(W) * X) * P^0.5@global",
     "odds, gradients and price": "row_odds(W * X)^0.5 * W * G^0.85 * P^0.1@global",
+    "evolved with prices": "O * W * X^1.35 * row_odds(W * X) * sqrt(P * row_odds(W))@global",
 }
 # Settings of prune by the name of the pattern. 50-trained is the default with fewer steps.
 PATTERNS: Mapping[str, Mapping[str, Any]] = {

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pruner_zero.metric.metric import Metric
-from pruner_zero.pruning.default import EVOLVED, PRICED, WIDE
+from pruner_zero.pruning.default import EVOLVED, IN_ROWS, PRICED
 from pruner_zero.pruning.planning import plan_recipe, read_recipe
 from pruner_zero.pruning.recipe import Recipe
 from tests.pruning.conftest import language_model
@@ -109,25 +109,29 @@ def test_masks_of_weights_alone_need_no_text() -> None:
 
 HALF, GLOBAL = "50% per row", "50% global"
 EVOLVED_TEXT = str(Metric.of(EVOLVED).expression)
-PRICED_WANDA, PRICED_WIDE = (PRICED.format(within) for within in ("W * X", WIDE))
-SMALL = [(EVOLVED_TEXT, GLOBAL), (PRICED_WANDA, GLOBAL), ("W * X", HALF)]
+PRICED_TEXT = str(Metric.of(PRICED).expression)
+RACE = [(EVOLVED_TEXT, GLOBAL), (PRICED_TEXT, GLOBAL), ("W * X", HALF)]
+
+
+def in_rows(pattern: str) -> list[tuple[str, str]]:
+    return [(str(Metric.of(metric).expression), pattern) for metric in IN_ROWS]
 
 
 @pytest.mark.parametrize(
     ("options", "masks", "follows"),
     [
-        ({}, SMALL, (4, 40, ())),
-        ({"distill": 7, "reconstruct": 3}, SMALL, (3, 7, ())),
-        ({"distill": 0, "reconstruct": 0}, SMALL, NO_MORE),
-        ({"refine": True, "update": "obs"}, SMALL, (4, 40, ("refine", "obs"))),
-        ({"mode": "one-shot"}, SMALL, (0, 40, ("exact",))),
-        ({"mode": "one-shot", "update": "none"}, SMALL, (0, 40, ())),
-        ({"pattern": "2:4"}, [("W * X", "2:4")], (4, 40, ())),
-        ({"scope": "row"}, [("W * X", HALF)], (4, 40, ())),
+        ({}, RACE, (4, 40, ())),
+        ({"distill": 7, "reconstruct": 3}, RACE, (3, 7, ())),
+        ({"distill": 0, "reconstruct": 0}, RACE, NO_MORE),
+        ({"refine": True, "update": "obs"}, RACE, (4, 40, ("refine", "obs"))),
+        ({"mode": "one-shot"}, RACE, (0, 40, ("exact",))),
+        ({"mode": "one-shot", "update": "none"}, RACE, (0, 40, ())),
+        ({"pattern": "2:4"}, in_rows("2:4"), (4, 40, ())),
+        ({"scope": "row"}, in_rows(HALF), (4, 40, ())),
         ({"scope": "global"}, [(EVOLVED_TEXT, GLOBAL)], (4, 40, ())),
         (WANDA, [("W * X", HALF)], NO_MORE),
-        ({**WANDA, "race": True}, [("W * X", HALF), *SMALL], (4, 40, ())),
-        ({**WANDA, "race": True, "distill": 0}, [("W * X", HALF), *SMALL], (4, 0, ())),
+        ({**WANDA, "race": True}, [("W * X", HALF), *RACE], (4, 40, ())),
+        ({**WANDA, "race": True, "distill": 0}, [("W * X", HALF), *RACE], (4, 0, ())),
     ],
     ids=str,
 )
@@ -153,23 +157,19 @@ def test_the_default_leaves_what_is_asked_for(
     ids=str,
 )
 @pytest.mark.usefixtures("wide")
-def test_wide_matrices_get_masks_without_gradients_and_other_amounts(
+def test_wide_matrices_get_masks_without_gradients_of_weights_and_other_amounts(
     options: dict[str, Any], follows: object
 ) -> None:
-    recipe, wide = planned(**options), str(Metric.of(WIDE).expression)
+    recipe = planned(**options)
     assert after(recipe) == follows
     if options.get("mode") == "one-shot":
-        assert entries(recipe) == SMALL
+        assert entries(recipe) == RACE
     elif options.get("scope") == "global":
-        assert entries(recipe) == [(PRICED_WIDE, GLOBAL)]
+        assert entries(recipe) == [(PRICED_TEXT, GLOBAL)]
     elif {"scope", "pattern"} & options.keys():
-        assert entries(recipe) == [(wide, options.get("pattern", HALF))]
+        assert entries(recipe) == in_rows(options.get("pattern", HALF))
     else:
-        assert entries(recipe) == [
-            (PRICED_WANDA, GLOBAL),
-            (PRICED_WIDE, GLOBAL),
-            ("W * X", HALF),
-        ]
+        assert entries(recipe) == RACE[1:]
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_a_found_metric_has_all_that_follows_the_masks_of_the_default(found: str
     recipe = planned(found)
     assert entries(recipe) == [("W * G", GLOBAL)]
     assert (after(recipe), shape(recipe)) == ((4, 40, ()), (192, 256))
-    assert entries(planned(found, race=True)) == [("W * G", GLOBAL), *SMALL]
+    assert entries(planned(found, race=True)) == [("W * G", GLOBAL), *RACE]
     assert entries(planned(found, pattern="2:4")) == [("W * G", "2:4")]
     assert after(planned(found, **CHANNELS)) == (1, 120, ("exact",))
 

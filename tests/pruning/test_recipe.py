@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from pruner_zero.metric.metric import Metric
-from pruner_zero.pruning.default import EVOLVED, WIDE
+from pruner_zero.pruning.default import EVOLVED, IN_ROWS, PRICED
 from pruner_zero.pruning.planning import plan_recipe, read_recipe
 from tests.pruning.conftest import language_model
 
@@ -20,24 +20,21 @@ COUNT = (
     "token count, how often tokens occur in the calibration text and how often the model expects "
     "them there"
 )
-EVOLVED_TEXT, WIDE_TEXT = (str(Metric.of(metric).expression) for metric in (EVOLVED, WIDE))
-SMALL = [
-    RACE,
-    f"  {EVOLVED_TEXT} (50% global)",
-    "  row_odds(W * X) * P^0.5 (50% global)",
-    "  W * X (50% per row)",
-]
+EVOLVED_TEXT, PRICED_TEXT = (str(Metric.of(metric).expression) for metric in (EVOLVED, PRICED))
+WITHOUT_GRADIENTS = [f"  {PRICED_TEXT} (50% global)", "  W * X (50% per row)"]
+MASKS = [RACE, f"  {EVOLVED_TEXT} (50% global)", *WITHOUT_GRADIENTS]
 
 
 @pytest.mark.parametrize(
     ("options", "lines"),
     [
-        ({}, [f"192 windows of 256 tokens {WRITTEN}", *SMALL, PASSES.format(4), STEPS.format(40)]),
+        ({}, [f"192 windows of 256 tokens {WRITTEN}", *MASKS, PASSES.format(4), STEPS.format(40)]),
         (
             {"pattern": "2:4", "windows": 8},
             [
                 f"8 windows of 256 tokens {WRITTEN}",
-                "mask: W * X (2:4)",
+                RACE,
+                *(f"  {Metric.of(metric).expression} (2:4)" for metric in IN_ROWS),
                 PASSES.format(4),
                 STEPS.format(40),
             ],
@@ -46,7 +43,7 @@ SMALL = [
             {"mode": "one-shot"},
             [
                 f"96 windows of 256 tokens {WRITTEN}",
-                *SMALL,
+                *MASKS,
                 LEAST_SQUARES,
                 STEPS.format(40),
                 ONE_SHOT,
@@ -120,9 +117,7 @@ def test_wide_matrices_have_other_lines(monkeypatch: pytest.MonkeyPatch) -> None
     assert plan_recipe(*read, language_model("llama")).lines() == [
         f"text: 384 windows of 256 tokens {WRITTEN}",
         RACE,
-        "  row_odds(W * X) * P^0.5 (50% global)",
-        f"  row_odds({WIDE_TEXT}) * P^0.5 (50% global)",
-        "  W * X (50% per row)",
+        *WITHOUT_GRADIENTS,
         PASSES.format(2),
         STEPS.format(60),
         SEQUENTIAL,

@@ -193,7 +193,7 @@ def open_store(
         "transformers": metadata.version("transformers"),
         "pruner_zero": __version__,
         # Counted up where what is kept changes between versions.
-        "format": 2,
+        "format": 3,
     }
     cache = Path(folder) if folder is not None else default_cache()
     return StatisticsStore(cache / cache_key(settings), settings, language_model.name)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -27,8 +26,6 @@ class PilotSums:
         tokens: int,
     ) -> None:
         self.statistics, self.tokens = statistics, tokens
-        # Windows that went through the model, and how many of them count.
-        self.passed, self.most = 0, max((s.windows(tokens) for s in statistics.values()), default=0)
         self.matrices = {matrix.name: matrix for matrix in (matrices if statistics else ())}
         self.norms = {name: norms[name].to(m.weight.device) for name, m in self.matrices.items()}
         # The highest score that goes, of each row.
@@ -45,12 +42,8 @@ class PilotSums:
         if not self.matrices:
             yield
             return
-        handle = module.register_forward_pre_hook(self._next_window)
-        try:
-            with outputs_observed(module, [*self.matrices.values()], self._see):
-                yield
-        finally:
-            handle.remove()
+        with outputs_observed(module, [*self.matrices.values()], self._see):
+            yield
 
     def result(self, windows: int) -> dict[Kind, dict[str, Tensor]]:
         """The statistics (1, 1) by kind and matrix name over that many `windows`.
@@ -59,15 +52,12 @@ class PilotSums:
         mixture's experts could not be observed.
         """
         check_observed([*self.matrices.values()], self.seen, "outputs", "without P")
-        prices, windows = {}, min(windows, self.most)
+        prices = {}
         for name, total in self.sums.items():
             # The loss is the mean over the tokens that follow another.
             mean = total * (self.tokens - 1) / (windows * self.tokens)
             prices[name] = (mean.square() / 2 / self.matrices[name].weight.numel()).reshape(1, 1)
         return {kind: dict(prices) for kind in self.statistics}
-
-    def _next_window(self, _module: nn.Module, _inputs: tuple[Any, ...]) -> None:
-        self.passed += 1
 
     def _scores(self, name: str) -> Tensor:
         return self.matrices[name].weight.detach().float().abs() * self.norms[name]
@@ -78,8 +68,6 @@ class PilotSums:
         names: of the matrices that the first dimension enumerates where they are several.
         """
         self.seen.update(name for name in names if name is not None)
-        if self.passed > self.most:
-            return output
         rows = inputs.detach().reshape(len(names), -1, inputs.shape[-1])
         output = with_gradient(output)
 

@@ -62,14 +62,21 @@ class ExpertStatistic(ForwardStatistic):
     of: Callable[[Tensor, Tensor], Tensor]
 
 
+# Tokens that statistics of a row or a matrix are of. Masks by three times as many are no better
+# (benchmarks/why.md).
+_FEW = 8192
+
+
 class GradientStatistic:
     """A statistic that a backward pass collects.
 
     drawn: whether its loss is the sum over a window of cross entropies with labels that the model
-    draws from its own predictions, and not the mean with the next tokens of the text.
+    draws from its own predictions, and not the mean with the next tokens of the text. tokens: it is
+    of the first windows that hold as many; None for all windows.
     """
 
     drawn: ClassVar[bool] = False
+    tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +104,7 @@ class OutputGradientStatistic(GradientStatistic):
     shape: Callable[[int], tuple[int, int]]
     add: Callable[[Tensor, Tensor], Tensor]
     value: Callable[[Tensor, int], Tensor]
+    tokens: int | None = _FEW
 
 
 class PriceStatistic(GradientStatistic):
@@ -146,15 +154,9 @@ class MaskPriceStatistic(GradientStatistic):
     Source: Taylor expansions of the loss (Molchanov et al. 2019, 1906.10771) and Fisher pruning
     (Theis et al. 2018, 1801.05787) take single weights or units; here all zeros of a matrix go
     together.
-
-    tokens: of the first windows that hold as many; a quarter of them gives the same shares.
     """
 
-    tokens: int = 8192
-
-    def windows(self, seqlen: int) -> int:
-        """How many windows of `seqlen` tokens it is of, at most."""
-        return -(-self.tokens // seqlen)
+    tokens: int | None = _FEW
 
 
 def _add_squares(total: Tensor, gradients: Tensor) -> Tensor:
@@ -259,15 +261,17 @@ def select(of: type[S], kinds: Iterable[Kind]) -> dict[Kind, S]:
 
 
 def windows_needed(statistics: Mapping[Kind, GradientStatistic], windows: int, seqlen: int) -> int:
-    """How many of so many `windows` the gradients are needed of, the first ones."""
-    prices = select(MaskPriceStatistic, statistics)
-    if len(prices) < len(statistics):
-        return windows
-    return min(windows, max(price.windows(seqlen) for price in prices.values()))
+    """How many of so many `windows` the gradients are needed of, the first ones.
+
+    statistics: of as many tokens each, as `by_loss` groups them.
+    """
+    tokens = next(iter(statistics.values())).tokens
+    return windows if tokens is None else min(windows, -(-tokens // seqlen))
 
 
 def by_loss(kinds: Iterable[Kind]) -> list[dict[Kind, GradientStatistic]]:
-    """The statistics of gradients among `kinds`, those of the same loss together."""
-    statistics = select(GradientStatistic, kinds)
-    groups = [{k: s for k, s in statistics.items() if s.drawn == drawn} for drawn in (False, True)]
-    return [group for group in groups if group]
+    """The statistics of gradients among `kinds`, those of the same loss and tokens together."""
+    groups: dict[object, dict[Kind, GradientStatistic]] = {}
+    for kind, statistic in select(GradientStatistic, kinds).items():
+        groups.setdefault((statistic.drawn, statistic.tokens), {})[kind] = statistic
+    return list(groups.values())

@@ -54,7 +54,8 @@ TERMINALS: Mapping[str, Statistic] = MappingProxyType(
             Shape.COLUMN,
             "root mean squared gradient at each output channel: sqrt(n · mean over the tokens of n "
             "calibration windows of (100·d)²), d the gradient of the window's mean next-token loss "
-            "at a token's output, so that O * X is the Kronecker-factored estimate of G",
+            "at a token's output, so that O * X is the Kronecker-factored estimate of G; of the "
+            "first windows, which hold 8,192 tokens",
             cost=2,
             collected="O",
         ),
@@ -71,7 +72,8 @@ TERMINALS: Mapping[str, Statistic] = MappingProxyType(
             Shape.SCALAR,
             "price of zeros in the matrix, in nats per token and weight: half of the square of the "
             "mean over tokens of |d · y|, y what the output lacks without the half of each row "
-            "that has the lowest W * X, d the gradient of the loss there",
+            "that has the lowest W * X, d the gradient of the loss there; of the first windows, "
+            "which hold 8,192 tokens",
             cost=2,
             collected="P",
         ),

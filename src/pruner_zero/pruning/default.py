@@ -16,16 +16,16 @@ from pruner_zero.sparsity.selection import Unstructured
 DEFAULT, WANDA, FISHER = "default", "wanda", "fisher"
 # Steps of distillation of small models, and where units are removed.
 DISTILL = 40
-# Found by a search over two models (benchmarks/universal.md).
+# Found by searches over two small models, with gradients of weights and without
+# (benchmarks/universal.md).
 EVOLVED = "W * G^0.85 * (column_normalize(W * G^0.55) * row_normalize(W + (W * X)^0.85))^0.35"
-# The price of zeros says how many of them a matrix gets, what stands in the odds which of a row.
-PRICED = "row_odds({}) * P^0.5"
+PRICED = "O * W * X^1.35 * row_odds(W * X) * sqrt(P * row_odds(W))"
+# Where weights compete inside rows, one or the other is better (benchmarks/why.md).
+# Source: weights over the norms of their columns, as in RIA (Zhang et al. 2024).
+IN_ROWS = (WANDA, "W * column_normalize(W) * X")
 # A matrix of a wide model has this many inputs. There a mask by gradients of single weights fits
-# the text that they were measured on, and the price of a matrix, one number, does not
-# (benchmarks/why.md). `WIDE` is for weights that compete inside rows.
-# Source: weights over the norms of their columns and a power of X, as in RIA (Zhang et al. 2024)
-# and BaWA (ICML 2025, PMLR 267); these exponents were found by hand.
-MANY_INPUTS, WIDE = 4096, "W * column_normalize(W) * X"
+# the text that they were measured on (benchmarks/why.md), and text and passes have other amounts.
+MANY_INPUTS = 4096
 # Of heads, found by a search (benchmarks/units.md).
 HEADS = "X * row_normalize(W * X)"
 
@@ -35,25 +35,19 @@ def default(matrices: Sequence[Matrix], sparsity: float) -> Recipe:
 
     matrices: those to prune, whose inputs tell a wide model from a small one.
     """
-    rows, everywhere = Unstructured(sparsity), Unstructured(sparsity, "global")
-    priced = [Scored(Metric.of(PRICED.format(x)), everywhere) for x in ("W * X", WIDE)]
-    wanda = Scored(Metric.of(WANDA), rows)
-    if is_wide(matrices):
-        return Recipe(
-            DEFAULT,
-            Race((*priced, wanda)),
-            Text(4 * TOKENS, seqlen=256),
-            reconstruct=2,
-            distill=60,
-        )
-    evolved = Scored(Metric.of(EVOLVED), everywhere)
-    return Recipe(
-        DEFAULT,
-        Race((evolved, priced[0], wanda)),
-        Text(2 * TOKENS, seqlen=256),
-        reconstruct=4,
-        distill=DISTILL,
-    )
+    wide = is_wide(matrices)
+    everywhere = Unstructured(sparsity, "global")
+    evolved = [Scored(Metric.of(text), everywhere) for text in _evolved(wide)]
+    masks = Race((*evolved, Scored(Metric.of(WANDA), Unstructured(sparsity))))
+    if wide:
+        text = Text(4 * TOKENS, seqlen=256)
+        return Recipe(DEFAULT, masks, text, reconstruct=2, distill=60)
+    return Recipe(DEFAULT, masks, Text(2 * TOKENS, seqlen=256), reconstruct=4, distill=DISTILL)
+
+
+def _evolved(wide: bool) -> tuple[str, ...]:
+    """The metrics whose masks of the whole model race, the first one by itself where asked for."""
+    return (PRICED,) if wide else (EVOLVED, PRICED)
 
 
 def is_wide(matrices: Sequence[Matrix]) -> bool:
@@ -66,15 +60,16 @@ def default_beside(
 ) -> Recipe:
     """The default where options say which weights compete, or in which order blocks are pruned.
 
-    Where they do, there is a single mask. One-shot, without the passes that need the outputs of
-    pruned blocks, least squares follow, and wide models have the recipe of small ones.
+    One-shot, without the passes that need the outputs of pruned blocks, least squares follow, and
+    wide models have the recipe of small ones.
     """
     matrices = () if mode == "one-shot" else matrices
     recipe = default(matrices, pattern.sparsity)
     if scope or not isinstance(pattern, Unstructured):
-        inside, across = (WIDE, PRICED.format(WIDE)) if is_wide(matrices) else (WANDA, EVOLVED)
-        metric = Metric.of(across if pattern.reach == "model" else inside)
-        recipe = replace(recipe, masks=Scored(metric, pattern))
+        across = _evolved(is_wide(matrices))[:1]
+        metrics = across if pattern.reach == "model" else IN_ROWS
+        entries = tuple(Scored(Metric.of(metric), pattern) for metric in metrics)
+        recipe = replace(recipe, masks=Race(entries) if len(entries) > 1 else entries[0])
     if mode == "one-shot":
         recipe = replace(
             recipe, text=Text(TOKENS, seqlen=256), steps=("exact",), reconstruct=0, mode=mode

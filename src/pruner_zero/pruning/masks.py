@@ -23,11 +23,9 @@ from pruner_zero.calibration.statistics import (
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.metric.expression import TERMINALS, Expression, collected_for
 from pruner_zero.metric.metric import Metric
-from pruner_zero.metric.operators import Shape
-from pruner_zero.metric.scoring import ScoreError, evaluate, score
+from pruner_zero.metric.scoring import ScoreError, score
 from pruner_zero.models.matrices import Matrix
 from pruner_zero.progress import track
-from pruner_zero.pruning.row_counts import by_rank, row_counts
 from pruner_zero.sparsity.hessian import Hessian, shrinkage_for
 from pruner_zero.sparsity.pattern import Lazy, Pattern
 
@@ -169,13 +167,13 @@ def masks_of(
     Raises PrunerZeroError naming a matrix that the metric cannot score.
     """
     by_name = {matrix.name: matrix for matrix in matrices}
-    metric, pattern = _in_rows(matrices, chosen.metric, chosen.pattern, read)
+    pattern = chosen.pattern
     swept: list[str] = []
-    if sweep and chosen.pattern.reach != "model":
+    if sweep and pattern.reach != "model":
         # The sweep computes the score itself, one matrix at a time.
         swept = [name for name, matrix in by_name.items() if not read(matrix).silent()]
     scored = [name for name in by_name if name not in swept]
-    scores = scores_of([by_name[name] for name in scored], metric, read, load, hold)
+    scores = scores_of([by_name[name] for name in scored], chosen.metric, read, load, hold)
 
     def magnitude(name: str) -> Tensor:
         with load(by_name[name].block):
@@ -187,34 +185,6 @@ def masks_of(
         return Mask(None) if name in swept else Mask(masks[name], name in scores)
 
     return Lazy(by_name, mask)
-
-
-def _in_rows(
-    matrices: Sequence[Matrix],
-    metric: Metric,
-    pattern: Pattern,
-    read: Callable[[Matrix], Statistics],
-) -> tuple[Metric, Pattern]:
-    """The metric and the pattern, in a form that chooses the same weights row by row.
-
-    Ranks in a row times a number of the matrix need no scores of the whole model: these numbers say
-    how many weights of each row go. Matrices that calibration never reached do not compete.
-    """
-    parts = by_rank(metric.expression) if pattern.scope == "global" else None
-    if parts is None or parts[0].operands[0].shape is not Shape.MATRIX:
-        return metric, pattern
-    ranks, factor = parts
-    shape, numbers = torch.zeros(1, 1), dict[str, float]()
-    for matrix in matrices:
-        statistics = read(matrix)
-        if not statistics.silent():
-            terminals = statistics.terminals(factor.terminals, shape) | {"W": shape}
-            numbers[matrix.name] = float(evaluate(factor, terminals))
-    reached = [matrix for matrix in matrices if matrix.name in numbers]
-    if not reached:
-        return metric, pattern
-    counts = row_counts(reached, ranks.operator, lambda m: numbers[m.name], pattern.sparsity)
-    return Metric(ranks.operands[0]), counts
 
 
 def masks_of_cut(matrices: Sequence[Matrix], cut: "Cut") -> Mapping[str, Mask]:
