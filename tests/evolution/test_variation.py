@@ -195,6 +195,7 @@ def test_a_blend_lies_half_way_between_the_logarithms_of_two_scores() -> None:
     assert same is not None
     assert canonical(same, "global") == canonical(parse("W * X"), "global")
     assert blend(parse("W * X"), parse("W * G"), SearchSpace(max_size=3)) is None
+    assert blend(parse("W * X"), parse("neg(W * G)"), space) is None
 
 
 def test_neighbours_of_any_metric_are_allowed() -> None:

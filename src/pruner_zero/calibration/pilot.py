@@ -10,6 +10,11 @@ from pruner_zero.calibration.statistics import Kind, MaskPriceStatistic
 from pruner_zero.models.matrices import Matrix
 
 
+def pilot_cut(scores: Tensor) -> Tensor:
+    """The highest of the scores |W|·X (rows, in) that the pilot mask takes away, (rows, 1)."""
+    return scores.median(1, keepdim=True).values
+
+
 class PilotSums:
     """Sums over tokens of what a pilot mask changes in the loss, by matrix.
 
@@ -28,8 +33,7 @@ class PilotSums:
         self.statistics, self.tokens = statistics, tokens
         self.matrices = {matrix.name: matrix for matrix in (matrices if statistics else ())}
         self.norms = {name: norms[name].to(m.weight.device) for name, m in self.matrices.items()}
-        # The highest score that goes, of each row.
-        self.cuts = {name: self._scores(name).median(1, True).values for name in self.matrices}
+        self.cuts = {name: pilot_cut(self._scores(name)) for name in self.matrices}
         self.sums = {name: cut.new_zeros(()) for name, cut in self.cuts.items()}
         self.seen: set[str] = set()
 

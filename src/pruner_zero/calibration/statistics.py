@@ -62,7 +62,7 @@ class ExpertStatistic(ForwardStatistic):
     of: Callable[[Tensor, Tensor], Tensor]
 
 
-# Tokens that statistics of a row or a matrix are of. Masks by three times as many are no better
+# Tokens that statistics of a row or a matrix are of. Masks by three times as many are hardly better
 # (benchmarks/why.md).
 _FEW = 8192
 

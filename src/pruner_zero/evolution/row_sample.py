@@ -8,6 +8,7 @@ from itertools import chain, islice
 import torch
 from torch import Tensor
 
+from pruner_zero.calibration.pilot import pilot_cut
 from pruner_zero.choices import Group
 from pruner_zero.execution.executor import UNLIMITED, TimeLimit
 from pruner_zero.metric.expression import Expression
@@ -96,7 +97,7 @@ def sample_matrix(
     if "P" not in terminals:
         return matrix
     wanda = weight.abs() * terminals["X"]
-    estimate = matrix.cost(wanda > wanda.median(1, keepdim=True).values)
+    estimate = matrix.cost(wanda > pilot_cut(wanda))
     price = terminals["P"].squeeze() * dense.numel()
     return replace(matrix, scale=torch.where(estimate > 0, price / estimate, one))
 

@@ -327,12 +327,16 @@ def neighbours(expression: Expression, space: SearchSpace) -> list[Expression]:
 def blend(first: Expression, second: Expression, space: SearchSpace) -> Child:
     """The geometric mean of two scores, half way between their logarithms.
 
+    None where the space does not allow it, or one of them is a negative multiple.
     Source: the child of two parents that lies between them in what they compute, geometric
     semantic crossover (Moraglio, Krawiec & Johnson 2012); here the logarithms of scores are meant.
     """
     powers: dict[Expression, float] = {}
     for parent in (first, second):
-        for base, exponent in factors(parent)[1].items():
+        coefficient, bases = factors(parent)
+        if coefficient <= 0:
+            return None
+        for base, exponent in bases.items():
             powers[base] = powers.get(base, 0.0) + exponent / 2
     form = product(1.0, powers)
     return form if space.allows(form) else None

@@ -20,7 +20,8 @@ DISTILL = 40
 # (benchmarks/universal.md).
 EVOLVED = "W * G^0.85 * (column_normalize(W * G^0.55) * row_normalize(W + (W * X)^0.85))^0.35"
 PRICED = "O * W * X^1.35 * row_odds(W * X) * sqrt(P * row_odds(W))"
-# Where weights compete inside rows, one or the other is better (benchmarks/why.md).
+# Where weights compete inside rows, one or the other is better; the second was found by hand
+# (benchmarks/why.md).
 # Source: weights over the norms of their columns, as in RIA (Zhang et al. 2024).
 IN_ROWS = (WANDA, "W * column_normalize(W) * X")
 # A matrix of a wide model has this many inputs. There a mask by gradients of single weights fits
