@@ -96,11 +96,16 @@ MASKS: Mapping[str, Mapping[str, str]] = {
         "published tree": "pruner-zero",
         "evolved on SmolLM2": CARRIED.removesuffix("@global"),
     },
+    "70": {"Wanda": "wanda"},
 }
 # One step after each of these masks.
 STEPPED = ("magnitude", "Wanda", "RIA", "published tree", "evolved on SmolLM2")
 STEPS: Mapping[str, str] = {"with swaps": "+refine", "with least squares": "+exact"}
-ZEROS: Mapping[str, Mapping[str, Any]] = {"50": {"sparsity": 0.5}, "2-4": {"pattern": "2:4"}}
+ZEROS: Mapping[str, Mapping[str, Any]] = {
+    "50": {"sparsity": 0.5},
+    "2-4": {"pattern": "2:4"},
+    "70": {"sparsity": 0.7},
+}
 # Whole units in place of weights.
 UNITS: Mapping[str, Mapping[str, Any]] = {
     "channels-25": {"structure": "channels", "sparsity": 0.25},
@@ -114,6 +119,7 @@ Bases = Mapping[str, dict[str, Any] | None]
 TITLES = {
     "50": "50 %",
     "2-4": "2:4",
+    "70": "70 %",
     "channels-25": "a quarter of the channels removed",
     "heads-33": "a third of the key-value heads removed",
 }
@@ -152,7 +158,7 @@ def all_cells() -> Iterator[Cell]:
             yield Cell(words, zeros, metric)
         yield Cell("SparseGPT", zeros, "sparsegpt")
     for zeros, masks in MASKS.items():
-        for label in STEPPED:
+        for label in [label for label in STEPPED if len(masks) > 1]:
             for step, suffix in STEPS.items():
                 yield Cell(f"{label} {step}", zeros, masks[label] + suffix)
     yield Cell("default", "channels-25", DEFAULT, "self")

@@ -35,6 +35,7 @@ MASKS = [RACE, f"  {EVOLVED_TEXT} (50% global)", *WITHOUT_GRADIENTS]
                 f"8 windows of 256 tokens {WRITTEN}",
                 RACE,
                 *(f"  {Metric.of(metric).expression} (2:4)" for metric in IN_ROWS),
+                "before it: values and channels in the order that keeps the most, exactly",
                 PASSES.format(4),
                 STEPS.format(40),
             ],

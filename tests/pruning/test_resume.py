@@ -22,7 +22,7 @@ WINDOWS, SEQLEN, BLOCKS = 40, 48, 6
 
 RUNS = {
     "sequential": ["--metric", "gblm", "--sparsity", "0.5"],
-    "sparsegpt": ["--metric", "sparsegpt", "--pattern", "2:4"],
+    "sparsegpt": ["--metric", "sparsegpt+permute", "--pattern", "2:4"],
     "one-shot": ["--metric", "wanda", "--sparsity", "0.5", "--mode", "one-shot"],
     "offloaded": ["--metric", "wanda", "--sparsity", "0.5", "--offload"],
     "global": ["--metric", "W * G", "--sparsity", "0.5", "--scope", "global"],

@@ -22,7 +22,7 @@ from pruner_zero.measuring.origin import origin_of
 from pruner_zero.measuring.perplexity import perplexity
 from pruner_zero.models.language_model import LanguageModel, check_tokens, note_long_windows
 from pruner_zero.models.load import as_language_model
-from pruner_zero.models.matrices import Matrix, find_matrices, parameters_of, size_of
+from pruner_zero.models.matrices import Matrix, find_blocks, find_matrices, size_of
 from pruner_zero.progress import note
 from pruner_zero.provenance import measured
 from pruner_zero.pruning.default import DEFAULT, WANDA, default_beside
@@ -225,7 +225,9 @@ class _Comparing:
             self.calibrate(method for name, method in methods.items() if name not in earlier)
         costs = {f"calibration_{key}": value for key, value in cost.to_json().items()}
         table = Comparison([], {**costs, **begun.provenance}, complete=False)
-        parameters = parameters_of(find_matrices(self.language_model.model)).values()
+        # A permuted block has other biases, too.
+        blocks = find_blocks(self.language_model.model)
+        parameters = [parameter for block in blocks for parameter in block.parameters()]
         # In main memory, because a model may fill its device.
         dense = [(parameter, parameter.data.to(CPU, copy=True)) for parameter in parameters]
         for name, method in methods.items():

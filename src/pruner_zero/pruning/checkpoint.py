@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from pruner_zero.calibration.walk import WindowFile
 from pruner_zero.journal import Journal
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.matrices import Matrix, parameters_of
 from pruner_zero.pruning.matrix import MatrixRecord
 from pruner_zero.tensor_file import TensorFile, write_tensors
 
@@ -83,9 +82,9 @@ def whole_model(
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def restore_blocks(journal: Journal, matrices: Sequence[Matrix]) -> None:
+def restore_blocks(journal: Journal, model: nn.Module) -> None:
     """Copy the finished blocks' weights into a model that is in memory."""
-    parameters = parameters_of(matrices)
+    parameters = dict(model.named_parameters())
     for path in weight_files(journal):
         file = TensorFile(path)
         for name in file:

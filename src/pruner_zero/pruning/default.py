@@ -11,7 +11,7 @@ from pruner_zero.pruning.recipe import Race, Recipe, Scored, Text
 from pruner_zero.settings.calibration import TOKENS
 from pruner_zero.settings.prune_settings import RULES
 from pruner_zero.sparsity.pattern import Pattern
-from pruner_zero.sparsity.selection import Unstructured
+from pruner_zero.sparsity.selection import SemiStructured, Unstructured
 
 DEFAULT, WANDA, FISHER = "default", "wanda", "fisher"
 # Steps of distillation of small models, and where units are removed.
@@ -66,11 +66,13 @@ def default_beside(
     """
     matrices = () if mode == "one-shot" else matrices
     recipe = default(matrices, pattern.sparsity)
+    permute = isinstance(pattern, SemiStructured) and mode != "one-shot"
     if scope or not isinstance(pattern, Unstructured):
         across = _evolved(is_wide(matrices))[:1]
         metrics = across if pattern.reach == "model" else IN_ROWS
         entries = tuple(Scored(Metric.of(metric), pattern) for metric in metrics)
-        recipe = replace(recipe, masks=Race(entries) if len(entries) > 1 else entries[0])
+        masks = Race(entries) if len(entries) > 1 else entries[0]
+        recipe = replace(recipe, masks=masks, permute=permute)
     if mode == "one-shot":
         recipe = replace(
             recipe, text=Text(TOKENS, seqlen=256), steps=("exact",), reconstruct=0, mode=mode

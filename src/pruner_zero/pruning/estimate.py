@@ -100,6 +100,7 @@ def estimate(
             seconds += (1 + len(recipe.entries)) * HELD_OUT * tokens * (forward + head)
         if recipe.kinds or recipe.reconstruct:
             seconds += (3 if recipe.reconstruct else 2) * blocks * forward
+        seconds += 3 * recipe.permute * blocks * forward
         seconds += recipe.reconstruct * blocks / _TOKENS * depth * timed.learn
     return Estimate(seconds, _memory(language_model, recipe, matrices, tokens))
 

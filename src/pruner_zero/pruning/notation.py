@@ -22,6 +22,8 @@ _RULES = {rule: structure for structure, rule in RULES.items()}
 
 # The text before its last step, the name of the step, and its amount.
 _STEP = re.compile(r"(.*)\+\s*([A-Za-z][A-Za-z0-9_-]*)\s*(?:=\s*(-?\w+)\s*)?", re.DOTALL)
+# Before the masks of a block, not after them.
+PERMUTE = "permute"
 # Steps whose amount is named: what is counted, and an example.
 _COUNTED = {"distill": ("steps of distillation", 40), "reconstruct": ("passes", 4)}
 
@@ -40,7 +42,7 @@ def parse_recipe(
     parameters: str | None = None,
     units: Mapping[str, Any] = MappingProxyType({}),
 ) -> Recipe:
-    """Read `METRIC[@SCOPE][+STEP]…[+reconstruct=N][+distill=N]`.
+    """Read `METRIC[@SCOPE][+permute][+STEP]…[+reconstruct=N][+distill=N]`.
 
     METRIC is a name, an expression or a tree file, STEP a name of `STEPS`, or none for no update
     where the method would have one. Options are used where the text says nothing; a scope in a
@@ -91,9 +93,12 @@ def parse_recipe(
     if cut is None or cut.rule is None:
         metric = Metric.of(SPARSEGPT_SCORE if body == SPARSEGPT else body)
     default = ("obs" if body == SPARSEGPT else None) if cut is None else cut.update
+    permute = PERMUTE in written
+    written = [step for step in written if step != PERMUTE]
     names = _with_update(name, written, update, default or "none")
     steps = in_order(["refine", *names] if refine else names)
-    if cut and (idle := [s for s in steps if not cut.update or STEPS[s].changes != "weights"]):
+    idle = [s for s in steps if not cut.update or STEPS[s].changes != "weights"] if cut else []
+    if idle := [*[PERMUTE] * bool(cut and permute), *idle]:
         raise PrunerZeroError(
             f"{name} removes whole units, after which +{idle[0]} has nothing to do: leave it out"
         )
@@ -119,6 +124,7 @@ def parse_recipe(
         name,
         masks,
         steps=steps,
+        permute=permute,
         reconstruct=amounts["reconstruct"],
         cut=cut,
         distill=amounts["distill"],
@@ -211,11 +217,11 @@ def _split_steps(
                 counted, example = _COUNTED[step]
                 raise PrunerZeroError(f"{text}: say how many {counted}, as in +{step}={example}")
             amounts[step] = int(amount)
-        elif amount is None and (step == "none" or step in STEPS):
+        elif amount is None and (step in ("none", PERMUTE) or step in STEPS):
             steps.insert(0, step)
         elif amount is None and (_last_part(before)[1] or before.strip() in {*NAMED, SPARSEGPT}):
             # No expression holds the name of a metric, or goes on after a scope.
-            near = did_you_mean(step, STEPS)
+            near = did_you_mean(step, (PERMUTE, *STEPS))
             raise PrunerZeroError(f"unknown step '{step}': {near}")
         else:
             break

@@ -188,6 +188,7 @@ def _with_default(
         reconstruct=_first(settings.reconstruct, base.reconstruct),
         distill=_first(settings.distill, base.distill),
     )
+    recipe = replace(recipe, permute=said.permute or (base.permute and recipe.can_permute))
     return recipe, base.text.tokens if base.text else TOKENS
 
 

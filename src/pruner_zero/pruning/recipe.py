@@ -11,6 +11,7 @@ from pruner_zero.metric.expression import collected_for
 from pruner_zero.metric.metric import Metric
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.sparsity.pattern import Pattern
+from pruner_zero.sparsity.selection import SemiStructured
 from pruner_zero.sparsity.steps.step import STEPS, plan
 from pruner_zero.structure.cut import Cut
 
@@ -61,10 +62,11 @@ class Recipe:
     name: as the user wrote it. text: None where nothing needs one. masks: how they are chosen, None
     where a rule decides alone what is cut. steps: the names of the steps after the mask, of
     `STEPS`, in the order they run. damping: the share of the mean diagonal added to Hessians. mode:
-    the order of work that was asked for. reconstruct: how many passes over the calibration windows
-    train each block towards the dense block's outputs, once its matrices are pruned. cut: the units
-    that are removed, None where zeros stay where they are. distill: how many steps of distillation
-    follow once all matrices are pruned.
+    the order of work that was asked for. permute: whether each block is brought into the order in
+    which its N:M masks keep the most, which changes nothing that it computes. reconstruct: how many
+    passes over the calibration windows train each block towards the dense block's outputs, once its
+    matrices are pruned. cut: the units that are removed, None where zeros stay where they are.
+    distill: how many steps of distillation follow once all matrices are pruned.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Recipe:
     steps: tuple[str, ...] = ()
     damping: float = 0.01
     mode: Mode = "auto"
+    permute: bool = False
     reconstruct: int = 0
     cut: Cut | None = None
     distill: int = 0
@@ -191,7 +194,8 @@ class Recipe:
     @property
     def needs_text(self) -> bool:
         """Whether a calibration text is needed."""
-        return bool(self.kinds or self.reconstruct or self.distill or not self.has_masks)
+        trains = self.reconstruct or self.distill or self.permute
+        return bool(self.kinds or trains or not self.has_masks)
 
     @property
     def of_part(self) -> bool:
@@ -224,6 +228,12 @@ class Recipe:
                 f"{self.name} trains each block on the outputs of the pruned blocks before it, "
                 "which needs --mode sequential: choose it, or leave out +reconstruct"
             )
+        if self.permute and (self.mode == "one-shot" or not self.can_permute):
+            raise PrunerZeroError(
+                f"{self.name} permutes each block before its masks, which needs --pattern N:M, "
+                "--mode sequential and a metric without gradients: choose them, or leave out "
+                "+permute"
+            )
         if not self.at_once:
             return "one-shot" if self.mode == "one-shot" else "sequential"
         if self.mode == "sequential":
@@ -233,6 +243,13 @@ class Recipe:
                 f"block by block: choose --mode one-shot{other}"
             )
         return "one-shot"
+
+    @property
+    def can_permute(self) -> bool:
+        """Whether its masks are N:M, and chosen by statistics of single blocks alone."""
+        return isinstance(self.pattern, SemiStructured) and not select(
+            GradientStatistic, self.kinds
+        )
 
     # What it says.
 
@@ -247,6 +264,8 @@ class Recipe:
             lines += [f"  {entry}" for entry in self.entries]
         else:
             lines.append(f"mask: {self.masks}")
+        if self.permute:
+            lines.append("before it: values and channels in the order that keeps the most, exactly")
         if after := describe_steps(self.steps).removeprefix(", "):
             lines.append(f"then: {after}")
         if self.reconstruct:
@@ -271,6 +290,7 @@ class Recipe:
             "pattern": self.what,
             "scope": self.scope,
             "steps": list(self.steps),
+            "permute": self.permute,
             "reconstruct": self.reconstruct,
             "distill": self.distill,
         }

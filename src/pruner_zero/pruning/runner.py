@@ -5,7 +5,7 @@
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from pruner_zero.calibration.calibrate import StatisticsStore, calibrate, open_store
-from pruner_zero.calibration.statistics import InputStatistic, select
+from pruner_zero.calibration.statistics import InputStatistic, Kind, select
 from pruner_zero.calibration.walk import Storage, Stream, Walk, WindowFile
 from pruner_zero.journal import Journal
+from pruner_zero.models.couplings import Coupling
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.matrices import (
     Matrix,
@@ -45,12 +46,15 @@ from pruner_zero.pruning.masks import (
     block_statistics,
     masks_of,
     masks_of_cut,
+    score_matrix,
     scores_of,
 )
 from pruner_zero.pruning.matrix import MatrixRecord, prune_matrix
+from pruner_zero.pruning.permute import find_movable, permute_block
 from pruner_zero.pruning.race import Entry, judged_apart, race, ranked
 from pruner_zero.pruning.recipe import Race, Recipe, Scored
 from pruner_zero.sparsity.pattern import Lazy, groups
+from pruner_zero.sparsity.selection import SemiStructured
 from pruner_zero.structure.cut import Cut
 from pruner_zero.text.token_windows import Windows
 from pruner_zero.training.distillation import check_memory, distillation
@@ -292,7 +296,7 @@ class _Run:
         walk = Walk(model, self.windows.tokens)
         pruned, dense = self.streams(walk, first) if first <= last else (None, None)
         if journal and not model.on_disk:
-            restore_blocks(journal, self.matrices)
+            restore_blocks(journal, model.model)
             if pruned:
                 for index in range(first):
                     with model.block(index) as block:
@@ -300,10 +304,13 @@ class _Run:
         for index, block in walk.blocks("pruning", first):
             matrices = self.by_block[index]
             inputs: dict[str, Statistics] = {}
+            if dense:
+                dense.advance(block, index)
+            permuted = self.permute(pruned, block, index) if pruned else {}
             if pruned:
                 # Where the dense model decides the masks, steps alone need these inputs.
                 observed = matrices if masks is None or recipe.steps else []
-                inputs = self.inputs(pruned, dense, block, index, observed)
+                inputs = self.inputs(pruned, block, index, observed, recipe.kinds)
             done = list(self.prune(masks, matrices, inputs))
             if pruned and dense and matrices and recipe.reconstruct:
                 arguments, target = pruned.arguments[index], dense.hidden
@@ -318,7 +325,7 @@ class _Run:
                 hidden = pruned.hidden if pruned else None
                 file = hidden if isinstance(hidden, WindowFile) else None
                 # Not bound to a name, so that the tensors are freed with the block.
-                commit_block(journal, model.changed(index, matrices), done, file)
+                commit_block(journal, {**model.changed(index, matrices), **permuted}, done, file)
             records += done
         return records
 
@@ -331,6 +338,7 @@ class _Run:
         """
         recipe, windows = self.recipe, len(self.windows)
         needed = bool(select(InputStatistic, recipe.kinds)) or recipe.reconstruct > 0
+        needed |= recipe.permute
         if recipe.order == "one-shot" or not needed:
             return None, None
         journal = self.journal if self.language_model.on_disk else None
@@ -349,20 +357,38 @@ class _Run:
                 dense.advance(block, index)
         return pruned, dense
 
+    def permute(self, pruned: Stream, block: nn.Module, index: int) -> dict[str, Tensor]:
+        """Bring a loaded block into the order for its masks, where asked for; what changed."""
+        recipe, couplings = self.recipe, self.movable.get(index)
+        if not couplings:
+            return {}
+        assert isinstance(recipe.pattern, SemiStructured)
+
+        def score(matrix: Matrix) -> Tensor | None:
+            assert recipe.metric is not None
+            statistics = self.inputs(pruned, block, index, [matrix], recipe.scoring_kinds)
+            return score_matrix(matrix, statistics[matrix.name], recipe.metric)
+
+        by_name = {matrix.name: matrix for matrix in self.by_block[index]}
+        model = self.language_model
+        changed = permute_block(
+            model.model, couplings, block, pruned, recipe.pattern, by_name, score
+        )
+        # A model on disk has all of a block in its own names.
+        return {} if model.on_disk else changed
+
     def inputs(
         self,
         pruned: Stream,
-        dense: Stream | None,
         block: nn.Module,
         index: int,
         observed: Sequence[Matrix],
+        kinds: Collection[Kind],
     ) -> dict[str, Statistics]:
-        """The statistics of the pruned model's inputs; the dense model's go one block on."""
-        if dense:
-            dense.advance(block, index)
+        """The statistics of the inputs that matrices of one block have in the pruned model."""
         if not observed:
             return {}
-        collected = pruned.collect(block, index, observed, self.recipe.kinds)
+        collected = pruned.collect(block, index, observed, kinds)
         return block_statistics(collected, self.recipe.damping)
 
     def masks(self) -> Mapping[str, Mask] | None:
@@ -418,6 +444,12 @@ class _Run:
         dense = self.statistics.read(matrix, set(kinds) - select(InputStatistic, kinds).keys())
         fresh = inputs.pop(matrix.name)
         return replace(fresh, values={**fresh.values, **dense.values})
+
+    @cached_property
+    def movable(self) -> Mapping[int, Sequence[Coupling]]:
+        """The channels and heads of each block that are brought into another order."""
+        model = self.language_model.model
+        return find_movable(model, self.matrices) if self.recipe.permute else {}
 
     @cached_property
     def by_block(self) -> list[list[Matrix]]:
