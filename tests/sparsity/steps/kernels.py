@@ -1,6 +1,5 @@
 """The steps as functions of tensors, their constants at other values where a test asks for it."""
 
-from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -10,7 +9,7 @@ from pruner_zero.sparsity import selection as patterns
 from pruner_zero.sparsity.hessian import Hessian
 from pruner_zero.sparsity.pattern import Pattern
 from pruner_zero.sparsity.selection import Unstructured
-from pruner_zero.sparsity.steps import exact_swaps, least_squares, swaps, sweep
+from pruner_zero.sparsity.steps import least_squares, swaps, sweep
 from pruner_zero.sparsity.steps.step import Layer, Updated
 
 HALF = Unstructured(0.5)
@@ -57,22 +56,6 @@ def exact_update(
     """Least squares under a mask, finer than those of the step."""
     layer = layer_of(weight, gram, mask, damping=damping, name=name)
     return least_squares.solve(layer, tolerance=tolerance, **options)
-
-
-def refine_exact(
-    weight: Tensor,
-    gram: Tensor,
-    mask: Tensor,
-    pattern: Pattern,
-    *,
-    turns: int = 12,
-    tolerance: float = least_squares.TOLERANCE,
-    **options: Any,
-) -> Updated:
-    """Swaps judged by least squares, at most so many turns of them, and a last solution."""
-    last = partial(least_squares.solve, tolerance=tolerance)
-    with patch.object(exact_swaps, "_TURNS", turns), patch.object(exact_swaps, "solve", last):
-        return exact_swaps.refine_exact(layer_of(weight, gram, mask, pattern, **options))
 
 
 def sparsegpt(

@@ -83,21 +83,6 @@ def test_rows_that_share_their_columns_are_solved_by_the_reduced_normal_equation
     assert not torch.signbit(result.weight[~mask]).any()
 
 
-def test_a_start_near_the_solution_only_saves_iterations() -> None:
-    weight, gram = loud_layer(20, 96)
-    mask = random_mask(20, 96)
-    plain = exact_update(weight, gram, mask, tolerance=1e-5)
-    near = plain.weight + 0.01 * torch.randn(20, 96, generator=torch.Generator().manual_seed(1))
-    again = exact_update(weight, gram, mask, start=near, tolerance=1e-5)
-    assert again.iterations < plain.iterations
-    assert again.converged
-    assert_close(again.weight, plain.weight)
-    assert not again.weight[~mask].any()
-    there = exact_update(weight, gram, mask, start=plain.weight)
-    assert there.iterations == 0
-    assert torch.equal(there.weight, plain.weight)
-
-
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("pattern", [Unstructured(0.6), SemiStructured(2, 4)])
 @pytest.mark.parametrize("make", [layer, loud_layer])
@@ -209,14 +194,12 @@ def test_a_multiple_of_the_gram_and_bfloat16_weights() -> None:
     assert plain.weight.dtype == torch.float32
 
 
-@pytest.mark.parametrize("started", [False, True])
 def test_rows_beyond_those_solved_together_have_the_same_solution_up_to_the_tolerance(
-    started: bool, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     weight, gram = loud_layer(20, 40)
     mask = random_mask(20, 40)
-    start = weight.roll(1, 0) if started else None
-    whole = exact_update(weight, gram, mask, start=start, tolerance=1e-4)
+    whole = exact_update(weight, gram, mask, tolerance=1e-4)
     most = 0
     solve_rows = conjugate_gradients.conjugate_gradients
 
@@ -227,7 +210,7 @@ def test_rows_beyond_those_solved_together_have_the_same_solution_up_to_the_tole
 
     monkeypatch.setattr(least_squares, "conjugate_gradients", noted)
     monkeypatch.setattr(least_squares, "_ROWS", 7)
-    parts = exact_update(weight, gram, mask, start=start, tolerance=1e-4)
+    parts = exact_update(weight, gram, mask, tolerance=1e-4)
     assert most == 7
     assert parts.converged
     assert parts.iterations <= whole.iterations
@@ -238,7 +221,7 @@ def test_rows_beyond_those_solved_together_have_the_same_solution_up_to_the_tole
         exact_update(weight[i : i + 7], gram, mask[i : i + 7], tolerance=1e-4).weight
         for i in range(0, 20, 7)
     ]
-    assert started or torch.equal(parts.weight, torch.cat(again))
+    assert torch.equal(parts.weight, torch.cat(again))
 
 
 def test_known_dominant_directions_save_most_iterations() -> None:
@@ -323,18 +306,16 @@ def test_coarse_solutions_of_wide_matrices_take_as_many_iterations_in_bfloat16(
 
 
 @pytest.mark.parametrize("loud", [False, True])
-@pytest.mark.parametrize("started", [False, True])
 def test_fine_solutions_of_wide_matrices_are_as_good_with_products_in_bfloat16(
-    monkeypatch: pytest.MonkeyPatch, loud: bool, started: bool
+    monkeypatch: pytest.MonkeyPatch, loud: bool
 ) -> None:
     monkeypatch.setattr(conjugate_gradients, "has_fast_bfloat16", lambda _: True)
     weight, gram = (loud_layer if loud else layer)(24, 192)
     problem = layer_of(weight, gram, random_mask(24, 192))
-    start = solve(problem, tolerance=0.1).weight if started else None
     H = reference.damped(gram)
-    fine = solve(problem, start=start, tolerance=1e-3)
+    fine = solve(problem, tolerance=1e-3)
     monkeypatch.setattr(conjugate_gradients, "_WIDE", 192)
-    coarse = solve(problem, start=start, tolerance=1e-3)
+    coarse = solve(problem, tolerance=1e-3)
     assert not torch.equal(coarse.weight, fine.weight)
     assert coarse.converged
     assert coarse.residual <= 2e-3

@@ -66,7 +66,6 @@ def solve(
     *,
     tolerance: float = TOLERANCE,
     max_iterations: int = 200,
-    start: Tensor | None = None,
 ) -> Solution:
     """Least squares for the kept weights of every row, by conjugate gradients.
 
@@ -76,8 +75,6 @@ def solve(
 
     tolerance: a row stops when its residual is at most this share of the residual of plain masking.
     max_iterations: the limit for all rows; `Solution.note` says if rows reached it.
-    start: (out, in) float32, first weights, by default the masked dense ones; no row ends with a
-        larger error than it starts with.
     Rows are solved 2048 at a time. If all rows keep the same columns (or none), one factorisation
     solves them without iterations. Raises PrunerZeroError naming the layer if the result is not
     finite, and what `Hessian` raises.
@@ -89,14 +86,13 @@ def solve(
     """
     hessian, mask = layer.required_hessian, layer.required_mask
     active = hessian.gram.diagonal() != 0
-    columns = _shared_columns(mask & active) if start is None else None
+    columns = _shared_columns(mask & active)
     if columns is None and len(mask) > _ROWS:
         parts = [
             solve(
                 replace(layer, dense=layer.dense[rows], mask=mask[rows]),
                 tolerance=tolerance,
                 max_iterations=max_iterations,
-                start=None if start is None else start[rows],
             )
             for rows in (slice(first, first + _ROWS) for first in range(0, len(mask), _ROWS))
         ]
@@ -127,18 +123,13 @@ def solve(
             return Solution(_finite(solved, layer), 0, 0.0, True)
     precondition = preconditioner(hessian, H)(support)
     whole = dot(plain, precondition(plain))
-    first = plain
-    if start is not None:
-        masked, begin = begin, start.detach().float() * support
-        first = plain - ((begin - masked) @ H) * support
-
     change, residual, iterations = _descend(
-        first, hessian, H, precondition, tolerance**2 * whole, max_iterations
+        plain, hessian, H, precondition, tolerance**2 * whole, max_iterations
     )
     left = ratio(dot(residual, precondition(residual)), whole)
     relative = float(left.max().clamp_min(0).sqrt())
-    # Twice the decrease of the error; a row that rounding has made worse returns to its start.
-    fell = (change * (first + residual)).sum(1, keepdim=True) >= 0
+    # Twice the decrease of the error; a row that rounding has made worse stays as it was.
+    fell = (change * (plain + residual)).sum(1, keepdim=True) >= 0
     result = torch.where(fell, begin + change, begin).masked_fill_(support == 0, 0.0)
     return Solution(_finite(result, layer), iterations, relative, relative <= 2 * tolerance)
 

@@ -74,13 +74,13 @@ class Updated:
 class Step:
     """A step after a mask, with its descriptions and its facts.
 
-    name: as written after a `+`; two names joined by `+` replace the two steps where both are
-    named. run: the step. words: what it does, for the model card, after "the metric …,".
-    help: what it does in a few words, for `--help` and the reference. changes: a step that changes
-    the mask alone runs before those that change weights. option: the command-line option that names
-    it too. needs_gram: it needs a `Layer.hessian`. damps: it uses the damped Hessian, and the
-    record has the damping. shrinks: the Hessian is shrunk for the number of tokens behind it.
-    estimate: a cheaper `run` for the search's closed-form error, close to it for a few rows.
+    name: as written after a `+`. run: the step. words: what it does, for the model card, after "the
+    metric …,". help: what it does in a few words, for `--help` and the reference. changes: a step
+    that changes the mask alone runs before those that change weights. option: the command-line
+    option that names it too. needs_gram: it needs a `Layer.hessian`. damps: it uses the damped
+    Hessian, and the record has the damping. shrinks: the Hessian is shrunk for the number of tokens
+    behind it. estimate: a cheaper `run` for the search's closed-form error, close to it for a few
+    rows.
     """
 
     name: str
@@ -97,20 +97,17 @@ class Step:
 
 def _built_in(name: str) -> Step:
     # These modules import this one.
-    from pruner_zero.sparsity.steps.exact_swaps import REFINE_EXACT
     from pruner_zero.sparsity.steps.least_squares import EXACT
     from pruner_zero.sparsity.steps.swaps import REFINE
     from pruner_zero.sparsity.steps.sweep import OBS
 
-    return {step.name: step for step in (REFINE, OBS, EXACT, REFINE_EXACT)}[name]
+    return {step.name: step for step in (REFINE, OBS, EXACT)}[name]
 
 
 STEPS: Registry[Step] = Registry(
     "steps",
     Step,
-    deferred={
-        name: partial(_built_in, name) for name in ("refine", "obs", "exact", "refine+exact")
-    },
+    deferred={name: partial(_built_in, name) for name in ("refine", "obs", "exact")},
 )
 
 
@@ -122,16 +119,9 @@ def in_order(names: Sequence[str]) -> tuple[str, ...]:
 def plan(names: Sequence[str], chooser: str | None = None) -> tuple[Step, ...]:
     """The steps of these names, in order.
 
-    Two neighbours whose joined name is a step of its own, as "refine+exact", become that step.
     chooser: the step that chooses the mask; it runs first, and again where the mask changed.
     """
-    steps: list[Step] = []
-    for name in in_order(names):
-        joined = f"{steps[-1].name}+{name}" if steps else name
-        if steps and joined in STEPS:
-            steps[-1] = STEPS[joined]
-        else:
-            steps.append(STEPS[name])
+    steps = [STEPS[name] for name in in_order(names)]
     if chooser is not None and (not steps or steps[0].name != chooser):
         steps.insert(0, STEPS[chooser])
     return tuple(steps)
