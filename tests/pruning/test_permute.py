@@ -241,6 +241,20 @@ def test_what_cannot_be_permuted_is_refused(
         prune(language_model("llama"), metric, calibration=text_file, **options)
 
 
+def test_scores_that_are_not_finite_name_the_matrix(pruned_by: Prune) -> None:
+    model = language_model("llama")
+    with pytest.raises(PrunerZeroError, match=r"o_proj"):
+        pruned_by(model, "W / (W - W)+permute", pattern="2:4")
+
+
+@pytest.mark.parametrize("metric", ["neg(W)", "W * 1e30"])
+def test_negative_and_huge_scores_can_be_permuted(metric: str, pruned_by: Prune) -> None:
+    model = language_model("llama")
+    pruned_by(model, f"{metric}+permute", pattern="2:4")
+    for matrix in find_matrices(model.model):
+        assert ((matrix.weight == 0).unflatten(1, (-1, 4)).sum(2) == 2).all()
+
+
 def test_whole_units_leave_nothing_to_permute() -> None:
     with pytest.raises(PrunerZeroError, match=r"after which \+permute has nothing to do"):
         parse_recipe("wanda@channels=0.25+permute")

@@ -21,6 +21,7 @@ from pruner_zero.models.couplings import Coupling, find_couplings
 from pruner_zero.models.matrices import Matrix
 from pruner_zero.progress import note
 from pruner_zero.sparsity.selection import SemiStructured
+from pruner_zero.structure.units import signed_squares
 
 # So many groups exchange columns with each other; with all of them wide matrices take minutes.
 _TOGETHER = 128
@@ -61,7 +62,8 @@ def permute_block(
 
     couplings: of this block, as from `find_movable`. stream: before the block. score: the scores
     (out, in) of a matrix of the block as it is when called, None for one that is never reached.
-    A change that shows in the outputs of the block is taken back.
+    A change that shows in the outputs of the block is taken back. Raises PrunerZeroError, naming
+    the matrix, for scores that are not finite.
     Source: the order of channels by exchanges, Pool and Yu 2021 ("Channel Permutations for N:M
     Sparsity", NeurIPS), dealt and assigned as in RIA (Zhang et al. 2024, ICLR); values in the
     singular axes of V and O, CLOVER (2411.17426). Axes that are dealt inside each head are ours.
@@ -80,7 +82,10 @@ def permute_block(
                 turn_values(moved[0], last, parts, gram)
             scores = score(consumer)
             if scores is not None:
-                _reorder(moved, last, parts, scores, pattern)
+                squares = torch.cat(list(signed_squares(scores, consumer.name)))
+                # Of a size that float32 holds.
+                squares /= squares.abs().max().clamp_min(torch.finfo(squares.dtype).tiny)
+                _reorder(moved, last, parts, squares.float(), pattern)
     return changed
 
 
@@ -129,7 +134,7 @@ def singular_axes(inputs: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
 def column_order(scores: Tensor, zeros: int, size: int) -> Tensor:
     """The order of columns in which groups of `size` neighbours keep the most.
 
-    scores: (rows, columns), not negative, of which each row of a group loses the `zeros` lowest.
+    scores: (rows, columns), finite, of which each row of a group loses the `zeros` lowest.
     Columns are dealt to the groups by their sums; then, place after place, the columns there are
     assigned anew to the groups, among up to 128 of them, by what each adds to each. The order as
     it is where that keeps more.
@@ -183,7 +188,7 @@ def _reorder(
     if width % pattern.m:
         return
     # (out, parts, heads that share the values, width)
-    grouped = (scores.float() ** 2).unflatten(1, (parts, -1, width))
+    grouped = scores.unflatten(1, (parts, -1, width))
     orders = [
         column_order(grouped[:, part].flatten(0, 1), pattern.n, pattern.m) for part in range(parts)
     ]
