@@ -17,7 +17,7 @@ from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.matrices import Matrix, find_matrices
 from pruner_zero.progress import reported_to
 from pruner_zero.pruning.masks import DenseStatistics, masks_of
-from pruner_zero.pruning.race import judged_apart, race
+from pruner_zero.pruning.race import dense_masks, judged_apart, race
 from pruner_zero.pruning.recipe import Race, Recipe
 from pruner_zero.pruning.runner import run_recipe
 from pruner_zero.text.token_windows import Windows, no_windows
@@ -50,7 +50,9 @@ def test_divergences_are_those_of_models_pruned_one_shot(
     masks = Race(tuple(map(scored_of, METHODS)))
     calibrate(raced, windows, Recipe("race", masks).scoring_kinds, store)
     statistics = DenseStatistics(store, 0.01)
-    entries = race(raced, windows.tokens, masks.entries, find_matrices(raced.model), statistics)
+    matrices = find_matrices(raced.model)
+    made = [dense_masks(raced, each, matrices, statistics) for each in masks.entries]
+    entries = race(raced, windows.tokens, masks.entries, matrices, made)
     for method, entry in zip(METHODS, entries, strict=True):
         pruned = language_model(architecture, blocks=4)
         pruned_by(pruned, method, "one-shot")
@@ -79,7 +81,9 @@ def test_masks_of_matrices_that_compete_with_no_other_are_computed_when_needed(
     monkeypatch.setattr("pruner_zero.pruning.race.masks_of", masks_of_some)
     monkeypatch.setattr("pruner_zero.calibration.walk.run_windows", run)
     matrices = find_matrices(raced.model)
-    race(raced, windows.tokens, [scored_of("wanda")], matrices, DenseStatistics(store, 0.01))
+    wanda, statistics = scored_of("wanda"), DenseStatistics(store, 0.01)
+    made = dense_masks(raced, wanda, matrices, statistics)
+    race(raced, windows.tokens, [wanda], matrices, [made])
     wanted: list[str] = []
     for index in range(1 + max(matrix.block for matrix in matrices)):
         wanted += [m.name for m in matrices if m.block == index] + ["run", "run"]

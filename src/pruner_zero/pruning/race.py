@@ -65,17 +65,15 @@ def race(
     tokens: Tensor,
     entries: Sequence[Scored],
     matrices: Sequence[Matrix],
-    statistics: DenseStatistics,
+    masks: Sequence[Mapping[str, Mask]],
 ) -> list[Entry]:
-    """Judge the masks alone that `entries` give the dense model on windows `tokens` (n, tokens).
+    """Judge the `masks` alone, those of `entries`, on windows `tokens` (n, tokens).
 
-    The masks are one-shot, by the statistics of the dense model. One walk over the blocks carries
-    the activations of the dense model and of each masked one, so that one block at a time needs to
-    be in memory; the weights are unchanged afterwards. Raises PrunerZeroError where a metric cannot
-    score a matrix.
+    masks: as `dense_masks` gives them. One walk over the blocks carries the activations of the
+    dense model and of each masked one, so that one block at a time needs to be in memory; the
+    weights are unchanged afterwards. Raises PrunerZeroError where a metric cannot score a matrix.
     """
     model = language_model.model
-    masks = [_masks(language_model, entry, matrices, statistics) for entry in entries]
     walk = Walk(language_model, tokens)
     dense, masked = walk.carry(), [walk.carry() for _ in entries]
     for index, block in walk.blocks("race of masks"):
@@ -119,13 +117,18 @@ def ranked(entries: Sequence[Entry]) -> list[int]:
     )
 
 
-def _masks(
+def dense_masks(
     language_model: LanguageModel,
     entry: Scored,
     matrices: Sequence[Matrix],
     statistics: DenseStatistics,
 ) -> Mapping[str, Mask]:
-    """The masks of all matrices, computed when they are asked for."""
+    """The masks of all matrices by statistics of the dense model, computed when they are asked for.
+
+    A threshold of the whole model is computed at once, from weights that must be dense then; later
+    those of the block whose masks are asked for must be. Raises PrunerZeroError where the metric
+    cannot score a matrix.
+    """
     by_name = {matrix.name: matrix for matrix in matrices}
     parts = groups(entry.pattern, {matrix.name: matrix.block for matrix in matrices})
     group_of = {name: tuple(names) for names in parts for name in names}
@@ -142,4 +145,6 @@ def _masks(
             hold=0 if language_model.on_disk else None,
         )
 
+    if entry.pattern.reach == "model":
+        return of_group(tuple(by_name))
     return Lazy(group_of, lambda name: of_group(group_of[name])[name])

@@ -51,7 +51,7 @@ from pruner_zero.pruning.masks import (
 )
 from pruner_zero.pruning.matrix import MatrixRecord, prune_matrix
 from pruner_zero.pruning.permute import find_movable, permute_block
-from pruner_zero.pruning.race import Entry, judged_apart, race, ranked
+from pruner_zero.pruning.race import Entry, dense_masks, judged_apart, race, ranked
 from pruner_zero.pruning.recipe import Race, Recipe, Scored
 from pruner_zero.sparsity.pattern import Lazy, groups
 from pruner_zero.sparsity.selection import SemiStructured
@@ -133,10 +133,10 @@ def run_recipe(
             folder=training_folder(journal, recipe.distill) if journal else None,
             translation=cut.translation if cut else None,
         )
-    masks, raced = recipe.masks, list[Entry]()
+    masks, raced, made = recipe.masks, list[Entry](), dict[Scored, Mapping[str, Mask]]()
     if isinstance(masks, Race):
         assert judged is not None
-        judge = partial(_race, language_model, seen, judged, recipe, matrices, statistics)
+        judge = partial(_race, language_model, seen, judged, recipe, matrices, statistics, made)
         # A run that goes on keeps the mask of its first start.
         raced = [Entry(**e) for e in (journal.decide("race", judge) if journal else judge())]
         order = ranked(raced)
@@ -149,7 +149,7 @@ def run_recipe(
         cut = cut.prepared(language_model, windows.tokens)
     recipe = recipe.settled(masks, cut)
     calibrate(language_model, seen, recipe.dense_kinds, store)
-    run = _Run(language_model, windows, recipe, matrices, statistics, journal, seed)
+    run = _Run(language_model, windows, recipe, matrices, statistics, journal, seed, made)
     records = run.blocks() if recipe.has_masks else []
     for record in records:
         if record.note:
@@ -176,10 +176,17 @@ def _race(
     recipe: Recipe,
     matrices: Sequence[Matrix],
     statistics: DenseStatistics,
+    made: dict[Scored, Mapping[str, Mask]],
 ) -> list[dict[str, Any]]:
-    """What `race` gives, by statistics of the windows `seen`, as JSON values."""
+    """What `race` gives, by statistics of the windows `seen`, as JSON values.
+
+    made: takes in the masks of the winner.
+    """
     calibrate(language_model, seen, recipe.dense_kinds, statistics.store)
-    entries = race(language_model, judged, recipe.entries, matrices, statistics)
+    masks = [dense_masks(language_model, each, matrices, statistics) for each in recipe.entries]
+    entries = race(language_model, judged, recipe.entries, matrices, masks)
+    best = ranked(entries)[0]
+    made[recipe.entries[best]] = masks[best]
     return [asdict(entry) for entry in entries]
 
 
@@ -284,6 +291,8 @@ class _Run:
     statistics: DenseStatistics
     journal: Journal | None
     seed: int
+    # Masks by the dense model that are there already.
+    made: Mapping[Scored, Mapping[str, Mask]]
 
     @torch.no_grad()
     def blocks(self) -> list[MatrixRecord]:
@@ -399,13 +408,9 @@ class _Run:
         assert isinstance(recipe.masks, Scored)
         if recipe.masks.pattern.reach != "model":
             return None
-        return masks_of(
-            self.matrices,
-            recipe.masks,
-            lambda matrix: self.statistics.read(matrix, recipe.scoring_kinds),
-            load=self.language_model.block,
-            hold=0 if self.language_model.on_disk else None,
-        )
+        if recipe.masks in self.made:
+            return self.made[recipe.masks]
+        return dense_masks(self.language_model, recipe.masks, self.matrices, self.statistics)
 
     def prune(
         self,

@@ -78,10 +78,9 @@ def global_threshold(scores: Mapping[str, Tensor], sparsity: float) -> GlobalThr
     """The threshold at which exactly floor(n · sparsity) of all n weights are pruned.
 
     scores: by matrix name, (out, in) of any shapes and devices in float32, bfloat16 or float16.
-    A mapping that computes its values when they are asked for is read twice, and a third time
-    where scores equal to the threshold are pruned in part; ties go to the lowest matrix, row,
-    column. The threshold comes from two histograms, of the upper and of the lower half of an
-    integer key that orders like the float. Raises PrunerZeroError naming the matrix for
+    A mapping that computes its values when they are asked for is read twice; ties go to the lowest
+    matrix, row, column. The threshold comes from two histograms, of the upper and of the lower half
+    of an integer key that orders like the float. Raises PrunerZeroError naming the matrix for
     non-finite scores. Source: radix selection; its use on floats of many matrices is ours.
     """
     counts = np.zeros(_HALF_KEYS, np.int64)
@@ -92,17 +91,21 @@ def global_threshold(scores: Mapping[str, Tensor], sparsity: float) -> GlobalThr
         return GlobalThreshold(-torch.inf, {})
     upper, below = _bin_of(counts, pruned)
     counts[:] = 0
-    for values in scores.values():
-        counts += _histogram(values.detach(), upper)
+    # Of each matrix: its lower halves within the bin, ascending, and how often they occur.
+    of_matrix: dict[str, tuple[Counts, Counts]] = {}
+    for name, values in scores.items():
+        histogram = _histogram(values.detach(), upper)
+        halves = histogram.nonzero()[0]
+        of_matrix[name] = halves, histogram[halves]
+        counts += histogram
     lower, within = _bin_of(counts, pruned - below)
     remaining = pruned - below - within
     value = _from_order_key(((upper - _HALF_KEYS // 2) << 16) | lower)
     if remaining == counts[lower]:
         return GlobalThreshold(value, {})
     ties = {}
-    for name, values in scores.items():
-        equal = int((values.detach().float() == value).sum())
-        ties[name] = min(equal, remaining)
+    for name, (halves, often) in of_matrix.items():
+        ties[name] = min(int(often[halves == lower].sum()), remaining)
         remaining -= ties[name]
     return GlobalThreshold(value, ties)
 
