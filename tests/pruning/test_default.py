@@ -15,6 +15,7 @@ from pruner_zero.progress import reported_to
 from pruner_zero.pruning.matrix import MatrixRecord, prune_matrix
 from pruner_zero.pruning.prune import plan, prune
 from pruner_zero.pruning.runner import for_training
+from pruner_zero.sparsity.threshold import global_threshold
 from pruner_zero.text.token_windows import Windows
 from tests.pruning.test_resume import contents
 from tests.text.refusals import refusal
@@ -173,6 +174,21 @@ def test_a_run_that_goes_on_keeps_the_mask_that_won_its_race(
     cut = prune(language_model(), output=tmp_path / "cut", **options)
     assert cut.raced == whole.raced
     assert contents(tmp_path / "whole") == contents(tmp_path / "cut")
+
+
+def test_the_threshold_of_a_mask_that_won_its_race_is_computed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thresholds: list[int] = []
+
+    def counted(scores: Any, sparsity: float) -> Any:
+        thresholds.append(len(scores))
+        return global_threshold(scores, sparsity)
+
+    monkeypatch.setattr("pruner_zero.sparsity.selection.global_threshold", counted)
+    result = prune(language_model(), cache=tmp_path, **{**SMALL, "distill": 0})
+    assert "global" in result.raced[0].pattern
+    assert len(thresholds) == sum("global" in entry.pattern for entry in result.raced)
 
 
 def test_a_run_that_is_cut_while_it_distills_ends_with_the_same_bytes(

@@ -133,10 +133,10 @@ def run_recipe(
             folder=training_folder(journal, recipe.distill) if journal else None,
             translation=cut.translation if cut else None,
         )
-    masks, raced, made = recipe.masks, list[Entry](), dict[Scored, Mapping[str, Mask]]()
+    masks, raced, won = recipe.masks, list[Entry](), dict[Scored, Mapping[str, Mask]]()
     if isinstance(masks, Race):
         assert judged is not None
-        judge = partial(_race, language_model, seen, judged, recipe, matrices, statistics, made)
+        judge = partial(_race, language_model, seen, judged, recipe, matrices, statistics, won)
         # A run that goes on keeps the mask of its first start.
         raced = [Entry(**e) for e in (journal.decide("race", judge) if journal else judge())]
         order = ranked(raced)
@@ -149,7 +149,7 @@ def run_recipe(
         cut = cut.prepared(language_model, windows.tokens)
     recipe = recipe.settled(masks, cut)
     calibrate(language_model, seen, recipe.dense_kinds, store)
-    run = _Run(language_model, windows, recipe, matrices, statistics, journal, seed, made)
+    run = _Run(language_model, windows, recipe, matrices, statistics, journal, seed, won)
     records = run.blocks() if recipe.has_masks else []
     for record in records:
         if record.note:
@@ -176,17 +176,17 @@ def _race(
     recipe: Recipe,
     matrices: Sequence[Matrix],
     statistics: DenseStatistics,
-    made: dict[Scored, Mapping[str, Mask]],
+    won: dict[Scored, Mapping[str, Mask]],
 ) -> list[dict[str, Any]]:
     """What `race` gives, by statistics of the windows `seen`, as JSON values.
 
-    made: takes in the masks of the winner.
+    won: takes in the winner, with its masks.
     """
     calibrate(language_model, seen, recipe.dense_kinds, statistics.store)
     masks = [dense_masks(language_model, each, matrices, statistics) for each in recipe.entries]
     entries = race(language_model, judged, recipe.entries, matrices, masks)
     best = ranked(entries)[0]
-    made[recipe.entries[best]] = masks[best]
+    won[recipe.entries[best]] = masks[best]
     return [asdict(entry) for entry in entries]
 
 
@@ -291,8 +291,8 @@ class _Run:
     statistics: DenseStatistics
     journal: Journal | None
     seed: int
-    # Masks by the dense model that are there already.
-    made: Mapping[Scored, Mapping[str, Mask]]
+    # The winner of a race that this process ran, with its masks.
+    won: Mapping[Scored, Mapping[str, Mask]]
 
     @torch.no_grad()
     def blocks(self) -> list[MatrixRecord]:
@@ -408,8 +408,8 @@ class _Run:
         assert isinstance(recipe.masks, Scored)
         if recipe.masks.pattern.reach != "model":
             return None
-        if recipe.masks in self.made:
-            return self.made[recipe.masks]
+        if recipe.masks in self.won:
+            return self.won[recipe.masks]
         return dense_masks(self.language_model, recipe.masks, self.matrices, self.statistics)
 
     def prune(
