@@ -54,6 +54,12 @@ def test_name_and_scope_stand_at_the_root() -> None:
     assert "name" not in PUBLISHED.to_tree()
 
 
+@pytest.mark.parametrize("text", ["W * X@global", " wanda @ global "])
+def test_text_can_end_in_a_scope(text: str) -> None:
+    assert Metric.of(text).scope == "global"
+    assert Metric.of(text).expression == parse("W * X")
+
+
 def test_words_with_hyphens_can_be_differences() -> None:
     assert [Metric.of("W-X"), Metric.of("W-1")] == [Metric(parse("W - X")), Metric(W - 1)]
 
@@ -67,6 +73,9 @@ def test_words_with_hyphens_can_be_differences() -> None:
         ("w", "unknown metric 'w': did you mean 'W'?"),
         ("W * Y(X)", "column 5: unknown operator 'Y': known: "),
         ("W +", "column 4: expected a terminal"),
+        ("W * X@rows", "unknown scope 'rows': did you mean 'row'?"),
+        ("W * X@", "unknown scope '': "),
+        ("W@row * X", "unknown scope 'row * X': "),
         ("nowhere/tree.json", "nowhere/tree.json: no such file"),
         ("a\0.json", "a\0.json: cannot be read (embedded null byte)"),
         ({"data": "W", "scope": 3}, "root: scope must be a text"),

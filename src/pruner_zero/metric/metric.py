@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -97,8 +97,9 @@ class Metric:
         """The metric that `spec` stands for.
 
         spec: also a tree (with optional root keys name and scope), the name of a known metric, the
-            path of a JSON tree file, or the text of an expression. Names come before files, files
-            before expressions; text that ends in .json is a path.
+            path of a JSON tree file, or the text of an expression, perhaps with a scope at its end,
+            such as "W * X@row". Names come before files, files before expressions; text that ends
+            in .json is a path.
         Raises PrunerZeroError in one line that names the file, the column or a near name.
         """
         if isinstance(spec, Metric):
@@ -117,6 +118,9 @@ class Metric:
             return cls(parse(NAMED[spec].text), name=spec)
         if spec not in TERMINALS and os.path.isfile(spec):
             return cls._of_file(Path(spec))
+        text, at, scope = spec.rpartition("@")
+        if at:
+            return replace(cls.of(text.strip()), scope=scope.strip())
         try:
             return cls(parse(spec))
         except ParseError:
