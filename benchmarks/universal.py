@@ -22,6 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from hashlib import sha256
 from itertools import product
 from pathlib import Path
 from statistics import fmean
@@ -73,6 +74,8 @@ METRICS: Mapping[str, str] = {
     "shares by price, columns": "row_odds(W * column_normalize(W) * X) * P^0.5@global",
     "odds, gradients and price": "row_odds(W * X)^0.5 * W * G^0.85 * P^0.1@global",
     "evolved with prices": "O * W * X^1.35 * row_odds(W * X) * sqrt(P * row_odds(W))@global",
+    "evolved in five minutes": "G * W * sqrt(P) * row_odds(W * X)@global",
+    "O * X in the place of G": "O * W * X * sqrt(P) * row_odds(W * X)@global",
 }
 # Settings of prune by the name of the pattern. 50-trained is the default with fewer steps.
 PATTERNS: Mapping[str, Mapping[str, Any]] = {
@@ -228,6 +231,7 @@ def record_search(folder: Path) -> None:
         "minutes": study.settings["minutes"],
         "workers": study.settings["workers"],
         "seed": study.settings["seed"],
+        "journal_sha256": sha256((folder / "journal.jsonl").read_bytes()).hexdigest(),
         "candidates": len(study.records),
         "judged": [
             {
@@ -303,8 +307,10 @@ def search_tables() -> str:
             f"workers: {found['workers'] or 'one per core'}, seed {found['seed']}, "
             f"{found['candidates']} "
             f"candidates, {len(found['judged'])} judged on all models. "
-            "The final race, on fresh windows:\n\n"
         )
+        if journal := found.get("journal_sha256"):
+            text += f"SHA-256 of its journal: {journal[:12]}. "
+        text += "The final race, on fresh windows:\n\n"
         cells = [
             [f"`{row['metric']}`", *(f"{100 * row[name]:+.1f} %" for name in names)]
             for row in found["final"]
