@@ -118,7 +118,7 @@ class Metric:
             return cls(parse(NAMED[spec].text), name=spec)
         if spec not in TERMINALS and os.path.isfile(spec):
             return cls._of_file(Path(spec))
-        text, at, scope = spec.rpartition("@")
+        text, at, scope = spec.partition("@")
         if at:
             return replace(cls.of(text.strip()), scope=scope.strip())
         try:
