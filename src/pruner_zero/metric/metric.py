@@ -85,7 +85,7 @@ class Metric:
     def __post_init__(self) -> None:
         if self.scope is not None and self.scope not in (scopes := get_args(Group)):
             word = excerpt(self.scope, 40)
-            raise PrunerZeroError(f"unknown scope '{word}': {did_you_mean(self.scope, scopes)}")
+            raise PrunerZeroError(f"unknown scope '{word}': {did_you_mean(word, scopes)}")
         if self.expression.shape is not Shape.MATRIX:
             names = sorted(self.expression.terminals)
             used = [name for name in names if TERMINALS[name].shape is Shape.MATRIX]
