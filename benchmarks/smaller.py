@@ -27,7 +27,7 @@ ROWS: Mapping[str, Mapping[str, str]] = {
         "recover-10": "then `recover --minutes 10`",
         "recover-30": "the same, 30 minutes",
         "recover-60": "the same, 60 minutes",
-        "recover-10-512": "the same, 10 minutes, windows of 512 tokens",
+        "recover-10-512": "the same, 10 minutes, 96 windows of 512 tokens",
         "recover-10-own": "the same, with text that the smaller model wrote",
         "recover-10-teacher": "the same, 10 minutes, `--teacher-share 1`",
         "three-texts-192": "three texts, 192 windows, two passes, 40 steps",
