@@ -49,7 +49,7 @@ def test_notes_say_all_that_will_be_done_before_anything_is(
 @pytest.fixture
 def wide(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every model is a wide one."""
-    monkeypatch.setattr("pruner_zero.pruning.default.MANY_INPUTS", 32)
+    monkeypatch.setattr("pruner_zero.models.matrices.MANY_INPUTS", 32)
 
 
 @pytest.mark.usefixtures("wide")
@@ -186,7 +186,7 @@ def test_the_threshold_of_a_mask_that_won_its_race_is_computed_once(
         return global_threshold(scores, sparsity)
 
     monkeypatch.setattr("pruner_zero.sparsity.selection.global_threshold", counted)
-    result = prune(language_model(), cache=tmp_path, **{**SMALL, "distill": 0})
+    result = prune(language_model(), cache=tmp_path, **{**SMALL, "reconstruct": 0, "distill": 0})
     assert "global" in result.raced[0].pattern
     assert len(thresholds) == sum("global" in entry.pattern for entry in result.raced)
 

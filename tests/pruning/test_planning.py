@@ -24,7 +24,7 @@ NO_MORE = (0, 0, ())
 @pytest.fixture
 def wide(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every model is a wide one."""
-    monkeypatch.setattr("pruner_zero.pruning.default.MANY_INPUTS", 32)
+    monkeypatch.setattr("pruner_zero.models.matrices.MANY_INPUTS", 32)
 
 
 def planned(metric: str | Metric | None = None, calibration: Any = None, **settings: Any) -> Recipe:

@@ -6,11 +6,13 @@ import pytest
 
 from pruner_zero.metric.metric import Metric
 from pruner_zero.pruning.default import EVOLVED, IN_ROWS, PRICED
+from pruner_zero.pruning.notation import parse_recipe
 from pruner_zero.pruning.planning import plan_recipe, read_recipe
 from tests.pruning.conftest import language_model
 
 WRITTEN = "of text that the model writes"
 PASSES = "each block: trained in {} passes towards the dense block's outputs"
+OPEN = f"{PASSES}, its masks chosen anew meanwhile"
 STEPS = "the whole: trained in {} steps towards the dense model's predictions"
 RACE = "mask: the one that leaves the least divergence on held-out windows, of"
 SEQUENTIAL = "order: sequential, block by block, each on the outputs of the pruned blocks before it"
@@ -28,7 +30,7 @@ MASKS = [RACE, f"  {EVOLVED_TEXT} (50% global)", *WITHOUT_GRADIENTS]
 @pytest.mark.parametrize(
     ("options", "lines"),
     [
-        ({}, [f"192 windows of 256 tokens {WRITTEN}", *MASKS, PASSES.format(4), STEPS.format(40)]),
+        ({}, [f"192 windows of 256 tokens {WRITTEN}", *MASKS, OPEN.format(4), STEPS.format(40)]),
         (
             {"pattern": "2:4", "windows": 8},
             [
@@ -36,7 +38,7 @@ MASKS = [RACE, f"  {EVOLVED_TEXT} (50% global)", *WITHOUT_GRADIENTS]
                 RACE,
                 *(f"  {Metric.of(metric).expression} (2:4)" for metric in IN_ROWS),
                 "before it: values and channels in the order that keeps the most, exactly",
-                PASSES.format(4),
+                OPEN.format(4),
                 STEPS.format(40),
             ],
         ),
@@ -113,7 +115,7 @@ def test_each_part_has_a_line_in_the_order_of_work(
 
 
 def test_wide_matrices_have_other_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pruner_zero.pruning.default.MANY_INPUTS", 32)
+    monkeypatch.setattr("pruner_zero.models.matrices.MANY_INPUTS", 32)
     read = read_recipe("some", None, None, None, {"sparsity": 0.5})
     assert plan_recipe(*read, language_model("llama")).lines() == [
         f"text: 384 windows of 256 tokens {WRITTEN}",
@@ -123,3 +125,12 @@ def test_wide_matrices_have_other_lines(monkeypatch: pytest.MonkeyPatch) -> None
         STEPS.format(60),
         SEQUENTIAL,
     ]
+
+
+def test_masks_of_wide_matrices_stay_while_blocks_are_trained(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe = parse_recipe("wanda+reconstruct=1", sparsity=0.5)
+    assert recipe.fitted(language_model("llama")).opens_masks
+    monkeypatch.setattr("pruner_zero.models.matrices.MANY_INPUTS", 32)
+    assert not recipe.fitted(language_model("llama")).opens_masks

@@ -109,18 +109,6 @@ def test_everything_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls == [24, 24, 24]
 
 
-def test_the_diagonal_of_the_inverse_is_kept_without_the_factor() -> None:
-    hessian = Hessian(layer(4, 24)[1])
-    expected = torch.linalg.inv(hessian.damped().double()).diagonal()
-    torch.testing.assert_close(hessian.inverse_diagonal.double(), expected, rtol=1e-4, atol=0.0)
-    assert "inverse_factor" not in vars(hessian)
-    factor = hessian.inverse_factor
-    assert torch.equal(hessian.inverse_diagonal, factor.square().sum(0))
-    held = Hessian(layer(4, 24)[1])
-    _ = held.inverse_factor, held.inverse_diagonal
-    assert "inverse_factor" in vars(held)
-
-
 def test_shrinkage_adds_to_each_channel_its_own_share() -> None:
     _, gram = layer(1, 60)
     gram[:, 7] = gram[7] = 0.0
@@ -130,7 +118,6 @@ def test_shrinkage_adds_to_each_channel_its_own_share() -> None:
     assert_close(shrunk.damped(), gram + added)
     inverse = torch.linalg.inv(gram + added)
     assert_close(shrunk.inverse_factor, torch.linalg.cholesky(inverse, upper=True))
-    assert_close(shrunk.inverse_diagonal, inverse.diagonal())
 
 
 def test_shrinkage_lowers_the_error_on_tokens_that_least_squares_have_not_seen() -> None:

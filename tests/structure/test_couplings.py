@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 from pruner_zero.choices import Structure
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.couplings import Coupling, find_couplings
-from pruner_zero.models.matrices import find_blocks, size_of
+from pruner_zero.models.matrices import find_blocks, find_matrices, size_of
 from pruner_zero.structure.units import EqualWidths, counts_left, is_loadable
 from tests.tiny_models import ARCHITECTURES, HIDDEN, INNER, tiny_model, tiny_windows
 
@@ -162,14 +162,28 @@ def test_units_come_back_when_the_context_ends(structure: Structure, blocks_remo
     couplings, kept = find_couplings(model, structure), KEPT[structure]
     removed(model, couplings[:blocks_removed], kept)
     masked, parameters = logits(model), dict(model.named_parameters())
-    config = model.config.to_dict()
+    config, dense = model.config.to_dict(), size_of(model)[0]
     fails = pytest.raises(ValueError, match="units, not") if blocks_removed == 1 else nullcontext()
     with fails, fitted(couplings, structure, kept).undone(model):
-        assert size_of(model)[0] < sum(p.numel() for p in parameters.values())
+        assert size_of(model)[0] < dense
         torch.testing.assert_close(logits(model), masked, atol=1e-5, rtol=1e-5)
     assert all(p is parameters[name] for name, p in model.named_parameters())
     assert model.config.to_dict() == config
     assert torch.equal(logits(model), masked)
+
+
+@pytest.mark.parametrize("structure", ["channels", "heads"])
+def test_weights_from_before_are_freed_although_their_parameters_are_known(
+    structure: Structure,
+) -> None:
+    model = tiny_model("llama")
+    couplings, kept = find_couplings(model, structure), KEPT[structure]
+    removed(model, couplings, kept)
+    known = find_matrices(model)
+    fitted(couplings, structure, kept).cut(model)
+    assert [id(m.parameter) for m in find_matrices(model)] == [id(m.parameter) for m in known]
+    held = sum(m.parameter.untyped_storage().nbytes() for m in known)
+    assert held == sum(m.weight.nbytes for m in find_matrices(model))
 
 
 def test_units_that_are_not_zero_are_never_cut() -> None:

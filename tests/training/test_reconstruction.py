@@ -1,6 +1,7 @@
 """Reconstruction of a block: nearer to the dense block's outputs, with the same zeros."""
 
 import math
+from collections.abc import Mapping
 
 import pytest
 import torch
@@ -8,9 +9,9 @@ from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.block_calls import record_block_calls
-from pruner_zero.models.matrices import find_blocks, find_matrices
+from pruner_zero.models.matrices import Matrix, find_blocks, find_matrices
 from pruner_zero.training import reconstruction
-from pruner_zero.training.reconstruction import RATE, reconstruct, relative_error
+from pruner_zero.training.reconstruction import RATE, OpenMask, reconstruct, relative_error
 from tests.recovery.conftest import prune_half
 from tests.tiny_models import tiny_model, tiny_windows
 
@@ -29,8 +30,9 @@ class Setting:
         self.hidden, self.arguments = list(calls.hidden), calls.arguments[0]
         self.block = find_blocks(self.model)[0]
         self.target = self.outputs()
-        self.zeros = prune_half(self.model)
         self.matrices = [matrix for matrix in find_matrices(self.model) if matrix.block == 0]
+        self.dense = {matrix: matrix.weight.clone() for matrix in self.matrices}
+        self.zeros = prune_half(self.model)
 
     @torch.no_grad()
     def outputs(self) -> list[Tensor]:
@@ -44,9 +46,17 @@ class Setting:
         pairs = zip(self.outputs(), self.target, strict=True)
         return sum(float((output - target).square().sum()) for output, target in pairs)
 
-    def train(self, passes: int = 1) -> None:
+    def train(self, passes: int = 1, opened: Mapping[Matrix, OpenMask] | None = None) -> None:
         calls = (self.hidden, self.arguments, self.target)
-        reconstruct(self.block, self.matrices, *calls, passes)
+        reconstruct(self.block, self.matrices, *calls, passes, open_masks=opened)
+
+
+def larger_half(weights: Tensor) -> Tensor:
+    """The mask of the larger half of the weights, True = kept."""
+    order = weights.abs().flatten().argsort()
+    kept = torch.ones(weights.numel(), dtype=torch.bool)
+    kept[order[: weights.numel() // 2]] = False
+    return kept.view(weights.shape)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral"])
@@ -62,20 +72,54 @@ def test_the_outputs_come_nearer_to_the_dense_ones_and_zeros_stay(architecture: 
     assert all(torch.equal(others.state_dict()[name], tensor) for name, tensor in unchanged.items())
 
 
-def test_steps_are_those_of_a_plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral"])
+def test_open_masks_come_nearer_than_closed_ones_with_as_many_zeros(architecture: str) -> None:
+    closed, opened = Setting(architecture), Setting(architecture)
+    closed.train(12)
+    masks = {matrix: OpenMask(dense, larger_half) for matrix, dense in opened.dense.items()}
+    opened.train(12, masks)
+    assert opened.error() < 0.95 * closed.error()
+    moved = 0
+    for matrix in opened.matrices:
+        zeros = matrix.weight == 0
+        assert int(zeros.sum()) == zeros.numel() // 2, matrix.name
+        moved += int((zeros != matrix.view(opened.zeros[matrix.parameter_name])).sum())
+    assert moved > 0
+
+
+def test_masks_that_are_not_open_stay() -> None:
+    setting = Setting("mixtral")
+    chosen = [matrix for matrix in setting.matrices if matrix.expert == 1]
+    masks = {matrix: OpenMask(setting.dense[matrix], larger_half) for matrix in chosen}
+    setting.train(8, masks)
+    stayed = [
+        torch.equal(matrix.weight == 0, matrix.view(setting.zeros[matrix.parameter_name]))
+        for matrix in setting.matrices
+        if matrix not in masks
+    ]
+    assert all(stayed)
+
+
+@pytest.mark.parametrize("opens", [False, True])
+def test_steps_are_those_of_a_plain_loop(monkeypatch: pytest.MonkeyPatch, opens: bool) -> None:
     """Masked gradients of the whole matrices, by torch's AdamW, in the same order of windows."""
     monkeypatch.setattr(reconstruction, "TOKENS", 32)
     ours, plain = Setting(windows=5), Setting(windows=5)
-    ours.train(passes=2)
-    plainly(plain, together=2, passes=2)
+    opened = {matrix: OpenMask(dense, larger_half) for matrix, dense in ours.dense.items()}
+    ours.train(passes=3, opened=opened if opens else None)
+    plainly(plain, together=2, passes=3, opens=opens)
     wanted = dict(plain.block.named_parameters())
     for name, parameter in ours.block.named_parameters():
         torch.testing.assert_close(parameter.data, wanted[name].data, rtol=1e-4, atol=1e-6)
 
 
-def plainly(setting: Setting, together: int, passes: int) -> None:
+def plainly(setting: Setting, together: int, passes: int, opens: bool) -> None:
     weights = [matrix.parameter for matrix in setting.matrices]
     masks = [weight.data != 0 for weight in weights]
+    beneath = [setting.dense[matrix].clone() for matrix in setting.matrices]
+    if opens:
+        for matrix, dense in setting.dense.items():
+            matrix.weight.copy_(dense)
     sizes = [float(weight.data.square().mean().sqrt()) for weight in weights]
     optimizer = torch.optim.AdamW(
         [{"params": [weight]} for weight in weights],
@@ -94,6 +138,11 @@ def plainly(setting: Setting, together: int, passes: int) -> None:
             for group, size in zip(optimizer.param_groups, sizes, strict=True):
                 group["lr"] = RATE * size * (rise if share < 0.05 else fall)
             optimizer.zero_grad()
+            choosing = opens and step < round(0.8 * passes * each)
+            if choosing and step % 2 == 0:
+                masks = [larger_half(dense) for dense in beneath]
+            for weight, dense, mask in zip(weights, beneath, masks, strict=True):
+                weight.data = dense * mask if opens else weight.data
             errors, sizes_of_channels = torch.zeros(()), torch.zeros(())
             for window in batch:
                 args, kwargs = setting.arguments[window]
@@ -104,11 +153,14 @@ def plainly(setting: Setting, together: int, passes: int) -> None:
                     errors = errors + (output[0, token] - target[0, token]).square() / size
                     sizes_of_channels = sizes_of_channels + target[0, token].square() / size
             (errors / sizes_of_channels).mean().backward()
-            for weight, mask in zip(weights, masks, strict=True):
+            for weight, dense, mask in zip(weights, beneath, masks, strict=True):
                 assert weight.grad is not None
-                weight.grad *= mask
+                weight.grad *= 1 if choosing else mask
+                weight.data = dense if opens else weight.data
             optimizer.step()
             step += 1
+    for weight, dense, mask in zip(weights, beneath, masks, strict=True):
+        weight.data = dense * mask if opens else weight.data
 
 
 def test_a_token_of_large_activations_counts_no_more_than_another() -> None:

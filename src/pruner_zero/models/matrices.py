@@ -20,6 +20,8 @@ from pruner_zero.errors import PrunerZeroError
 _IN_OUT_STACKS = {"Llama4TextExperts"}
 # In the place of the number of a block, for the tables of tokens.
 OUTSIDE = -1
+# A matrix of a wide model has this many inputs.
+MANY_INPUTS = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,6 +143,11 @@ def find_matrices(
     if not kept:
         raise PrunerZeroError("no matrix is left to prune: change --include or --exclude")
     return kept
+
+
+def is_wide(matrices: Sequence[Matrix]) -> bool:
+    """Whether the model of `matrices` counts as wide: other choices are best there."""
+    return max((matrix.weight.shape[1] for matrix in matrices), default=0) >= MANY_INPUTS
 
 
 def check_weights(matrices: Sequence[Matrix]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from pruner_zero.choices import Mode, Scope, Widths
 from pruner_zero.metric.metric import Metric
-from pruner_zero.models.matrices import Matrix
+from pruner_zero.models.matrices import Matrix, is_wide
 from pruner_zero.pruning.recipe import Race, Recipe, Scored, Text
 from pruner_zero.settings.calibration import TOKENS
 from pruner_zero.settings.prune_settings import RULES
@@ -24,9 +24,6 @@ PRICED = "O * W * X^1.35 * row_odds(W * X) * sqrt(P * row_odds(W))"
 # (benchmarks/why.md).
 # Source: weights over the norms of their columns, as in RIA (Zhang et al. 2024).
 IN_ROWS = (WANDA, "W * column_normalize(W) * X")
-# A matrix of a wide model has this many inputs. There a mask by gradients of single weights fits
-# the text that they were measured on (benchmarks/why.md), and text and passes have other amounts.
-MANY_INPUTS = 4096
 # Of heads, found by a search (benchmarks/units.md).
 HEADS = "X * row_normalize(W * X)"
 
@@ -34,7 +31,8 @@ HEADS = "X * row_normalize(W * X)"
 def default(matrices: Sequence[Matrix], sparsity: float) -> Recipe:
     """The best recipe measured for zeros anywhere (benchmarks/proof.md, benchmarks/why.md).
 
-    matrices: those to prune, whose inputs tell a wide model from a small one.
+    matrices: those to prune, whose inputs tell a wide model from a small one. In a wide one a mask
+    by gradients of single weights fits the text that they were measured on (benchmarks/why.md).
     """
     wide = is_wide(matrices)
     everywhere = Unstructured(sparsity, "global")
@@ -49,11 +47,6 @@ def default(matrices: Sequence[Matrix], sparsity: float) -> Recipe:
 def _evolved(wide: bool) -> tuple[str, ...]:
     """The metrics whose masks of the whole model race, the first one by itself where asked for."""
     return (PRICED,) if wide else (EVOLVED, PRICED)
-
-
-def is_wide(matrices: Sequence[Matrix]) -> bool:
-    """Whether the default for `matrices` is that of wide models."""
-    return max((matrix.weight.shape[1] for matrix in matrices), default=0) >= MANY_INPUTS
 
 
 def default_beside(

@@ -180,6 +180,8 @@ def _memory(
         # The weights in float32, the largest gradient, and some logits.
         parts.append(4 * (numbers + 2 * block) + 2**28 + weights * on_disk)
     if recipe.reconstruct:
-        # A block in float32, its gradients and AdamW's moments; inputs and targets.
-        parts.append(20 * block + (0 if on_disk else 4 * 2 * tokens * width))
+        # A block in float32, its mask, gradients and AdamW's moments; of open masks the weights
+        # beneath, what is kept, and scores by size; inputs and targets.
+        each = 20 + 12 * recipe.opens_masks
+        parts.append(each * block + (0 if on_disk else 4 * 2 * tokens * width))
     return peak_rss_bytes() + max(parts)

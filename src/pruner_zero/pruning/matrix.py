@@ -7,10 +7,15 @@ from typing import Any
 from torch import Tensor
 
 from pruner_zero.models.matrices import Matrix, local_name_of
-from pruner_zero.pruning.masks import Mask, Statistics
-from pruner_zero.pruning.recipe import Recipe
+from pruner_zero.pruning.masks import Mask, Statistics, score_matrix
+from pruner_zero.pruning.recipe import Recipe, Scored
+from pruner_zero.sparsity.selection import Unstructured
 from pruner_zero.sparsity.steps.step import Layer, plan, run_steps, used_damping
 from pruner_zero.table import Tabular
+from pruner_zero.training.reconstruction import OpenMask
+
+# The least size of a weight that its score is divided by, as a share of the root mean square.
+_LEAST_SIZE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,34 @@ def prune_matrix(
     return replace(record, shrinkage=hessian.shrinkage)
 
 
+def open_mask(
+    matrix: Matrix, statistics: Statistics, scored: Scored, mask: Mask
+) -> OpenMask | None:
+    """The `mask` of a dense `matrix` as one that follows its weights while they are trained.
+
+    The score of a weight is taken to grow with its size alone. As many weights as in `mask` stay,
+    where matrices compete. None where the mask has to stay as it is: where a sweep chooses it,
+    where calibration never reached the matrix or nothing of it stays, where scores are below zero.
+    """
+    name, pattern, kept = matrix.name, scored.pattern, mask.kept
+    if kept is None or not kept.any() or not mask.reached or pattern.reach == "block":
+        return None
+    scores = score_matrix(matrix, statistics, scored.metric) if matrix.weight.any() else None
+    if scores is None or bool((scores < 0).any()):
+        return None
+    if pattern.reach == "model":
+        # Half a weight more, so that rounding down gives their number.
+        zeros = kept.numel() - int(kept.sum()) + 0.5
+        pattern = Unstructured(zeros / kept.numel(), "matrix")
+    size = matrix.weight.float().abs()
+    by_size = scores.div_(size.clamp_min(_LEAST_SIZE * float(size.square().mean().sqrt())))
+
+    def choose(weights: Tensor) -> Tensor:
+        return pattern.choose({name: weights.abs() * by_size})[name]
+
+    return OpenMask(matrix.weight.clone(), choose)
+
+
 def _is_exact(kept: Tensor) -> bool:
     """Whether rows are kept or pruned as a whole: kept ones have no error to compensate."""
     return bool((kept == kept[:, :1]).all())
@@ -101,6 +134,11 @@ def write_zeros(
     weight.masked_fill_(zero, 0)
     shape = (weight.shape[0], weight.shape[1])
     return MatrixRecord(matrix.name, matrix.block, shape, int(zero.sum()), damping, note)
+
+
+def recounted(record: MatrixRecord, matrix: Matrix) -> MatrixRecord:
+    """The record with the zeros that its `matrix` has after it was trained."""
+    return replace(record, zeros=int((matrix.weight == 0).sum()))
 
 
 def total_sparsity(records: Sequence[MatrixRecord]) -> float:

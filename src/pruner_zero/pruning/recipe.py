@@ -10,6 +10,7 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.metric.expression import collected_for
 from pruner_zero.metric.metric import Metric
 from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.models.matrices import find_matrices, is_wide
 from pruner_zero.sparsity.pattern import Pattern
 from pruner_zero.sparsity.selection import SemiStructured
 from pruner_zero.sparsity.steps.step import STEPS, plan
@@ -65,8 +66,9 @@ class Recipe:
     the order of work that was asked for. permute: whether each block is brought into the order in
     which its N:M masks keep the most, which changes nothing that it computes. reconstruct: how many
     passes over the calibration windows train each block towards the dense block's outputs, once its
-    matrices are pruned. cut: the units that are removed, None where zeros stay where they are.
-    distill: how many steps of distillation follow once all matrices are pruned.
+    matrices are pruned, and their masks with them as `opens_masks` says. masks_stay: whether they
+    do not, as in wide models. cut: the units that are removed, None where zeros stay where they
+    are. distill: how many steps of distillation follow once all matrices are pruned.
     """
 
     name: str
@@ -77,13 +79,14 @@ class Recipe:
     mode: Mode = "auto"
     permute: bool = False
     reconstruct: int = 0
+    masks_stay: bool = False
     cut: Cut | None = None
     distill: int = 0
 
     def fitted(self, language_model: LanguageModel) -> Self:
-        """The recipe with its cut fitted to a dense model. Raises PrunerZeroError."""
+        """The recipe with its cut, and `masks_stay`, of a dense model. Raises PrunerZeroError."""
         if self.cut is None:
-            return self
+            return replace(self, masks_stay=is_wide(find_matrices(language_model.model)))
         cut = self.cut.fit(language_model)
         masks = self.masks
         if cut.when == "masks" and isinstance(masks, Scored):
@@ -171,6 +174,14 @@ class Recipe:
         if self.cut and self.cut.statistic:
             needed |= {self.cut.statistic}
         return needed | self._of_hessian if "gram" in needed else needed
+
+    @property
+    def opens_masks(self) -> bool:
+        """Whether masks follow the weights while blocks are trained.
+
+        The weights that a step leaves, and units, belong to their mask.
+        """
+        return self.reconstruct > 0 and not (self.masks_stay or self.steps or self.cut)
 
     @property
     def _of_hessian(self) -> frozenset[Kind]:
@@ -270,7 +281,8 @@ class Recipe:
             lines.append(f"then: {after}")
         if self.reconstruct:
             passes = f"in {self.reconstruct} pass{'es' * (self.reconstruct > 1)}"
-            lines.append(f"each block: trained {passes} towards the dense block's outputs")
+            line = f"each block: trained {passes} towards the dense block's outputs"
+            lines.append(line + ", its masks chosen anew meanwhile" * self.opens_masks)
         if self.distill:
             lines.append(
                 f"the whole: trained in {self.distill} steps towards the dense model's predictions"

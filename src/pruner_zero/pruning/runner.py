@@ -49,7 +49,7 @@ from pruner_zero.pruning.masks import (
     score_matrix,
     scores_of,
 )
-from pruner_zero.pruning.matrix import MatrixRecord, prune_matrix
+from pruner_zero.pruning.matrix import MatrixRecord, open_mask, prune_matrix, recounted
 from pruner_zero.pruning.permute import find_movable, permute_block
 from pruner_zero.pruning.race import Entry, dense_masks, judged_apart, race, ranked
 from pruner_zero.pruning.recipe import Race, Recipe, Scored
@@ -58,7 +58,7 @@ from pruner_zero.sparsity.selection import SemiStructured
 from pruner_zero.structure.cut import Cut
 from pruner_zero.text.token_windows import Windows
 from pruner_zero.training.distillation import check_memory, distillation
-from pruner_zero.training.reconstruction import reconstruct
+from pruner_zero.training.reconstruction import OpenMask, reconstruct
 from pruner_zero.training.train import Point
 
 
@@ -320,11 +320,14 @@ class _Run:
                 # Where the dense model decides the masks, steps alone need these inputs.
                 observed = matrices if masks is None or recipe.steps else []
                 inputs = self.inputs(pruned, block, index, observed, recipe.kinds)
-            done = list(self.prune(masks, matrices, inputs))
-            if pruned and dense and matrices and recipe.reconstruct:
-                arguments, target = pruned.arguments[index], dense.hidden
+            opened: dict[Matrix, OpenMask] = {}
+            opens = dense and recipe.opens_masks
+            done = list(self.prune(masks, matrices, inputs, opened if opens else None))
+            if pruned and dense and matrices:
+                streams = pruned.hidden, pruned.arguments[index], dense.hidden
                 passes, seed = recipe.reconstruct, self.seed
-                reconstruct(block, matrices, pruned.hidden, arguments, target, passes, seed)
+                reconstruct(block, matrices, *streams, passes, seed, opened)
+                done = [recounted(r, m) for r, m in zip(done, matrices, strict=True)]
             if index == last:
                 # No block after it has matrices, so nothing needs its outputs.
                 pruned = dense = None
@@ -417,10 +420,12 @@ class _Run:
         decided: Mapping[str, Mask] | None,
         matrices: Sequence[Matrix],
         inputs: dict[str, Statistics],
+        opened: dict[Matrix, OpenMask] | None,
     ) -> Iterator[MatrixRecord]:
         """Prune the matrices of one loaded block; entries of `inputs` are removed when used.
 
-        decided: the masks where the dense model has decided them.
+        decided: the masks where the dense model has decided them. opened: takes in the masks that
+        training may choose anew; None where they stay.
         """
         by_name, scored = {matrix.name: matrix for matrix in matrices}, self.recipe.masks
         parts = [[name] for name in by_name]
@@ -438,7 +443,11 @@ class _Run:
                 lazy = masks_of(group, scored, statistics.__getitem__, sweep=sweep)
                 chosen = {name: lazy[name] for name in names}
             for matrix in group:
-                yield prune_matrix(matrix, statistics.pop(matrix), self.recipe, chosen[matrix.name])
+                mask, of_matrix = chosen[matrix.name], statistics.pop(matrix)
+                if opened is not None and isinstance(scored, Scored):
+                    follows = open_mask(matrix, of_matrix, scored, mask)
+                    opened |= {matrix: follows} if follows else {}
+                yield prune_matrix(matrix, of_matrix, self.recipe, mask)
                 self.language_model.release()
 
     def read(self, matrix: Matrix, inputs: dict[str, Statistics]) -> Statistics:

@@ -82,9 +82,10 @@ class PruneSettings(OutputSettings, MethodSettings, SizeSettings):
     reconstruct: Annotated[int | None, Cli(default="0 with a name or an expression")] = Field(
         None,
         ge=0,
-        description="Then train the kept weights of each block towards the dense block's outputs, "
-        "in this many passes over the calibration windows, before the next block is pruned; with "
-        "--distill over the first half of them.",
+        description="Then train the weights of each block towards the dense block's outputs, in "
+        "this many passes over the calibration windows, before the next block is pruned; with "
+        "--distill over the first half of them. Masks are chosen anew meanwhile, but not "
+        "after --update, --refine or --structure, nor where a matrix has 4096 inputs.",
     )
     distill: Annotated[int | None, Cli(default="0 with a name or an expression")] = Field(
         None,

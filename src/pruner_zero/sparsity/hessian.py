@@ -77,15 +77,6 @@ class Hessian:
         return inverse.flip(0, 1)
 
     @cached_property
-    def inverse_diagonal(self) -> Tensor:
-        """The diagonal (in,) of H⁻¹ for H = `damped()`; `inverse_factor` is not kept for it."""
-        held = "inverse_factor" in self.__dict__
-        diagonal: Tensor = self.inverse_factor.square().sum(0)
-        if not held:
-            self.forget()
-        return diagonal
-
-    @cached_property
     def inverse(self) -> Tensor:
         """H⁻¹ (in, in) for H = `damped()`, kept for many removals of columns."""
         return torch.cholesky_inverse(torch.linalg.cholesky(self.damped()))

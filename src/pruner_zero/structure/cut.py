@@ -126,6 +126,7 @@ class Cut(ABC):
         for module in model.modules():
             parts += [vars(module), module._parameters, module._buffers, module._modules]
         before = [(part, dict(part)) for part in parts]
+        weights = [(parameter, parameter.data) for parameter in model.parameters()]
         try:
             self.cut(model)
             yield
@@ -133,6 +134,8 @@ class Cut(ABC):
             for part, values in before:
                 part.clear()
                 part.update(values)
+            for parameter, values in weights:
+                parameter.data = values
 
     def describe(self) -> dict[str, Any]:
         """What decided which units are removed, as JSON values."""

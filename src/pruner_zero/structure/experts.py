@@ -249,8 +249,9 @@ class Experts(Cut):
                 places = torch.tensor(stay[mixture.block], device=tensor.device)
                 left = take_units(tensor, places, mixtures.count, axis)
                 if isinstance(before[name], nn.Parameter):
-                    left = nn.Parameter(left, before[name].requires_grad)
-                set_tensor(model, name, left)
+                    before[name].data, before[name].grad = left, None
+                else:
+                    set_tensor(model, name, left)
         for owner, attribute in mixtures.attributes:
             setattr(model.get_submodule(owner), attribute, self.kept)
         setattr(model.config, mixtures.field, self.kept)

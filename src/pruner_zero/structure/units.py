@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from pruner_zero.choices import Structure
@@ -16,7 +16,7 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.block_sizes import block_sizes, set_block_sizes
 from pruner_zero.models.couplings import COUNTS, Coupling, find_couplings
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.matrices import set_tensor, size_of
+from pruner_zero.models.matrices import size_of
 from pruner_zero.sparsity.pattern import Pattern
 from pruner_zero.sparsity.selection import keep_highest
 from pruner_zero.sparsity.threshold import comparable
@@ -142,7 +142,8 @@ class CoupledUnits(Cut):
             places = _places(model.get_parameter(f"{coupling.consumer}.weight"), coupling, kept)
             for name, parameter, axis in coupling.tensors(model):
                 left = take_units(parameter.data, places, coupling.count, axis)
-                set_tensor(model, name, nn.Parameter(left, parameter.requires_grad))
+                # In the same parameter: whoever knows it holds no weights from before.
+                parameter.data, parameter.grad = left, None
                 if left.ndim == 2:
                     linear = model.get_submodule(name.rpartition(".")[0])
                     linear.out_features, linear.in_features = left.shape

@@ -1,7 +1,8 @@
-"""Reconstruction: the kept weights of one block trained towards the dense block's outputs."""
+"""Reconstruction: one block trained towards the dense block's outputs, its masks with it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 
 import torch
@@ -23,6 +24,20 @@ RATE = 0.01
 BETAS, EPSILON = (0.9, 0.95), 1e-12
 # The least mean square of a channel, as a share of the mean over the channels.
 _LEAST_SHARE = 1e-6
+# Masks are chosen anew before every so many steps, in this share of them (benchmarks/decisions.md).
+CHOSEN_EVERY, CHOOSING = 2, 0.8
+
+
+@dataclass(frozen=True)
+class OpenMask:
+    """A mask that follows the weights of its matrix while they are trained.
+
+    dense: the weights (out, in) that training starts from, pruned ones too. choose: the mask, bool,
+    True = kept, of the trained weights (out, in) in float32, always with as many zeros.
+    """
+
+    dense: Tensor
+    choose: Callable[[Tensor], Tensor]
 
 
 def reconstruct(
@@ -33,8 +48,12 @@ def reconstruct(
     target: Activations,
     passes: int,
     seed: int = 0,
+    open_masks: Mapping[Matrix, OpenMask] | None = None,
 ) -> None:
-    """Train the kept weights of `matrices`, all of one loaded `block`, in place; zeros stay zero.
+    """Train the weights of `matrices`, all of one loaded `block`, in place; zeros stay zero.
+
+    All weights of matrices in `open_masks` are trained, by the gradients at the masked weights, and
+    the masks are chosen anew from them until a fifth of the steps is left.
 
     hidden: the input (1, tokens, width) of the block in the pruned model, for each calibration
     window, with the `arguments` of `run_block`. target: the output that the dense block has in the
@@ -44,7 +63,13 @@ def reconstruct(
     loss is no longer finite.
 
     Source: reconstruction of a submodule after pruning, 2510.14444, of a block, EBFT (2402.12419).
+    Masks that weights are trained beneath: the straight-through estimator (Bengio et al. 2013,
+    1308.3432), of N:M masks by magnitude in training from scratch SR-STE (Zhou et al. 2021,
+    2102.04010), which lets pruned weights decay; here they do not.
     """
+    opened = open_masks or {}
+    for matrix, mask in opened.items():
+        matrix.weight.copy_(mask.dense)
     device = next(block.parameters()).device
     together = max(1, min(TOKENS // hidden[0].shape[1], len(hidden)))
     each = len(hidden) // together
@@ -54,8 +79,8 @@ def reconstruct(
         for number in range(each)
     ]
     with float32_weights(list(block.parameters())):
-        trained = parameters_of(matrices)
-        experts = {p: experts_of(matrices, name) for name, p in trained.items()}
+        parameters = parameters_of(matrices)
+        experts = {p: experts_of(matrices, name) for name, p in parameters.items()}
         masks = {p: _mask(p, numbers) for p, numbers in experts.items()}
         # Without decay a pruned weight, whose gradient is 0 in every step, is never changed.
         optimizer = torch.optim.AdamW(
@@ -66,8 +91,20 @@ def reconstruct(
             weight_decay=0.0,
             fused=True,
         )
+        # The weights of open masks; the parameters have zeros in each forward and backward pass.
+        beneath = {matrix.parameter: matrix.parameter.data for matrix in opened}
+        kept = {parameter: torch.ones_like(weights) for parameter, weights in beneath.items()}
+        closing = round(CHOOSING * len(batches))
         with torch.enable_grad(), only_these_learn(block, masks):
             for step, batch in enumerate(batches):
+                for matrix, mask in opened.items():
+                    chosen = matrix.view(kept[matrix.parameter])
+                    if step < closing and step % CHOSEN_EVERY == 0:
+                        chosen.copy_(mask.choose(matrix.weight))
+                    trained_where = matrix.view(masks[matrix.parameter])
+                    trained_where.copy_(chosen if step >= closing else torch.ones(()))
+                for parameter, weights in beneath.items():
+                    parameter.data = weights * kept[parameter]
                 for group in optimizer.param_groups:
                     group["lr"] = RATE * group["scale"] * rate(step / len(batches))
                 inputs = [hidden[window].float() for window in batch]
@@ -81,12 +118,16 @@ def reconstruct(
                         "+reconstruct"
                     )
                 loss.backward()
-                for parameter, mask in masks.items():
+                for parameter, trained in masks.items():
                     # None for an expert that no token reached.
                     if parameter.grad is not None:
-                        parameter.grad *= mask
+                        parameter.grad *= trained
+                for parameter, weights in beneath.items():
+                    parameter.data = weights
                 optimizer.step()
                 optimizer.zero_grad()
+        for parameter, weights in beneath.items():
+            parameter.data = weights.mul_(kept[parameter])
 
 
 def rate_scale(weights: Tensor, experts: Sequence[int] | None = None) -> float:
