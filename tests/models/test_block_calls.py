@@ -20,6 +20,7 @@ from pruner_zero.models.block_calls import (
     run_batch,
     run_block,
     run_blocks,
+    run_fast,
 )
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import load_model
@@ -64,6 +65,28 @@ def test_windows_of_other_arguments_are_not_run_in_one_call() -> None:
     apart = torch.cat([run_block(block, *c) for c in zip(hidden, arguments, strict=True)])
     assert torch.equal(run_batch(block, hidden, arguments), apart)
     assert not torch.allclose(run_batch(block, hidden, [first, first]), apart)
+
+
+@pytest.mark.parametrize(("native", "tolerance"), [(False, 1e-5), (True, 0.05)])
+@every_architecture
+@torch.no_grad()
+def test_fast_runs_of_every_block_give_each_window_in_float32(
+    architecture: str, native: bool, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pruner_zero.models.next_token.has_fast_bfloat16", lambda _: native)
+    monkeypatch.setattr("pruner_zero.models.block_calls._FAST_TOKENS", 2 * 12 + 5)
+    model, windows = tiny_model(architecture), tiny_windows(5, 12)
+    expected, calls = record_block_calls(model, windows), record_block_calls(model, windows)
+    hidden = calls.hidden
+    for block, arguments in zip(find_blocks(model), calls.arguments, strict=True):
+        hidden = run_fast(block, hidden, arguments, [])
+    assert len(hidden) == len(windows)
+    for window, output in enumerate(hidden):
+        apart = through_blocks(model, expected, window)
+        assert (output.dtype, output.shape) == (torch.float32, apart.shape)
+        # Of most tokens: rounding may send a token to another expert.
+        errors = (output - apart).norm(dim=-1) / apart.norm(dim=-1)
+        assert errors.median() <= tolerance
 
 
 @every_architecture

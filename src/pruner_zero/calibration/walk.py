@@ -13,6 +13,7 @@ from pruner_zero.models.block_calls import (
     DISCARDED,
     Activations,
     BlockCalls,
+    run_fast,
     run_windows,
     shares_state,
 )
@@ -38,11 +39,18 @@ class Walk:
         self.depth = len(find_blocks(language_model.model))
         self._first: BlockCalls | None = None
 
-    def carry(self, storage: Storage | None = None, hidden: Activations | None = None) -> "Stream":
+    def carry(
+        self,
+        storage: Storage | None = None,
+        hidden: Activations | None = None,
+        *,
+        fast: bool = False,
+    ) -> "Stream":
         """The activations of one more version, before its first block.
 
         storage: where they are kept, in memory where None. hidden: the input of the block at which
-        an interrupted walk goes on, a (1, tokens, width) tensor for each window.
+        an interrupted walk goes on, a (1, tokens, width) tensor for each window. fast: whether
+        products may be in bfloat16.
         """
         calls = self._first
         # Through some arguments a block passes keys and values on: each version has its own ones.
@@ -51,7 +59,7 @@ class Walk:
             calls = self.language_model.block_calls(self.tokens, start)
         if self._first is None and not storage:
             self._first = calls
-        return Stream(calls.hidden if hidden is None else hidden, calls, storage)
+        return Stream(calls.hidden if hidden is None else hidden, calls, storage, fast)
 
     def blocks(self, doing: str, first: int = 0) -> Iterator[tuple[int, nn.Module]]:
         """The number of each block from `first` on, and the block, loaded until the next one.
@@ -69,14 +77,17 @@ class Stream:
     hidden: a (1, tokens, width) tensor for each window. calls: how the model calls its blocks.
     """
 
-    def __init__(self, hidden: Activations, calls: BlockCalls, storage: Storage | None) -> None:
+    def __init__(
+        self, hidden: Activations, calls: BlockCalls, storage: Storage | None, fast: bool
+    ) -> None:
         self.hidden, self.arguments, self.as_tuple = hidden, calls.arguments, calls.as_tuple
         self._storage: Storage = storage or (lambda _index: [])
+        self._run = run_fast if fast else run_windows
 
     def advance(self, block: nn.Module, index: int) -> None:
         """Run one loaded block; its outputs are the input of the next one."""
         outputs = self._storage(index + 1)
-        self.hidden = run_windows(block, self.hidden, self.arguments[index], outputs)
+        self.hidden = self._run(block, self.hidden, self.arguments[index], outputs)
 
     def collect(
         self,

@@ -360,10 +360,13 @@ class _Run:
                 lambda index: new_activations(journal, index - 1, windows),
                 lambda index: new_dense_activations(journal, index - 1, windows),
             ]
-        pruned = walk.carry(storages[0], last_activations(journal) if journal else None)
-        if not recipe.reconstruct:
+        before = last_activations(journal) if journal else None
+        # Training takes products in bfloat16 as well.
+        fast = recipe.reconstruct > 0
+        pruned = walk.carry(storages[0], before, fast=fast)
+        if not fast:
             return pruned, None
-        dense = walk.carry(storages[1])
+        dense = walk.carry(storages[1], fast=True)
         for index in range(finished):
             with self.language_model.block(index) as block:
                 dense.advance(block, index)
