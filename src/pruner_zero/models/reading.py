@@ -75,6 +75,8 @@ def read_model(
             dtype=asked or "auto",
             attn_implementation=attn_implementation,
             device_map=None if weights else {"": "meta"},
+            # Kernels of the hub replace layers, and know no "meta".
+            use_kernels=False,
             use_safetensors=None if header else True,
             # Reported rather than raised, so that the error below can name the weight.
             ignore_mismatched_sizes=True,
