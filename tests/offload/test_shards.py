@@ -17,7 +17,7 @@ def bare(folder: Path) -> PreTrainedModel:
     """The model saved in `folder`, without its weights."""
     with quiet():
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder, device_map={"": "meta"}
+            folder, device_map={"": "meta"}, use_kernels=False
         )
     return model
 

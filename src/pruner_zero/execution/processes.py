@@ -70,8 +70,9 @@ class _Process:
 
     def exit_code(self) -> int | None:
         """How the process ended; a negative number is a signal. To be asked once it is dead."""
+        # The exit code can be read once, by one thread: the pool's own thread reads it.
+        self.pool.shutdown(wait=True)
         (process,) = self.processes
-        process.join(5)
         return process.exitcode
 
 
