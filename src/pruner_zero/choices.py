@@ -13,7 +13,6 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Scope = Literal["row", "block", "matrix", "global"]
 # Comparison groups of a search: the weights of a scope, or whole units (`unit`).
 Group = Literal["row", "block", "matrix", "global", "unit"]
-Mode = Literal["auto", "sequential", "one-shot"]
 GgufType = Literal["F16", "BF16", "Q8_0", "Q4_0"]
 Structure = Literal["channels", "heads", "blocks", "experts", "vocabulary"]
 # Whether all blocks keep the same number of channels or heads.

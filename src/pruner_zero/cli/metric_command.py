@@ -111,7 +111,8 @@ def as_tree(metric: Spec) -> None:
 
 def _rules() -> dict[str, tuple[str, str]]:
     """The names that --metric takes and that are no expressions: what they do, and the source."""
-    from pruner_zero.pruning.recipe import SPARSEGPT, SPARSEGPT_SCORE
+    from pruner_zero.metric.metric import SPARSEGPT_SCORE
+    from pruner_zero.pruning.notation import SPARSEGPT
     from pruner_zero.settings.prune_settings import BLOCK_INFLUENCE, REAP, TOKEN_COUNT
 
     return {

@@ -56,6 +56,6 @@ def prune(
     else:
         print(f"{result.output}: {result.share()} ({result.cost.seconds:.0f} s)")
     recipe = result.recipe
-    changed = recipe.steps or recipe.reconstruct or recipe.distill or recipe.cut
+    changed = recipe.update or recipe.reconstruct or recipe.distill or recipe.cut
     if not changed and not quiet:
         print(IMPROVEMENT, file=sys.stderr)

@@ -30,9 +30,10 @@ from pruner_zero.settings.calibration import read_parameters
 from pruner_zero.settings.read_settings import read_settings
 from pruner_zero.settings.search_settings import SearchSettings
 from pruner_zero.sparsity.hessian import Hessian
+from pruner_zero.sparsity.least_squares import COLUMNS
 from pruner_zero.sparsity.pattern import Pattern
 from pruner_zero.sparsity.selection import SemiStructured, Unstructured
-from pruner_zero.sparsity.steps.step import STEPS, Layer
+from pruner_zero.sparsity.update import Layer
 from pruner_zero.structure.units import EqualWidths, UnitMask
 from pruner_zero.text.mixture import Mixture
 from pruner_zero.text.token_windows import Windows, no_windows
@@ -44,10 +45,10 @@ _PUBLISHED = ("operators", "max_size", "max_depth", "idle")
 def check_settings(settings: SearchSettings) -> None:
     """Raise PrunerZeroError for unknown names, a bad pattern or space, and a device not shared."""
     known: Mapping[str, Mapping[str, object]]
-    known = {"executor": EXECUTORS, "algorithm": ALGORITHMS, "update": STEPS}
+    known = {"executor": EXECUTORS, "algorithm": ALGORITHMS}
     for option, registry in known.items():
         name = getattr(settings, option)
-        unset = name is None or (option, name) == ("update", "none")
+        unset = name is None
         if not unset and name not in registry:
             raise PrunerZeroError(
                 f"--{option} is '{name}': no {option}: {did_you_mean(name, registry)}"
@@ -181,9 +182,9 @@ class JudgedModel:
             pattern.check(matrix.name, (matrix.weight.shape[0], matrix.weight.shape[1]))
         check_weights(matrices)
         terminals = space_of(settings).terminals
-        step = None if settings.update == "none" else STEPS[settings.update]
+        update = COLUMNS if isinstance(pattern, UnitMask) and settings.update != "none" else None
         needed: set[Kind] = {"X", "gram", *collected_for(terminals)}
-        if step is not None and step.shrinks:
+        if update is not None:
             needed.add("tokens")
         calibration, judged, fresh = self.uses.values()
         common: dict[str, Any] = {"folder": self.cache, "fingerprint": self.fingerprint}
@@ -191,12 +192,12 @@ class JudgedModel:
         calibrate(self.model, calibration, needed, store)
         dtype = _judging_dtype(model, settings)
         # Not in float16, where sums over tokens overflow.
-        narrows = dtype == torch.bfloat16 and step is None
+        narrows = dtype == torch.bfloat16 and update is None
         narrow_dtype = torch.bfloat16 if narrows else torch.float32
         statistics: dict[str, dict[str, Tensor]] = {}
         sample: list[SampledMatrix] = []
         hessians: dict[str, Hessian] = {}
-        reader = DenseStatistics(store, settings.damping)
+        reader = DenseStatistics(store)
         # The same share of every matrix, so that the sample's global threshold is the model's.
         total = sum(matrix.weight.numel() for matrix in matrices)
         share = min(1.0, settings.sampled_weights / total)
@@ -216,13 +217,12 @@ class JudgedModel:
                 if hessian not in narrowed:
                     narrowed[hessian] = gram.to(narrow_dtype)
                 sampled = replace(sampled, gram=narrowed[hessian])
-                if step is not None and gram.any():
-                    hessians[matrix.name] = hessian.prepare() if step.damps else hessian
-                    if isinstance(pattern, UnitMask):
-                        # Every candidate needs the inverse, which the workers share.
-                        _ = hessian.inverse
+                if update is not None and gram.any():
+                    hessians[matrix.name] = hessian
+                    # Every candidate needs the inverse, which the workers share.
+                    _ = hessian.inverse
                     layer = Layer(sampled.weight, hessian, pattern, name=matrix.name)
-                    sampled = replace(sampled, layer=layer, step=step.name)
+                    sampled = replace(sampled, layer=layer)
                 sample.append(sampled)
         if not any(matrix.terminals["X"].any() for matrix in sample):
             raise PrunerZeroError(
@@ -235,8 +235,7 @@ class JudgedModel:
         copy = deepcopy(model)
         cast_weights(copy, dtype)
         copied = find_matrices(copy, include, settings.exclude)
-        steps = () if step is None else (step.name,)
-        masked = MaskedModel(copy, copied, weights, statistics, pattern, steps, hessians)
+        masked = MaskedModel(copy, copied, weights, statistics, pattern, hessians)
         return Evaluator(sample, masked, judged.tokens, settings.few_windows, fresh.tokens)
 
 

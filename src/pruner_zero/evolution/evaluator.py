@@ -30,8 +30,9 @@ from pruner_zero.models.matrices import Matrix, parameters_of
 from pruner_zero.models.next_token import next_token_losses
 from pruner_zero.pruning.masks import reached_score
 from pruner_zero.sparsity.hessian import Hessian
+from pruner_zero.sparsity.least_squares import keep_columns
 from pruner_zero.sparsity.pattern import Pattern
-from pruner_zero.sparsity.steps.step import Layer, plan, run_steps
+from pruner_zero.sparsity.update import Layer
 
 # Tokens of a forward pass on a GPU, which a small model does not fill with one window.
 _BATCH_TOKENS = 4096
@@ -44,9 +45,8 @@ class MaskedModel:
     dense: by parameter name, in any dtype; scores and masks come from them, while `model`
     may be of another dtype, in which the losses are computed.
     statistics: by matrix name, the terminals G (out, in), X and D (1, in), O (out, 1), fp32.
-    steps: the names of the steps after the mask, carried out as by `prune` where all statistics are
-    the dense model's; hessians: by matrix name, the Hessian of the input of each matrix that they
-    change. A matrix that calibration never reached has none, and is masked alone.
+    hessians: by matrix name, of the input of each matrix whose kept columns are solved anew, where
+    whole units go. A matrix that calibration never reached has none, and is masked alone.
     """
 
     model: nn.Module
@@ -54,7 +54,6 @@ class MaskedModel:
     dense: dict[str, Tensor]
     statistics: dict[str, dict[str, Tensor]]
     pattern: Pattern
-    steps: tuple[str, ...] = ()
     hessians: Mapping[str, Hessian] = field(default_factory=dict)
 
     @property
@@ -95,10 +94,10 @@ class MaskedModel:
 
     def _prune(self, matrix: Matrix, mask: Tensor, hessian: Hessian | None) -> None:
         """Write the result of `mask` (out, in) and the steps for one matrix into the model."""
-        if self.steps and hessian is not None:
+        if hessian is not None:
             dense = matrix.view(self.dense[matrix.parameter_name])
             layer = Layer(dense.float(), hessian, self.pattern, mask, name=matrix.name)
-            result = run_steps(layer, plan(self.steps))
+            result = keep_columns(layer)
             mask = result.mask
             matrix.weight.copy_(result.weight)
         matrix.weight.masked_fill_(~mask, 0)

@@ -14,8 +14,9 @@ from pruner_zero.execution.executor import UNLIMITED, TimeLimit
 from pruner_zero.metric.expression import Expression
 from pruner_zero.pruning.masks import choose_masks, reached_score
 from pruner_zero.sparsity.layer_error import TINY, output_sensitivity, pruning_cost, row_errors
+from pruner_zero.sparsity.least_squares import keep_columns
 from pruner_zero.sparsity.pattern import Lazy, Pattern, groups
-from pruner_zero.sparsity.steps.step import STEPS, Layer
+from pruner_zero.sparsity.update import Layer
 
 # Rows of a matrix for which the steps after the mask are carried out, to estimate what it costs.
 _UPDATED_ROWS = 16
@@ -48,22 +49,19 @@ class SampledMatrix:
     share: float
     scale: Tensor
     layer: Layer | None = None
-    step: str | None = None
 
     def cost(self, mask: Tensor) -> Tensor:
         """What pruning by `mask` (rows, in) costs, after the step where one follows.
 
-        The step is carried out, or estimated where it has an estimate, on 16 of the rows, which
-        stand for the others.
+        Least squares are solved for 16 of the rows, which stand for the others.
         """
-        if self.layer is None or self.step is None:
+        if self.layer is None:
             errors = row_errors(self.weight.masked_fill(mask, 0), self.gram)
             return self.scale * pruning_cost(errors, self.norms, self.sensitivity, self.share)
         index = spread(len(mask), _UPDATED_ROWS).to(mask.device)
         weight = self.weight[index]
-        step = STEPS[self.step]
         layer = replace(self.layer, dense=weight, mask=mask[index])
-        updated = (step.estimate or step.run)(layer)
+        updated = keep_columns(layer)
         errors = row_errors(weight - updated.weight.masked_fill(~updated.mask, 0), self.gram)
         sensitivity = None if self.sensitivity is None else self.sensitivity[index]
         share = self.share * len(mask) / len(index)

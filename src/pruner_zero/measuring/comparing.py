@@ -25,11 +25,13 @@ from pruner_zero.models.load import as_language_model
 from pruner_zero.models.matrices import Matrix, find_blocks, find_matrices, size_of
 from pruner_zero.progress import note
 from pruner_zero.provenance import measured
+from pruner_zero.pruning.checks import check_parameters, check_recipe
 from pruner_zero.pruning.default import DEFAULT, WANDA, default_beside
 from pruner_zero.pruning.matrix import total_sparsity
 from pruner_zero.pruning.notation import parse_recipe, split_methods
+from pruner_zero.pruning.planning import needs_text
 from pruner_zero.pruning.recipe import Recipe
-from pruner_zero.pruning.runner import check_parameters, check_recipe, run_recipe
+from pruner_zero.pruning.runner import dense_kinds, run_recipe, takes_all_windows
 from pruner_zero.settings.base import name_of, names_of
 from pruner_zero.settings.compare_settings import CompareSettings
 from pruner_zero.settings.read_settings import read_settings
@@ -96,7 +98,7 @@ def compare(
     if file and table:
         check_continued(file, table, {"settings": resolved})
     calibration = checked.calibration if calibration is None else calibration
-    needed = any(recipe.needs_text for recipe in chosen.values() if recipe)
+    needed = any(needs_text(recipe) for recipe in chosen.values() if recipe)
     texts = calibration_texts(calibration, needed or DEFAULT in chosen, checked)
     test_text = load_text(
         checked.text if text is None else text,
@@ -169,10 +171,8 @@ def _parse(name: str, settings: CompareSettings) -> Recipe | None:
     zeros = {name: getattr(settings, name) for name in _ZEROS}
     units = {"multiple_of": settings.multiple_of}
     recipe = parse_recipe(WANDA if name == DEFAULT else name, units=units, **zeros)
-    recipe = replace(recipe, name=name, damping=settings.damping)
-    # A recipe that allows only one order keeps it.
-    bound = recipe.reconstruct or recipe.at_once
-    return recipe if bound else replace(recipe, mode=settings.mode)
+    # All methods have the same statistics, those of the dense model, but where they train blocks.
+    return replace(recipe, name=name, dense_inputs=True)
 
 
 def _plan(recipe: Recipe, language_model: LanguageModel, settings: CompareSettings) -> Recipe:
@@ -186,8 +186,7 @@ def _plan(recipe: Recipe, language_model: LanguageModel, settings: CompareSettin
     if recipe.name == DEFAULT:
         assert recipe.pattern is not None
         matrices = find_matrices(language_model.model, include, exclude)
-        base = default_beside(matrices, recipe.pattern, settings.scope, settings.mode)
-        recipe = replace(base, mode=settings.mode, damping=settings.damping)
+        recipe = default_beside(matrices, recipe.pattern, settings.scope)
     try:
         recipe = recipe.fitted(language_model)
     except PrunerZeroError as error:
@@ -225,7 +224,6 @@ class _Comparing:
             self.calibrate(method for name, method in methods.items() if name not in earlier)
         costs = {f"calibration_{key}": value for key, value in cost.to_json().items()}
         table = Comparison([], {**costs, **begun.provenance}, complete=False)
-        # A permuted block has other biases, too.
         blocks = find_blocks(self.language_model.model)
         parameters = [parameter for block in blocks for parameter in block.parameters()]
         # In main memory, because a model may fill its device.
@@ -245,8 +243,8 @@ class _Comparing:
         """Collect the dense statistics of all methods that take all windows, once."""
         needed: set[Kind] = set()
         for method in methods:
-            if method and not method.of_part:
-                needed |= method.dense_kinds
+            if method and takes_all_windows(method):
+                needed |= dense_kinds(method)
         for kind in (ForwardStatistic, GradientStatistic):
             # An error here occurs again in the rows that need these statistics, and only there.
             with suppress(PrunerZeroError):

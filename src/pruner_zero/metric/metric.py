@@ -36,6 +36,7 @@ class NamedMetric:
     citation: str
 
 
+SPARSEGPT_SCORE = "sparsegpt-score"
 _ALPHA = "0.7 * (1 - 0.3 * small(S))"
 
 # fmt: off
@@ -49,7 +50,7 @@ _ALL = (
     NamedMetric("ria", "(row_share(W) + column_share(W)) * X^0.5",
                 "the weight's share of its row and of its column, times the root of the input norm",
                 "Zhang et al. 2024, Plug-and-Play (RIA), ICLR 2024"),
-    NamedMetric("sparsegpt-score", "sqr(W) / sqr(D)",
+    NamedMetric(SPARSEGPT_SCORE, "sqr(W) / sqr(D)",
                 "the layer error that removing the weight causes after the best update of the rest",
                 "Frantar & Alistarh 2023, SparseGPT, arXiv 2301.00774"),
     NamedMetric("fisher", "sqrt(F) * column_normalize(W)",

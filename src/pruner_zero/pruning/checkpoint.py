@@ -5,44 +5,103 @@ computes them again from its weights.
 """
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
-from pruner_zero.calibration.walk import WindowFile
+from pruner_zero.calibration.walk import Stream, Walk, WindowFile
 from pruner_zero.journal import Journal
+from pruner_zero.models.block_calls import Activations
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.pruning.matrix import MatrixRecord
 from pruner_zero.tensor_file import TensorFile, write_tensors
 
 
-def commit_block(
-    journal: Journal,
-    weights: Mapping[str, Tensor],
-    records: Sequence[MatrixRecord],
-    hidden: WindowFile | None,
-) -> None:
-    """Record a finished block: its weights, and the input of the next block if on disk."""
-    block = journal.finished
-    path = journal.folder / f"weights-{block:04d}.safetensors"
-    files = {path.name: write_tensors(path, weights, {"format": "pt"})}
-    if hidden is not None:
-        files[hidden.path.name] = hidden.sha256
-    line = {
-        "block": block,
-        "weights": path.name,
-        "hidden": None if hidden is None else hidden.path.name,
-        "records": [record.to_json() for record in records],
-    }
-    journal.append(line, files, [_hidden(journal, block - 1).name])
+class Progress:
+    """The finished blocks of a run: kept in a journal, or nowhere.
 
+    Raises ValueError for an offloaded model without a journal.
+    """
 
-def finished_records(journal: Journal) -> list[MatrixRecord]:
-    """The records of all matrices of the finished blocks."""
-    lines = journal.lines
-    return [MatrixRecord.from_json(record) for line in lines for record in line["records"]]
+    def __init__(self, language_model: LanguageModel, journal: Journal | None) -> None:
+        if language_model.on_disk and journal is None:
+            raise ValueError("an offloaded model needs a journal to be pruned into")
+        self.language_model, self.journal = language_model, journal
+        self.finished = journal.finished if journal else 0
+
+    @property
+    def records(self) -> list[MatrixRecord]:
+        """The records of all matrices of the finished blocks."""
+        lines = self.journal.lines if self.journal else []
+        return [MatrixRecord.from_json(record) for line in lines for record in line["records"]]
+
+    def decide(self, name: str, judge: Callable[[], Any]) -> Any:
+        """What `judge` gives, as JSON values; what it gave at the first start of the run."""
+        return self.journal.decide(name, judge) if self.journal else judge()
+
+    def carry(self, walk: Walk, windows: int, *, fast: bool, dense: bool = False) -> Stream:
+        """The activations of the pruned model, or of the `dense` one, in a walk that goes on.
+
+        Those of the dense model are taken through the finished blocks, which are dense then. Those
+        of the pruned model are on disk after the finished blocks for an offloaded model, and before
+        the first block for a model in memory.
+        """
+        journal, storage, before = self.journal, None, None
+        if journal and self.language_model.on_disk:
+            new = _new_dense_activations if dense else _new_activations
+            storage = lambda index: new(journal, index - 1, windows)  # noqa: E731
+            before = None if dense else _last_activations(journal)
+        stream = walk.carry(storage, before, fast=fast)
+        if dense:
+            self._advance(stream)
+        return stream
+
+    def restore(self) -> None:
+        """Copy the finished blocks' weights into a model that is in memory."""
+        if not self.journal or self.language_model.on_disk:
+            return
+        parameters = dict(self.language_model.model.named_parameters())
+        for path in weight_files(self.journal):
+            file = TensorFile(path)
+            for name in file:
+                parameters[name].data.copy_(file.read(name))
+
+    def catch_up(self, pruned: Stream) -> None:
+        """Take the activations of a pruned model in memory through its finished blocks."""
+        if not self.language_model.on_disk:
+            self._advance(pruned)
+
+    def _advance(self, stream: Stream) -> None:
+        for index in range(self.finished):
+            with self.language_model.block(index) as block:
+                stream.advance(block, index)
+
+    def commit(
+        self,
+        weights: Mapping[str, Tensor],
+        records: Sequence[MatrixRecord],
+        hidden: Activations | None,
+    ) -> None:
+        """Record the next block as finished: its weights, and its outputs if they are on disk."""
+        journal, block = self.journal, self.finished
+        self.finished += 1
+        if journal is None:
+            return
+        path = journal.folder / f"weights-{block:04d}.safetensors"
+        files = {path.name: write_tensors(path, weights, {"format": "pt"})}
+        file = hidden if isinstance(hidden, WindowFile) else None
+        if file is not None:
+            files[file.path.name] = file.sha256
+        line = {
+            "block": block,
+            "weights": path.name,
+            "hidden": None if file is None else file.path.name,
+            "records": [record.to_json() for record in records],
+        }
+        journal.append(line, files, [_hidden(journal, block - 1).name])
 
 
 def weight_files(journal: Journal, trained: int = 0) -> list[Path]:
@@ -82,27 +141,18 @@ def whole_model(
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def restore_blocks(journal: Journal, model: nn.Module) -> None:
-    """Copy the finished blocks' weights into a model that is in memory."""
-    parameters = dict(model.named_parameters())
-    for path in weight_files(journal):
-        file = TensorFile(path)
-        for name in file:
-            parameters[name].data.copy_(file.read(name))
-
-
-def last_activations(journal: Journal) -> WindowFile | None:
+def _last_activations(journal: Journal) -> WindowFile | None:
     """The input of the next block; None where no block has left it on disk."""
     name = journal.lines[-1]["hidden"] if journal.lines else None
     return WindowFile.open(journal.folder / name) if name else None
 
 
-def new_activations(journal: Journal, block: int, windows: int) -> WindowFile:
+def _new_activations(journal: Journal, block: int, windows: int) -> WindowFile:
     """A new file for the output of `block`; −1 stands for the embeddings."""
     return WindowFile(_hidden(journal, block), windows)
 
 
-def new_dense_activations(journal: Journal, block: int, windows: int) -> WindowFile:
+def _new_dense_activations(journal: Journal, block: int, windows: int) -> WindowFile:
     """A new file for the dense model's output of `block`; older files are deleted."""
     for path in journal.folder.glob("dense-*.safetensors"):
         if path.name != f"dense-{block - 1:04d}.safetensors":

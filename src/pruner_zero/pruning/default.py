@@ -4,14 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pruner_zero.choices import Mode, Scope, Widths
+from pruner_zero.choices import Scope, Widths
 from pruner_zero.metric.metric import Metric
 from pruner_zero.models.matrices import Matrix, is_wide
 from pruner_zero.pruning.recipe import Race, Recipe, Scored, Text
 from pruner_zero.settings.calibration import TOKENS
 from pruner_zero.settings.prune_settings import RULES
 from pruner_zero.sparsity.pattern import Pattern
-from pruner_zero.sparsity.selection import SemiStructured, Unstructured
+from pruner_zero.sparsity.selection import Unstructured
 
 DEFAULT, WANDA, FISHER = "default", "wanda", "fisher"
 # Steps of distillation of small models, and where units are removed.
@@ -49,28 +49,14 @@ def _evolved(wide: bool) -> tuple[str, ...]:
     return (PRICED,) if wide else (EVOLVED, PRICED)
 
 
-def default_beside(
-    matrices: Sequence[Matrix], pattern: Pattern, scope: Scope | None, mode: Mode
-) -> Recipe:
-    """The default where options say which weights compete, or in which order blocks are pruned.
-
-    One-shot, without the passes that need the outputs of pruned blocks, least squares follow, and
-    wide models have the recipe of small ones.
-    """
-    matrices = () if mode == "one-shot" else matrices
+def default_beside(matrices: Sequence[Matrix], pattern: Pattern, scope: Scope | None) -> Recipe:
+    """The default where options say which weights compete."""
     recipe = default(matrices, pattern.sparsity)
-    permute = isinstance(pattern, SemiStructured) and mode != "one-shot"
-    if scope or not isinstance(pattern, Unstructured):
-        across = _evolved(is_wide(matrices))[:1]
-        metrics = across if pattern.reach == "model" else IN_ROWS
-        entries = tuple(Scored(Metric.of(metric), pattern) for metric in metrics)
-        masks = Race(entries) if len(entries) > 1 else entries[0]
-        recipe = replace(recipe, masks=masks, permute=permute)
-    if mode == "one-shot":
-        recipe = replace(
-            recipe, text=Text(TOKENS, seqlen=256), steps=("exact",), reconstruct=0, mode=mode
-        )
-    return recipe
+    if not scope and isinstance(pattern, Unstructured):
+        return recipe
+    metrics = _evolved(is_wide(matrices))[:1] if pattern.reach == "model" else IN_ROWS
+    entries = tuple(Scored(Metric.of(metric), pattern) for metric in metrics)
+    return replace(recipe, masks=Race(entries) if len(entries) > 1 else entries[0])
 
 
 def metric_of_units(structure: str | None, widths: Widths) -> str:

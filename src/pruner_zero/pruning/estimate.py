@@ -93,14 +93,13 @@ def estimate(
         # A backward pass takes twice as long as a forward pass.
         priced = recipe.cut.compares if recipe.cut else 0
         passed = min(blocks, priced or blocks)
-        for kinds in by_loss(recipe.kinds):
+        for kinds in by_loss(recipe.kinds()):
             windows = windows_needed(kinds, passed // text.seqlen, text.seqlen)
             seconds += 3 * windows * text.seqlen * (forward + head)
         if isinstance(recipe.masks, Race):
             seconds += (1 + len(recipe.entries)) * HELD_OUT * tokens * (forward + head)
-        if recipe.kinds or recipe.reconstruct:
+        if recipe.kinds() or recipe.reconstruct:
             seconds += (3 if recipe.reconstruct else 2) * blocks * forward
-        seconds += 3 * recipe.permute * blocks * forward
         seconds += recipe.reconstruct * blocks / _TOKENS * depth * timed.learn
     return Estimate(seconds, _memory(language_model, recipe, matrices, tokens))
 
@@ -173,7 +172,7 @@ def _memory(
     width = model.get_input_embeddings().weight.shape[1]
     block = max(sum(p.numel() for p in block.parameters()) for block in find_blocks(model))
     parts = [0]
-    if select(WeightGradientStatistic, recipe.kinds) and not on_disk:
+    if select(WeightGradientStatistic, recipe.kinds()) and not on_disk:
         # A sum for each weight, and the gradient of a matrix.
         parts.append(4 * (numbers + block))
     if recipe.distill:

@@ -6,6 +6,7 @@ Matrices with one input share one Hessian.
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,10 +25,11 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.metric.expression import TERMINALS, Expression, collected_for
 from pruner_zero.metric.metric import Metric
 from pruner_zero.metric.scoring import ScoreError, score
+from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.matrices import Matrix
 from pruner_zero.progress import track
 from pruner_zero.sparsity.hessian import Hessian, shrinkage_for
-from pruner_zero.sparsity.pattern import Lazy, Pattern
+from pruner_zero.sparsity.pattern import Lazy, Pattern, groups
 
 if TYPE_CHECKING:
     # The search takes masks from here and knows no recipes or cuts.
@@ -71,44 +73,40 @@ class Statistics:
         return [name for name, value in {**self.values, **gram}.items() if not value.any()]
 
 
-def block_statistics(
-    collected: dict[str, MatrixStatistics], damping: float
-) -> dict[str, Statistics]:
+def block_statistics(collected: dict[str, MatrixStatistics]) -> dict[str, Statistics]:
     """By matrix name, what was collected of the inputs of one block; `collected` is emptied.
 
-    Matrices that share one `MatrixStatistics` share one Hessian, which `damping` damps, and which
-    is shrunk where "tokens" were collected.
+    Matrices that share one `MatrixStatistics` share one Hessian, which is shrunk where "tokens"
+    were collected.
     """
     shared: dict[int, Statistics] = {}
     statistics = {}
     for name, values in collected.items():
         if id(values) not in shared:
             rest = {kind: value for kind, value in values.items() if kind not in _OF_HESSIAN}
-            shared[id(values)] = Statistics(rest, _hessian(values, damping, name))
+            shared[id(values)] = Statistics(rest, _hessian(values, name))
         statistics[name] = shared[id(values)]
     collected.clear()
     return statistics
 
 
-def _hessian(values: MatrixStatistics, damping: float, name: str) -> Hessian | None:
+def _hessian(values: MatrixStatistics, name: str) -> Hessian | None:
     gram = values.get("gram")
     if gram is None:
         return None
     tokens = values.get("tokens")
     shrinkage = 0.0 if tokens is None else shrinkage_for(len(gram), tokens.item())
-    return Hessian(gram, damping, name, shrinkage)
+    return Hessian(gram, name=name, shrinkage=shrinkage)
 
 
 class DenseStatistics:
     """Reads the dense model's statistics of one matrix after the other.
 
-    The last Hessian is kept, for the next matrix with its input. damping: as `block_statistics`
-    takes it.
+    The last Hessian is kept, for the next matrix with its input.
     """
 
-    def __init__(self, store: StatisticsStore, damping: float) -> None:
+    def __init__(self, store: StatisticsStore) -> None:
         self.store = store
-        self.damping = damping
         self._last: tuple[tuple[str, frozenset[Kind]], Hessian | None] | None = None
 
     def read(self, matrix: Matrix, kinds: Collection[Kind]) -> Statistics:
@@ -128,7 +126,7 @@ class DenseStatistics:
             # Freed before the next one, which is as large, is read.
             self._last = None
             values = {kind: self._read(kind, matrix) for kind in read}
-            self._last = key, _hessian(values, self.damping, matrix.name)
+            self._last = key, _hessian(values, matrix.name)
         return self._last[1]
 
 
@@ -185,6 +183,39 @@ def masks_of(
         return Mask(None) if name in swept else Mask(masks[name], name in scores)
 
     return Lazy(by_name, mask)
+
+
+def dense_masks(
+    language_model: LanguageModel,
+    entry: "Scored",
+    matrices: Sequence[Matrix],
+    statistics: DenseStatistics,
+) -> Mapping[str, Mask]:
+    """The masks of all matrices by statistics of the dense model, computed when they are asked for.
+
+    A threshold of the whole model is computed at once, from weights that must be dense then; later
+    those of the block whose masks are asked for must be. Raises PrunerZeroError where the metric
+    cannot score a matrix.
+    """
+    by_name = {matrix.name: matrix for matrix in matrices}
+    parts = groups(entry.pattern, {matrix.name: matrix.block for matrix in matrices})
+    group_of = {name: tuple(names) for names in parts for name in names}
+    kinds = collected_for(entry.metric.needs)
+
+    # One group at a time, because a group may hold scores until its masks are asked for.
+    @lru_cache(maxsize=1)
+    def of_group(names: tuple[str, ...]) -> Mapping[str, Mask]:
+        return masks_of(
+            [by_name[name] for name in names],
+            entry,
+            lambda matrix: statistics.read(matrix, kinds),
+            load=language_model.block,
+            hold=0 if language_model.on_disk else None,
+        )
+
+    if entry.pattern.reach == "model":
+        return of_group(tuple(by_name))
+    return Lazy(group_of, lambda name: of_group(group_of[name])[name])
 
 
 def masks_of_cut(matrices: Sequence[Matrix], cut: "Cut") -> Mapping[str, Mask]:

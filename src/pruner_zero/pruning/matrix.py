@@ -6,11 +6,13 @@ from typing import Any
 
 from torch import Tensor
 
+from pruner_zero.metric.metric import SPARSEGPT_SCORE, Metric
 from pruner_zero.models.matrices import Matrix, local_name_of
 from pruner_zero.pruning.masks import Mask, Statistics, score_matrix
 from pruner_zero.pruning.recipe import Recipe, Scored
 from pruner_zero.sparsity.selection import Unstructured
-from pruner_zero.sparsity.steps.step import Layer, plan, run_steps, used_damping
+from pruner_zero.sparsity.sweep import OBS
+from pruner_zero.sparsity.update import Layer
 from pruner_zero.table import Tabular
 from pruner_zero.training.reconstruction import OpenMask
 
@@ -23,7 +25,7 @@ class MatrixRecord:
     """One pruned matrix: how many of its weights are zero, and how it was updated.
 
     damping: the share of the mean diagonal added to the Hessian, where an update was made.
-    shrinkage: the share of each diagonal element added to it, where a step shrinks it.
+    shrinkage: the share of each diagonal element added to it, where the update shrinks it.
     note: a remark for the user, such as a fallback.
     """
 
@@ -59,14 +61,14 @@ class MatrixRecord:
 def prune_matrix(
     matrix: Matrix, statistics: Statistics, recipe: Recipe, mask: Mask
 ) -> MatrixRecord:
-    """Run the steps of the recipe on one matrix of the model, in place, and write the zeros.
+    """Write the zeros of one matrix of the model, in place, and update its other weights.
 
     A matrix that calibration never reached only gets the zeros of its mask, and so does a matrix
     that only the dense model's tokens reached: the record's note says so. Raises PrunerZeroError
     naming the matrix.
     """
     kept, hessian = mask.kept, statistics.hessian
-    # Under a Hessian of zeros, every step would give weights of zero.
+    # Under a Hessian of zeros, an update would give weights of zero.
     if not mask.reached or (hessian is not None and not hessian.gram.diagonal().any()):
         silent = " and ".join(statistics.silent()) or "its inputs"
         consequence = "only its mask is applied" if mask.reached else "pruned by magnitude"
@@ -76,19 +78,33 @@ def prune_matrix(
             note = f"its model does not call this layer, so its inputs are not known: {consequence}"
         assert kept is not None
         return write_zeros(matrix, kept, note=note)
-    steps = plan(recipe.steps, recipe.sweep if kept is None else None)
-    pattern = recipe.pattern
-    if kept is not None and (not steps or pattern is None or _is_exact(kept)):
+    pattern, update = recipe.pattern, recipe.update
+    if kept is not None and (update is None or pattern is None or _is_exact(kept)):
         return write_zeros(matrix, kept)
     assert pattern is not None
+    assert update is not None
+    assert hessian is not None
     layer = Layer(matrix.weight.float(), hessian, pattern, kept, name=matrix.name)
-    result = run_steps(layer, steps)
+    result = update.run(layer)
     matrix.weight.copy_(result.weight)
-    damping = used_damping(hessian, steps)
-    record = write_zeros(matrix, result.mask, damping, result.note)
-    if hessian is None or not any(step.shrinks for step in steps):
-        return record
-    return replace(record, shrinkage=hessian.shrinkage)
+    damping, note = hessian.used_damping, None
+    if damping != hessian.damping:
+        note = f"damping raised to {damping:g} for the Cholesky factor"
+    shrinkage = hessian.shrinkage if update.shrinks else None
+    return replace(
+        write_zeros(matrix, result.mask, note=note), damping=damping, shrinkage=shrinkage
+    )
+
+
+def sweeps(recipe: Recipe) -> bool:
+    """Whether SparseGPT's sweep chooses masks as it goes, by its own score.
+
+    Where the pattern cannot choose some columns at a time, scores alone choose them.
+    """
+    pattern, metric = recipe.pattern, recipe.metric
+    if recipe.update is not OBS or metric is None or not pattern or pattern.sweep_columns is None:
+        return False
+    return metric.expression == Metric.of(SPARSEGPT_SCORE).expression
 
 
 def open_mask(
@@ -124,16 +140,14 @@ def _is_exact(kept: Tensor) -> bool:
     return bool((kept == kept[:, :1]).all())
 
 
-def write_zeros(
-    matrix: Matrix, kept: Tensor, damping: float | None = None, note: str | None = None
-) -> MatrixRecord:
+def write_zeros(matrix: Matrix, kept: Tensor, note: str | None = None) -> MatrixRecord:
     """Write exact zeros where `kept` is False, and count all zeros of the matrix."""
     weight = matrix.weight
     # A weight that was −0.0, or became it in a narrow dtype, counts as pruned: make it 0.0 too.
     zero = ~kept | (weight == 0)
     weight.masked_fill_(zero, 0)
     shape = (weight.shape[0], weight.shape[1])
-    return MatrixRecord(matrix.name, matrix.block, shape, int(zero.sum()), damping, note)
+    return MatrixRecord(matrix.name, matrix.block, shape, int(zero.sum()), note=note)
 
 
 def recounted(record: MatrixRecord, matrix: Matrix) -> MatrixRecord:

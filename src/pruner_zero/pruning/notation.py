@@ -1,4 +1,4 @@
-"""The notation of recipes: `METRIC[@SCOPE][+STEPS]`, where units go `METRIC@channels=0.25`."""
+"""The notation of recipes: `METRIC[@SCOPE][+UPDATE]`, where units go `METRIC@channels=0.25`."""
 
 import re
 from collections.abc import Mapping
@@ -7,24 +7,27 @@ from typing import Any, cast, get_args
 
 from pruner_zero.choices import SOLD, Scope, Structure
 from pruner_zero.errors import PrunerZeroError, did_you_mean
-from pruner_zero.metric.metric import NAMED, Metric
-from pruner_zero.pruning.recipe import SPARSEGPT, SPARSEGPT_SCORE, Recipe, Scored
+from pruner_zero.metric.metric import NAMED, SPARSEGPT_SCORE, Metric
+from pruner_zero.pruning.recipe import Recipe, Scored
 from pruner_zero.settings.calibration import read_parameters
 from pruner_zero.settings.prune_settings import BLOCK_INFLUENCE, REAP, RULED, RULES, TOKEN_COUNT
 from pruner_zero.sparsity.pattern import SCOPES, Pattern
 from pruner_zero.sparsity.selection import SemiStructured, Unstructured
-from pruner_zero.sparsity.steps.step import STEPS, in_order
+from pruner_zero.sparsity.sweep import OBS
+from pruner_zero.sparsity.update import Update
 from pruner_zero.structure.cut import Cut
 
 STRUCTURES: tuple[Structure, ...] = get_args(Structure)
 # Rules that choose units in the place of a metric.
 _RULES = {rule: structure for structure, rule in RULES.items()}
 
-# The text before its last step, the name of the step, and its amount.
-_STEP = re.compile(r"(.*)\+\s*([A-Za-z][A-Za-z0-9_-]*)\s*(?:=\s*(-?\w+)\s*)?", re.DOTALL)
-# Before the masks of a block, not after them.
-PERMUTE = "permute"
-# Steps whose amount is named: what is counted, and an example.
+SPARSEGPT = "sparsegpt"
+# The updates that a name chooses.
+UPDATES: Mapping[str, Update | None] = MappingProxyType({"none": None, "obs": OBS})
+
+# The text before its last part, the name of that part, and its amount.
+_PART = re.compile(r"(.*)\+\s*([A-Za-z][A-Za-z0-9_-]*)\s*(?:=\s*(-?\w+)\s*)?", re.DOTALL)
+# Parts whose amount is named: what is counted, and an example.
 _COUNTED = {"distill": ("steps of distillation", 40), "reconstruct": ("passes", 4)}
 
 
@@ -34,20 +37,18 @@ def parse_recipe(
     sparsity: float | None = None,
     pattern: str | Pattern | None = None,
     scope: Scope | None = None,
-    update: str | None = None,
-    refine: bool = False,
+    update: str | Update | None = None,
     reconstruct: int | None = None,
     distill: int | None = None,
     structure: str | None = None,
     parameters: str | None = None,
     units: Mapping[str, Any] = MappingProxyType({}),
 ) -> Recipe:
-    """Read `METRIC[@SCOPE][+permute][+STEP]…[+reconstruct=N][+distill=N]`.
+    """Read `METRIC[@SCOPE][+UPDATE][+reconstruct=N][+distill=N]`.
 
-    METRIC is a name, an expression or a tree file, STEP a name of `STEPS`, or none for no update
-    where the method would have one. Options are used where the text says nothing; a scope in a
-    tree file comes after both, and then "row". `sparsegpt` is its score in blocks of columns with
-    its update; with another update it keeps the mask that its sweep chooses, on the Hessian of that
+    METRIC is a name, an expression or a tree file, UPDATE a name of `UPDATES`; the option may be an
+    `Update` of the caller's own. Options are used where the text says nothing; a scope in a tree
+    file comes after both, and then "row". `sparsegpt` is its score in blocks of columns with its
     update.
 
     Where whole units are removed, their kind replaces the scope, with their share if it is not
@@ -58,7 +59,7 @@ def parse_recipe(
     """
     name = text.strip()
     asked = {"reconstruct": reconstruct, "distill": distill}
-    rest, written, amounts = _split_steps(name, asked)
+    rest, written, amounts = _split_parts(name, asked)
     body, part = _split_scope(rest)
     word, _, amount = (part or "").partition("=")
     if word in STRUCTURES:
@@ -82,25 +83,21 @@ def parse_recipe(
         left = None if parameters is None else read_parameters(parameters)
         if left is None and sparsity is None and not units.get("tokens"):
             raise _no_share(name)
-        folds = "none" not in (*written, update)
+        folds = "none" not in (written, update)
         cut = _cut(structure, 0.0 if left else sparsity or 0.0, left, body, folds, units)
-        # These are of weights; blocks have taken their update.
+        # These are of weights.
         sparsity, pattern, scope, part = cut.sparsity, None, None, None
-        update = None if structure == "blocks" else update
     if (sparsity is None) == (pattern is None):
         raise PrunerZeroError("give either --sparsity, such as 0.5, or --pattern, such as 2:4")
     metric = None
     if cut is None or cut.rule is None:
         metric = Metric.of(SPARSEGPT_SCORE if body == SPARSEGPT else body)
-    default = ("obs" if body == SPARSEGPT else None) if cut is None else cut.update
-    permute = PERMUTE in written
-    written = [step for step in written if step != PERMUTE]
-    names = _with_update(name, written, update, default or "none")
-    steps = in_order(["refine", *names] if refine else names)
-    idle = [s for s in steps if not cut.update or STEPS[s].changes != "weights"] if cut else []
-    if idle := [*[PERMUTE] * bool(cut and permute), *idle]:
+    default = (OBS if body == SPARSEGPT else None) if cut is None else cut.update
+    chosen = _update(name, written, update, default)
+    if cut and chosen not in (None, cut.update):
         raise PrunerZeroError(
-            f"{name} removes whole units, after which +{idle[0]} has nothing to do: leave it out"
+            f"{name} removes whole units, after which +{chosen.name} has nothing to do: leave it "
+            "out"
         )
     masks = None
     if metric is not None:
@@ -117,14 +114,13 @@ def parse_recipe(
                 check_compares_weights(name, metric)
             fallback = "block" if body == SPARSEGPT else "row"
             # A cut has a pattern of its own, once it is fitted to a model.
-            chosen = "row" if cut else group or metric.scope or fallback
-            zeros = Unstructured(sparsity or 0.0, cast(Scope, chosen))
+            group = "row" if cut else group or metric.scope or fallback
+            zeros = Unstructured(sparsity or 0.0, cast(Scope, group))
         masks = Scored(metric, zeros)
     return Recipe(
         name,
         masks,
-        steps=steps,
-        permute=permute,
+        update=chosen,
         reconstruct=amounts["reconstruct"],
         cut=cut,
         distill=amounts["distill"],
@@ -200,56 +196,55 @@ def split_methods(text: str) -> list[str]:
     return methods
 
 
-def _split_steps(
+def _split_parts(
     text: str, asked: Mapping[str, int | None]
-) -> tuple[str, list[str], dict[str, int]]:
-    """The text without the steps it ends in; their names, and the amounts of counted ones.
+) -> tuple[str, str | None, dict[str, int]]:
+    """The text without the parts it ends in; the update among them, and the amounts of the others.
 
-    "none" is among the names. asked: amounts by options, used where the text does not name the
-    step. Raises PrunerZeroError, also for a name that is no step after a scope or the name of a
-    metric.
+    asked: amounts by options, used where the text does not name the part. Raises PrunerZeroError,
+    also for an unknown name after a scope or the name of a metric.
     """
-    rest, steps, amounts = text, list[str](), dict.fromkeys(_COUNTED, 0)
-    while written := _STEP.fullmatch(rest):
-        before, step, amount = written.groups()
-        if step in _COUNTED and not steps:
+    rest, update, amounts = text, None, dict.fromkeys(_COUNTED, 0)
+    while written := _PART.fullmatch(rest):
+        before, part, amount = written.groups()
+        if part in _COUNTED and update is None:
             if amount is None or not amount.isdecimal():
-                counted, example = _COUNTED[step]
-                raise PrunerZeroError(f"{text}: say how many {counted}, as in +{step}={example}")
-            amounts[step] = int(amount)
-        elif amount is None and (step in ("none", PERMUTE) or step in STEPS):
-            steps.insert(0, step)
+                counted, example = _COUNTED[part]
+                raise PrunerZeroError(f"{text}: say how many {counted}, as in +{part}={example}")
+            amounts[part] = int(amount)
+        elif amount is None and part in UPDATES:
+            if update is not None:
+                raise PrunerZeroError(f"{text} names two updates: keep one of them")
+            update = part
         elif amount is None and (_last_part(before)[1] or before.strip() in {*NAMED, SPARSEGPT}):
             # No expression holds the name of a metric, or goes on after a scope.
-            near = did_you_mean(step, (PERMUTE, *STEPS))
-            raise PrunerZeroError(f"unknown step '{step}': {near}")
+            raise PrunerZeroError(f"unknown update '{part}': {did_you_mean(part, UPDATES)}")
         else:
             break
         rest = before.rstrip()
-    for step, number in asked.items():
-        if number is not None and amounts[step] not in (0, number):
+    for part, number in asked.items():
+        if number is not None and amounts[part] not in (0, number):
             raise PrunerZeroError(
-                f"{text} names +{step}={amounts[step]}: leave it out, or --{step} {number}"
+                f"{text} names +{part}={amounts[part]}: leave it out, or --{part} {number}"
             )
-        amounts[step] = number or amounts[step]
-    return rest, steps, amounts
+        amounts[part] = number or amounts[part]
+    return rest, update, amounts
 
 
-def _with_update(name: str, steps: list[str], option: str | None, default: str) -> list[str]:
-    """The steps that are written, and the update of the option or the default where none is."""
-    if option not in (None, "none") and option not in STEPS:
-        updates = [name for name, step in STEPS.items() if step.option == "update"]
-        raise PrunerZeroError(f"--update {option} is unknown: {did_you_mean(option, updates)}")
-    written = [step for step in steps if step == "none" or STEPS[step].option == "update"]
-    if len(written) > 1:
-        raise PrunerZeroError(f"{name} names {len(written)} updates: keep one of them")
-    if written and option not in (None, written[0]):
+def _update(
+    name: str, written: str | None, option: str | Update | None, default: Update | None
+) -> Update | None:
+    """The update that is written, else that of the option, else the default."""
+    if isinstance(option, str) and option not in UPDATES:
+        raise PrunerZeroError(f"--update {option} is unknown: {did_you_mean(option, UPDATES)}")
+    if written and option not in (None, written):
         raise PrunerZeroError(
-            f"{name} names its update: leave out --update {option}, or +{written[0]}"
+            f"{name} names its update: leave out --update {option}, or +{written}"
         )
-    update = written[0] if written else option or default
-    others = [step for step in steps if step not in written]
-    return others if update == "none" else [*others, update]
+    if isinstance(option, Update):
+        return option
+    named = written or option
+    return UPDATES[named] if named else default
 
 
 def _split_scope(body: str) -> tuple[str, str | None]:

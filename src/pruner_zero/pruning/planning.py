@@ -19,21 +19,17 @@ from pruner_zero.pruning.default import (
     metric_of_units,
 )
 from pruner_zero.pruning.notation import check_compares_weights, parse_recipe
-from pruner_zero.pruning.recipe import Race, Recipe, Text
+from pruner_zero.pruning.recipe import Recipe, Text
 from pruner_zero.settings.base import name_of, names_of
 from pruner_zero.settings.calibration import TOKENS, read_bytes
 from pruner_zero.settings.prune_settings import PruneSettings
 from pruner_zero.settings.read_settings import read_settings
 from pruner_zero.sparsity.pattern import Pattern
-from pruner_zero.sparsity.steps.step import in_order
 from pruner_zero.structure.budget import Budget, check_widths
 from pruner_zero.structure.cut import Cut
 
 # The settings that `parse_recipe` takes under their names.
-_OPTIONS = (
-    *("sparsity", "scope", "update", "refine", "structure", "parameters"),
-    *("reconstruct", "distill"),
-)
+_OPTIONS = (*("sparsity", "scope", "structure", "parameters", "reconstruct", "distill"),)
 # Those of one kind of unit.
 _OF_UNITS = ("multiple_of", "tokens", "keep", "scripts")
 
@@ -44,16 +40,18 @@ def read_recipe(
     calibration: Any,
     config: Any,
     settings: Mapping[str, Any],
-) -> tuple[PruneSettings, Recipe]:
-    """The settings of a call of `prune`, and what they say without the default.
+) -> tuple[PruneSettings, Recipe, bool]:
+    """The settings of a call of `prune`, what they say, and whether the default adds to that.
 
-    Where the default is taken, its masks are missing: those of Wanda stand in their place. Raises
-    PrunerZeroError.
+    It does where no metric is named, and then its masks are missing: those of Wanda stand in their
+    place. It does, too, where a search found the metric, a tree file or a `Metric`, and no option
+    says what follows the mask. Raises PrunerZeroError.
     """
-    pattern = settings.get("pattern")
+    pattern, update = settings.get("pattern"), settings.get("update")
     values = {
         **settings,
         "pattern": None if pattern is None else str(pattern),
+        "update": getattr(update, "name", update),
         "model": name_of(model),
         "metric": None if metric is None else str(getattr(metric, "expression", metric)),
         "calibration": names_of(calibration),
@@ -66,6 +64,7 @@ def read_recipe(
     widths = checked.widths or ("free" if checked.metric is None else "equal")
     units = {"widths": widths} | {name: getattr(checked, name) for name in _OF_UNITS}
     options = {name: getattr(checked, name) for name in _OPTIONS}
+    options["update"] = checked.update if isinstance(update, str | None) else update
     if checked.bytes:
         # Until the model is known, and with it how many parameters have room.
         options["parameters"] = "0.5"
@@ -78,33 +77,26 @@ def read_recipe(
             f"{recipe.name} removes whole units: name them by --structure, and their share by "
             "--sparsity"
         )
-    return checked, replace(recipe, damping=checked.damping, mode=checked.mode)
-
-
-def takes_default(settings: PruneSettings) -> bool:
-    """Whether the default says what follows the mask.
-
-    It does where no metric is named, and where a search found it: its tree file, with no option
-    beside it on what follows the mask, says no more than which weights go.
-    """
-    found = (settings.metric or "").endswith(".json") and settings.is_alone
-    return settings.metric is None or settings.race or found
+    found = isinstance(metric, Metric) or (checked.metric or "").endswith(".json")
+    return checked, recipe, checked.metric is None or (found and checked.is_alone)
 
 
 def plan_recipe(
     settings: PruneSettings,
     said: Recipe,
+    completed: bool,
     language_model: LanguageModel,
     source: GgufSource | None = None,
 ) -> Recipe:
     """The recipe for a model: what `read_recipe` gave, and what the default adds to it.
 
-    source: the file after which the output is made, where that is a GGUF file. Raises
-    PrunerZeroError where the units of the model cannot be removed as asked.
+    completed: whether the default adds anything. source: the file after which the output is made,
+    where that is a GGUF file. Raises PrunerZeroError where the units of the model cannot be removed
+    as asked.
     """
     said = replace(said, cut=_for_output(said.cut, settings, language_model, source))
     recipe, tokens = said, TOKENS
-    if takes_default(settings):
+    if completed:
         if said.cut is None:
             recipe, tokens = _with_default(settings, said, language_model)
         elif said.cut.when == "masks":
@@ -118,11 +110,11 @@ def plan_recipe(
         elif said.cut.when == "text":
             tokens = 2 * TOKENS
     fitted = recipe.fitted(language_model)
-    if fitted.cut and recipe.cut and not isclose(fitted.share, recipe.share, abs_tol=1e-6):
+    if fitted.cut and not isclose(fitted.cut.sparsity, recipe.removed().sparsity, abs_tol=1e-6):
         note(f"removing {fitted.cut}")
     windows, seqlen = settings.shape(tokens)
     name = settings.text_name
-    text = Text(windows * seqlen, seqlen, name) if fitted.needs_text else None
+    text = Text(windows * seqlen, seqlen, name) if needs_text(fitted) else None
     return replace(fitted, text=text)
 
 
@@ -168,27 +160,27 @@ def _for_output(
     return replace(cut, widths="equal")
 
 
+def needs_text(recipe: Recipe) -> bool:
+    """Whether a calibration text is needed."""
+    of_text = recipe.cut is not None and recipe.cut.when == "text"
+    return bool(recipe.kinds() or recipe.reconstruct or recipe.distill or of_text)
+
+
 def _with_default(
     settings: PruneSettings, said: Recipe, language_model: LanguageModel
 ) -> tuple[Recipe, int]:
     """The recipe with the parts of the default that the settings leave open, and its tokens."""
     matrices = find_matrices(language_model.model, settings.include, settings.exclude)
     assert said.pattern is not None
-    base = default_beside(matrices, said.pattern, settings.scope, settings.mode)
-    masks, name = said.masks, said.name
-    if settings.metric is None:
-        masks, name = base.masks, DEFAULT
-    elif settings.race:
-        masks = Race((*said.entries, *base.entries))
+    base = default_beside(matrices, said.pattern, settings.scope)
+    by_default = settings.metric is None
     recipe = replace(
         said,
-        name=name,
-        masks=masks,
-        steps=in_order([*said.steps, *(() if settings.update else base.steps)]),
+        name=DEFAULT if by_default else said.name,
+        masks=base.masks if by_default else said.masks,
         reconstruct=_first(settings.reconstruct, base.reconstruct),
         distill=_first(settings.distill, base.distill),
     )
-    recipe = replace(recipe, permute=said.permute or (base.permute and recipe.can_permute))
     return recipe, base.text.tokens if base.text else TOKENS
 
 

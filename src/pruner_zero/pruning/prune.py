@@ -24,11 +24,12 @@ from pruner_zero.models.saving import save_model
 from pruner_zero.progress import note
 from pruner_zero.provenance import Cost, measured, provenance
 from pruner_zero.pruning.checkpoint import weight_files
+from pruner_zero.pruning.checks import check_recipe
 from pruner_zero.pruning.estimate import Estimate, estimate
-from pruner_zero.pruning.planning import plan_recipe, read_recipe, takes_default
+from pruner_zero.pruning.planning import needs_text, plan_recipe, read_recipe
 from pruner_zero.pruning.prune_result import PruneResult
 from pruner_zero.pruning.recipe import Recipe
-from pruner_zero.pruning.runner import check_recipe, run_recipe
+from pruner_zero.pruning.runner import run_recipe
 from pruner_zero.result_folder import GGUF_PRUNING, build_folder, check_output
 from pruner_zero.settings.calibration import TOKENS
 from pruner_zero.settings.prune_settings import PruneSettings
@@ -121,7 +122,7 @@ def _prepare(
     settings: Mapping[str, Any],
 ) -> "Plan":
     """All that comes before the first work. Raises PrunerZeroError for what can be seen by then."""
-    checked, said = read_recipe(model, metric, calibration, config, settings)
+    checked, said, completed = read_recipe(model, metric, calibration, config, settings)
     if checked.list:
         raise PrunerZeroError(
             "--list writes tokens and prunes nothing: leave out --dry-run, or call list_tokens"
@@ -133,7 +134,7 @@ def _prepare(
     if checked.offload:
         _check_offload(is_object)
     text = checked.calibration if calibration is None else calibration
-    texts = calibration_texts(text, said.needs_text or takes_default(checked), checked)
+    texts = calibration_texts(text, needs_text(said) or completed, checked)
     if checked.offload:
         from pruner_zero.offload.model import load_offloaded
 
@@ -144,14 +145,14 @@ def _prepare(
     source = None
     if gguf:
         source = read_source(gguf, checked.model, language_model.model, checked.structure)
-    recipe = plan_recipe(checked, said, language_model, source)
+    recipe = plan_recipe(checked, said, completed, language_model, source)
     # Of a model on disk, distillation is left out where memory is too small, and the run goes on.
-    optional = checked.offload and checked.distill is None and takes_default(checked)
+    optional = checked.offload and checked.distill is None and completed
     certain = replace(recipe, distill=0) if optional else recipe
     matrices = check_recipe(
         language_model, certain, checked.include, checked.exclude, saved=folder is not None
     )
-    if recipe.text and select(GradientStatistic, recipe.kinds):
+    if recipe.text and select(GradientStatistic, recipe.kinds()):
         # Before the model writes a text for nothing.
         check_gradients(matrices)
     with torch_threads(checked.threads):
@@ -201,7 +202,8 @@ class Plan:
     def shapes(self) -> dict[str, list[tuple[int, int]]]:
         """The shapes (out, in) of the matrices by their name inside a block."""
         by_name: dict[str, list[tuple[int, int]]] = defaultdict(list)
-        for matrix in self.matrices if self.recipe.has_masks else ():
+        of_text = self.recipe.cut is not None and self.recipe.cut.when == "text"
+        for matrix in () if of_text else self.matrices:
             name = local_name_of(matrix.name, matrix.block)
             by_name[name].append((matrix.weight.shape[0], matrix.weight.shape[1]))
         return by_name

@@ -81,13 +81,13 @@ class PruneResult(PrunedMatrices):
         before, after = self.parameters
         gone = f"{self.sparsity:.2%} of the weights of {len(self.records)} matrices"
         if not self.records:
-            gone = self.recipe.what
+            gone = self.recipe.removed()
         return f"{gone} are removed, {after:,} of {before:,} parameters are left"
 
     @property
     def sparsity(self) -> float:
         """The share of zeros over all pruned matrices; that of the units where there are none."""
-        return super().sparsity if self.records else self.recipe.share
+        return super().sparsity if self.records else self.recipe.removed().sparsity
 
     def to_json(self) -> dict[str, Any]:
         """All but the cost, as JSON values: the same for the same run, interrupted or not.

@@ -2,23 +2,22 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pruner_zero.calibration.walk import Stream, Walk
-from pruner_zero.metric.expression import collected_for
 from pruner_zero.models.block_calls import blocks_replaced
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.matrices import Matrix
 from pruner_zero.models.next_token import in_float32
 from pruner_zero.models.predictions import compare_logits
-from pruner_zero.pruning.masks import DenseStatistics, Mask, masks_of
-from pruner_zero.pruning.recipe import Scored
-from pruner_zero.sparsity.pattern import Lazy, groups
+from pruner_zero.progress import note
+from pruner_zero.pruning.checkpoint import Progress
+from pruner_zero.pruning.masks import DenseStatistics, Mask, dense_masks
+from pruner_zero.pruning.recipe import Race, Scored
 from pruner_zero.text.token_windows import Windows
 
 # The share of the calibration windows on which masks are judged.
@@ -45,7 +44,19 @@ class Entry:
         return f"{self.divergence:.3f} {self.metric} ({self.pattern})"
 
 
-def judged_apart(windows: Windows, everything: Windows) -> tuple[Windows, Tensor]:
+@dataclass(frozen=True)
+class Raced:
+    """The outcome of a race: the mask that won, the `entries`, the best first.
+
+    masks: of the winner, where this process held the race.
+    """
+
+    winner: Scored | None = None
+    entries: Sequence[Entry] = ()
+    masks: Mapping[str, Mask] | None = None
+
+
+def held_out(windows: Windows, everything: Windows) -> tuple[Windows, Tensor]:
     """The windows of the statistics behind the masks, and the tokens (n, seqlen) that judge masks.
 
     windows: those that blocks are trained on, the first of `everything`. Masks are judged on the
@@ -57,6 +68,37 @@ def judged_apart(windows: Windows, everything: Windows) -> tuple[Windows, Tensor
     if seen < len(windows):
         windows = replace(windows, tokens=windows.tokens[:seen])
     return windows, everything.tokens[-judged:]
+
+
+def hold_race(
+    language_model: LanguageModel,
+    judged: Tensor,
+    racing: Race,
+    matrices: Sequence[Matrix],
+    statistics: DenseStatistics,
+    progress: Progress,
+) -> Raced:
+    """The outcome of a race on the windows `judged` (n, tokens), by statistics of other windows.
+
+    A run that goes on keeps the mask of its first start. Raises PrunerZeroError.
+    """
+    masks: list[Mapping[str, Mask]] = []
+
+    def judge() -> list[dict[str, Any]]:
+        for entry in racing.entries:
+            masks.append(dense_masks(language_model, entry, matrices, statistics))
+        return [
+            asdict(entry) for entry in race(language_model, judged, racing.entries, matrices, masks)
+        ]
+
+    raced = [Entry(**entry) for entry in progress.decide("race", judge)]
+    order = ranked(raced)
+    entries = [raced[number] for number in order]
+    note(
+        f"divergence of masks alone on {len(judged)} held-out windows, in nats per token: "
+        + ", ".join(map(str, entries))
+    )
+    return Raced(racing.entries[order[0]], entries, masks[order[0]] if masks else None)
 
 
 @torch.no_grad()
@@ -115,36 +157,3 @@ def ranked(entries: Sequence[Entry]) -> list[int]:
         range(len(entries)),
         key=lambda i: (math.isnan(entries[i].divergence), entries[i].divergence),
     )
-
-
-def dense_masks(
-    language_model: LanguageModel,
-    entry: Scored,
-    matrices: Sequence[Matrix],
-    statistics: DenseStatistics,
-) -> Mapping[str, Mask]:
-    """The masks of all matrices by statistics of the dense model, computed when they are asked for.
-
-    A threshold of the whole model is computed at once, from weights that must be dense then; later
-    those of the block whose masks are asked for must be. Raises PrunerZeroError where the metric
-    cannot score a matrix.
-    """
-    by_name = {matrix.name: matrix for matrix in matrices}
-    parts = groups(entry.pattern, {matrix.name: matrix.block for matrix in matrices})
-    group_of = {name: tuple(names) for names in parts for name in names}
-    kinds = collected_for(entry.metric.needs)
-
-    # One group at a time, because a group may hold scores until its masks are asked for.
-    @lru_cache(maxsize=1)
-    def of_group(names: tuple[str, ...]) -> Mapping[str, Mask]:
-        return masks_of(
-            [by_name[name] for name in names],
-            entry,
-            lambda matrix: statistics.read(matrix, kinds),
-            load=language_model.block,
-            hold=0 if language_model.on_disk else None,
-        )
-
-    if entry.pattern.reach == "model":
-        return of_group(tuple(by_name))
-    return Lazy(group_of, lambda name: of_group(group_of[name])[name])

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
-from pruner_zero.choices import SELF, WRITTEN_TEXTS, Mode, Scope, check_sparsity
+from pruner_zero.choices import SELF, WRITTEN_TEXTS, Scope, check_sparsity
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.settings.base import MAIN, TEXT_HELP, Cli, CommaSeparated, PathText, Settings
 
@@ -138,14 +138,6 @@ class CalibrationSettings(WritingSettings):
         lt=2**63,
         description="Seed of the choice of windows, or of the text that the model writes.",
     )
-    damping: float = Field(
-        0.01,
-        gt=0,
-        le=1,
-        description="Stabilizes --update: this share of the mean diagonal of XᵀX, the products of "
-        "a layer's inputs, is added to its diagonal before it is inverted, and more if that fails. "
-        "Higher values change the weights less.",
-    )
 
 
 class WindowSettings(Settings):
@@ -209,13 +201,6 @@ class MethodSettings(CalibrationSettings, SparsitySettings):
         None,
         description="Weights that are compared with each other: those of a row, of a block of "
         "128 columns, of a matrix, or of the whole model (global).",
-    )
-    mode: Annotated[Mode, Cli(default="sequential, one-shot for a plain mask of scope global")] = (
-        Field(
-            "auto",
-            description="sequential: statistics of each block come from pruned blocks before it; "
-            "one-shot: all statistics come from the dense model.",
-        )
     )
 
 

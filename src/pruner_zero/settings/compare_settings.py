@@ -24,7 +24,7 @@ class CompareSettings(ModelSettings, WindowSettings, MethodSettings, SizeSetting
             "without a metric. METRIC@channels=0.25 and METRIC@heads=0.25 remove this share of "
             f"units as prune --structure does, {BLOCK_INFLUENCE}@blocks=0.25 of blocks, "
             f"{REAP}@experts=0.25 and METRIC@experts=0.25 of experts. "
-            'The name of a file that has commas stands in double quotes: "a,b.json"+exact.',
+            'The name of a file that has commas stands in double quotes: "a,b.json"+obs.',
         )
     )
     text: Annotated[str, MAIN] = Field(

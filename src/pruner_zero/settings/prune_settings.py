@@ -21,7 +21,7 @@ from pruner_zero.settings.calibration import (
     check_structure,
 )
 
-METHOD = "METRIC[@SCOPE][+STEPS]"
+METHOD = "METRIC[@SCOPE][+UPDATE]"
 
 # The rules that choose whole blocks, tokens and, without a metric, experts; they are no metrics.
 BLOCK_INFLUENCE, REAP, TOKEN_COUNT = "block-influence", "reap", "token-count"
@@ -32,7 +32,7 @@ RULES: Mapping[Structure, str] = MappingProxyType(
 RULED: tuple[Structure, ...] = ("blocks", "vocabulary")
 
 # Settings that cannot be combined with --structure.
-_BESIDE_STRUCTURE: tuple[str, ...] = ("pattern", "scope", "include", "exclude", "refine")
+_BESIDE_STRUCTURE: tuple[str, ...] = ("pattern", "scope", "include", "exclude")
 
 
 class PruneSettings(OutputSettings, MethodSettings, SizeSettings):
@@ -49,11 +49,6 @@ class PruneSettings(OutputSettings, MethodSettings, SizeSettings):
         "search writes it, takes the place of the default's masks: what follows them stays. "
         "What is done without it depends on the model: --dry-run shows it.",
     )
-    race: Annotated[bool, MAIN] = Field(
-        False,
-        description="Take the mask of --metric only where it leaves less divergence from the dense "
-        "model than the masks of the default.",
-    )
     windows: Annotated[
         int | None,
         Cli(
@@ -69,15 +64,10 @@ class PruneSettings(OutputSettings, MethodSettings, SizeSettings):
             default=f"1024; {SHORT} for text that the model writes, and for --structure vocabulary",
         ),
     ] = Field(None, ge=2, description="Tokens in a window.")
-    refine: bool = Field(
-        False,
-        description="Improve the mask by swaps of a kept and a pruned weight that lower the error "
-        "of the layer's outputs.",
-    )
     update: Annotated[str | None, Cli(default="the metric's own, else none")] = Field(
         None,
         description="Change the kept weights to compensate for pruned weights: none; obs, "
-        "SparseGPT's sweep; exact, least squares.",
+        "SparseGPT's sweep. With --structure none leaves out the least squares that follow.",
     )
     reconstruct: Annotated[int | None, Cli(default="0 with a name or an expression")] = Field(
         None,
@@ -85,7 +75,7 @@ class PruneSettings(OutputSettings, MethodSettings, SizeSettings):
         description="Then train the weights of each block towards the dense block's outputs, in "
         "this many passes over the calibration windows, before the next block is pruned; with "
         "--distill over the first half of them. Masks are chosen anew meanwhile, but not "
-        "after --update, --refine or --structure, nor where a matrix has 4096 inputs.",
+        "after --update or --structure, nor where a matrix has 4096 inputs.",
     )
     distill: Annotated[int | None, Cli(default="0 with a name or an expression")] = Field(
         None,
@@ -158,10 +148,10 @@ class PruneSettings(OutputSettings, MethodSettings, SizeSettings):
             raise PrunerZeroError(
                 f"--structure {self.structure} takes no metric: leave out --metric"
             )
-        if self.structure == "blocks" and self.update not in (None, "none", "exact"):
+        if self.structure and self.update not in (None, "none"):
             raise PrunerZeroError(
-                f"--update {self.update} does not fit --structure blocks: exact fits the block "
-                "before to replace the dropped blocks; none does not"
+                f"--update {self.update} is for zeros and does not fit --structure: leave it out; "
+                "none leaves out what corrects the weights that stay"
             )
         if self.structure == "vocabulary":
             beside += ("update", "reconstruct")
@@ -188,20 +178,11 @@ class PruneSettings(OutputSettings, MethodSettings, SizeSettings):
         """Whether whole units are removed."""
         return bool(self.structure or self.parameters or self.bytes)
 
-    @model_validator(mode="after")
-    def _check_race(self) -> "PruneSettings":
-        if self.race and not self.metric:
-            raise PrunerZeroError("--race has no effect without --metric: leave it out")
-        if self.race and self.is_smaller:
-            raise PrunerZeroError("--race compares masks, which --structure does not: leave it out")
-        return self
-
     @property
     def is_alone(self) -> bool:
-        """Whether nothing is said of what follows the mask, nor of the order of work."""
+        """Whether nothing is said of what follows the mask."""
         asked = (self.update, self.reconstruct, self.distill)
-        switches = self.refine or self.mode != "auto"
-        return not switches and all(value is None for value in asked)
+        return all(value is None for value in asked)
 
     @property
     def text_name(self) -> str:

@@ -8,13 +8,6 @@ from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
 
-# Rank of the Nyström factor. A few dominant directions of the inputs decide how many iterations
-# conjugate gradients take; by measurement, 16 take a third more iterations, and 64 save fewer
-# iterations than they cost.
-_RANK = 32
-
-_POWER_STEPS = 2
-
 
 @dataclass(frozen=True, eq=False)
 class Hessian:
@@ -81,28 +74,6 @@ class Hessian:
         """H⁻¹ (in, in) for H = `damped()`, kept for many removals of columns."""
         return torch.cholesky_inverse(torch.linalg.cholesky(self.damped()))
 
-    @cached_property
-    def nystrom(self) -> Tensor:
-        """F (in, rank), F·Fᵀ close to H in its dominant directions and, up to rounding, below it.
-
-        Source: Frangella, Tropp & Udell 2021 (2110.02820).
-        """
-        H = self.damped()
-        rank = min(_RANK, len(H) // 4)
-        if not rank:
-            return H[:, :0]
-        generator = torch.Generator().manual_seed(0)
-        Q = torch.randn(len(H), rank, generator=generator).to(H)
-        for _ in range(_POWER_STEPS):
-            Q = torch.linalg.qr(H @ Q)[0]
-        image = H @ Q
-        inner = Q.t() @ image
-        values, vectors = torch.linalg.eigh((inner + inner.t()) / 2)
-        # Directions below float32's rounding of the largest one are left out.
-        resolved = values > rank * torch.finfo(H.dtype).eps * values.max()
-        factor: Tensor = image @ (vectors * torch.where(resolved, values, torch.inf).rsqrt())
-        return factor
-
     def damped(self) -> Tensor:
         """H (in, in): the gram, damped and shrunk, and 1 more where a channel is all zero."""
         H = self.gram.clone()
@@ -113,11 +84,6 @@ class Hessian:
         """The diagonal (in,) of H for that of the gram."""
         raised = diagonal * (1 + self.shrinkage) + damping * diagonal.mean()
         return raised + (diagonal == 0)
-
-    def prepare(self) -> "Hessian":
-        """Compute the small factors now, so that copies in other processes have them."""
-        _ = self.used_damping, self.nystrom
-        return self
 
     def forget(self) -> None:
         """Free `inverse_factor`, the one large factor. It is computed again when asked for."""

@@ -120,14 +120,6 @@ class Pattern(ABC):
         return self
 
     @property
-    def swap_columns(self) -> int | None:
-        """In how many consecutive columns of a row a swap exchanges a pruned and a kept weight.
-
-        None for the whole row; 1 allows no swap. A number divides every width that `check` admits.
-        """
-        return 1
-
-    @property
     def sweep_columns(self) -> int | None:
         """How many columns a sweep over columns chooses at a time; None where it cannot choose."""
         return None

@@ -40,8 +40,6 @@ class Unstructured(Pattern):
     sparsity: float
     scope: Scope = "row"
 
-    swap_columns = None
-
     def __post_init__(self) -> None:
         check_sparsity(self.sparsity)
         if self.scope not in SCOPES:
@@ -144,10 +142,8 @@ class SemiStructured(Pattern):
         return keep_n_of_m(scores, self.n, self.m)
 
     @property
-    def swap_columns(self) -> int:
+    def sweep_columns(self) -> int:
         return self.m
-
-    sweep_columns = swap_columns
 
     def choose_columns(self, scores: Tensor, start: int) -> Tensor:
         return keep_n_of_m(scores, self.n, self.m)

@@ -13,6 +13,7 @@ from pruner_zero.choices import check_sparsity
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.matrices import size_of
 from pruner_zero.sparsity.pattern import Pattern
+from pruner_zero.sparsity.update import Update
 from pruner_zero.text.token_windows import Windows
 
 # What says which units go: the calibration text, scores or statistics of the whole dense model, or
@@ -26,8 +27,8 @@ class Cut(ABC):
     unit: the kind of unit, such as "channels". sparsity: the share of units to remove, in [0, 1).
     parameters: in its place, the largest number of parameters of the smaller model, or up to 1
     their share. when: as `When` says. compares: on about how many tokens `decide` compares
-    units where masks say which of them go; 0 where it does not. update: the step that corrects kept
-    weights after the mask; None where no step has any effect. kept_tokens: the numbers of the
+    units where masks say which of them go; 0 where it does not. update: what corrects kept weights
+    after the mask; None where nothing does. kept_tokens: the numbers of the
     tokens that stay, empty where all do.
     """
 
@@ -36,7 +37,7 @@ class Cut(ABC):
     parameters: float | None
     when: When = "dense"
     compares: ClassVar[int] = 0
-    update: str | None = None
+    update: Update | None = None
     kept_tokens: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:

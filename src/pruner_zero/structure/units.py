@@ -17,6 +17,7 @@ from pruner_zero.models.block_sizes import block_sizes, set_block_sizes
 from pruner_zero.models.couplings import COUNTS, Coupling, find_couplings
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.matrices import size_of
+from pruner_zero.sparsity.least_squares import COLUMNS
 from pruner_zero.sparsity.pattern import Pattern
 from pruner_zero.sparsity.selection import keep_highest
 from pruner_zero.sparsity.threshold import comparable
@@ -112,7 +113,7 @@ class CoupledUnits(Cut):
     kept: tuple[int, ...] = field(default=(), repr=False)
 
     when = "masks"
-    update = "exact"
+    update = COLUMNS
 
     @property
     def pattern(self) -> UnitMask:

@@ -4,8 +4,7 @@ import torch
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.sparsity.selection import BLOCK_COLUMNS
-from pruner_zero.sparsity.steps.least_squares import estimate_update
-from pruner_zero.sparsity.steps.step import Layer, Step, Updated
+from pruner_zero.sparsity.update import Layer, Update, Updated
 
 # Columns updated one by one before the rest of the block is updated by a matrix product.
 _PANEL_COLUMNS = 16
@@ -37,11 +36,11 @@ def sparsegpt(layer: Layer) -> Updated:
         if due_columns != BLOCK_COLUMNS:
             panel, width = due_columns, max(due_columns, width // due_columns * due_columns)
 
-    hessian = layer.required_hessian
+    hessian = layer.hessian
     U = hessian.inverse_factor
     scale = U.diagonal()[:, None]
     # Transposed, a column is contiguous and an update is one pass over memory.
-    W = layer.dense.detach().float().t().clone(memory_format=torch.contiguous_format)
+    W = layer.weight.t().clone(memory_format=torch.contiguous_format)
     W.masked_fill_((hessian.gram.diagonal() == 0)[:, None], 0.0)
     kept = torch.empty(W.shape, dtype=torch.bool, device=W.device)
     if mask is not None:
@@ -68,12 +67,4 @@ def sparsegpt(layer: Layer) -> Updated:
     return Updated(W.t().contiguous(), kept.t().contiguous())
 
 
-OBS = Step(
-    "obs",
-    sparsegpt,
-    words="the remaining weights corrected by SparseGPT's sweep",
-    help="SparseGPT's sweep",
-    option="update",
-    damps=True,
-    estimate=estimate_update,
-)
+OBS = Update("obs", sparsegpt, "the remaining weights corrected by SparseGPT's sweep")

@@ -1,1 +1,0 @@
-"""The steps after a mask, by name: swaps, SparseGPT's sweep, least squares."""
