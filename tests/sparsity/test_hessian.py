@@ -8,12 +8,11 @@ from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.sparsity.hessian import Hessian, shrinkage_for
+from pruner_zero.sparsity.least_squares import keep_columns
 from pruner_zero.sparsity.selection import Unstructured
-from pruner_zero.sparsity.steps.least_squares import solve
-from pruner_zero.sparsity.steps.step import Layer
-from tests.masks import keep_mask
+from pruner_zero.sparsity.update import Layer
 from tests.sparsity import reference
-from tests.sparsity.steps.test_sweep import assert_close, layer
+from tests.sparsity.test_sweep import assert_close, layer
 
 # Positive definite at damping 0.1, not at 0.01.
 NEARLY_SINGULAR = torch.full((8, 8), 1.05).fill_diagonal_(1.0)
@@ -29,7 +28,7 @@ def test_the_factor_is_the_cholesky_factor_of_the_inverse_and_the_terminal_its_d
     terminal = Hessian(gram).diagonal
     assert terminal.shape == (1, 60)
     assert_close(terminal[0], expected.diagonal())
-    _ = hessian.nystrom, hessian.damped()
+    _ = hessian.damped()
     assert torch.equal(gram, copy)
 
 
@@ -72,21 +71,6 @@ def test_damping_has_a_range(damping: float) -> None:
     assert Hessian(torch.eye(3), damping=1.0).used_damping == 1.0
 
 
-def test_the_nystrom_factor_holds_the_dominant_directions() -> None:
-    _, gram = layer(2, 160)
-    gram += 100 * gram[:, :3] @ gram[:, :3].T / gram[0, 0]
-    hessian = Hessian(gram)
-    F = hessian.nystrom
-    assert F.shape == (160, 32)
-    left = hessian.damped().double() - (F @ F.T).double()
-    eigenvalues = torch.linalg.eigvalsh(hessian.damped().double())
-    assert torch.linalg.eigvalsh(left)[-1] < 2 * eigenvalues[-33]
-    assert torch.linalg.eigvalsh(left)[0] > -1e-4 * eigenvalues[-1]
-    # Up to three inputs have no dominant directions.
-    for columns, rank in ((1, 0), (3, 0), (4, 1)):
-        assert Hessian(layer(2, columns)[1]).nystrom.shape == (columns, rank)
-
-
 def test_everything_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     factor = torch.linalg.cholesky_ex
@@ -98,15 +82,12 @@ def test_everything_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.linalg, "cholesky_ex", counted)
     hessian = Hessian(layer(4, 24)[1])
     for _ in range(3):
-        _ = hessian.inverse_factor, hessian.used_damping, hessian.diagonal, hessian.nystrom
+        _ = hessian.inverse_factor, hessian.used_damping, hessian.diagonal
     assert calls == [24]
     before = hessian.inverse_factor
     hessian.forget()
     assert torch.equal(hessian.inverse_factor, before)
     assert calls == [24, 24]
-    hessian = Hessian(layer(4, 24)[1]).prepare()
-    _ = hessian.used_damping, hessian.diagonal, hessian.nystrom
-    assert calls == [24, 24, 24]
 
 
 def test_shrinkage_adds_to_each_channel_its_own_share() -> None:
@@ -126,10 +107,10 @@ def test_shrinkage_lowers_the_error_on_tokens_that_least_squares_have_not_seen()
     fitted = torch.randn(128, 96, generator=generator) @ mixed
     others = torch.randn(4096, 96, generator=generator) @ mixed
     weight = torch.randn(16, 96, generator=generator)
-    mask = keep_mask(weight.abs(), Unstructured(0.5, "row"))
+    mask = (torch.arange(96) % 2 == 0).repeat(16, 1)
     errors = {}
     for shrinkage in (0.0, shrinkage_for(96, 128)):
         hessian = Hessian(fitted.t() @ fitted, shrinkage=shrinkage)
-        solved = solve(Layer(weight, hessian, Unstructured(0.5, "row"), mask)).weight
+        solved = keep_columns(Layer(weight, hessian, Unstructured(0.5), mask)).weight
         errors[shrinkage] = float(((weight - solved) @ others.t()).square().sum())
     assert errors[shrinkage_for(96, 128)] < 0.9 * errors[0.0]

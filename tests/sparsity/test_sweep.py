@@ -14,7 +14,7 @@ from pruner_zero.sparsity.threshold import pruned_count
 from tests.elsewhere import HERE, elsewhere, waits
 from tests.masks import keep_mask
 from tests.sparsity import reference
-from tests.sparsity.steps.kernels import sparsegpt
+from tests.sparsity.kernels import sparsegpt
 
 
 def layer(
