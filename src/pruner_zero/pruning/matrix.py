@@ -87,9 +87,9 @@ def prune_matrix(
     layer = Layer(matrix.weight.float(), hessian, pattern, kept, name=matrix.name)
     result = update.run(layer)
     matrix.weight.copy_(result.weight)
-    damping, note = hessian.used_damping, None
-    if damping != hessian.damping:
-        note = f"damping raised to {damping:g} for the Cholesky factor"
+    damping = hessian.used_damping
+    raised = f"damping raised to {damping:g} for the Cholesky factor"
+    remark = None if damping == hessian.damping else raised
     shrinkage = hessian.shrinkage if update.shrinks else None
     return replace(
         write_zeros(matrix, result.mask, note=note), damping=damping, shrinkage=shrinkage

@@ -81,7 +81,7 @@ class PruneResult(PrunedMatrices):
         before, after = self.parameters
         gone = f"{self.sparsity:.2%} of the weights of {len(self.records)} matrices"
         if not self.records:
-            gone = self.recipe.removed()
+            gone = str(self.recipe.removed())
         return f"{gone} are removed, {after:,} of {before:,} parameters are left"
 
     @property
@@ -133,8 +133,8 @@ class PruneResult(PrunedMatrices):
         """Write pruning.json, the model card README.md and a metric's metric.json to `folder`."""
         if self.recipe.metric:
             tree = self.recipe.metric.to_tree()
-            if self.recipe.scope:
-                tree["scope"] = self.recipe.scope
+            if self.recipe.pattern and self.recipe.pattern.scope:
+                tree["scope"] = self.recipe.pattern.scope
             write_json(folder / "metric.json", tree)
         write_atomic(
             folder / "pruning.json", json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n"

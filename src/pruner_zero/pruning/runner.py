@@ -1,43 +1,29 @@
-"""The runner: when, and on which inputs, each block is calibrated, masked and changed.
+"""The runner: what a recipe says, part by part, from the dense model to the pruned one."""
 
-`masks.py` makes scores of weights and statistics, and the pattern chooses masks by them;
-`matrix.py` writes the zeros and runs the update; `checkpoint.py` makes finished blocks durable.
-"""
-
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from pruner_zero.calibration.calibrate import StatisticsStore, calibrate, open_store
-from pruner_zero.calibration.statistics import GradientStatistic, InputStatistic, Kind, select
-from pruner_zero.calibration.walk import Stream, Walk
+from pruner_zero.calibration.statistics import GradientStatistic, Kind, select
 from pruner_zero.journal import Journal
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.matrices import Matrix, find_matrices, size_of
 from pruner_zero.progress import note
+from pruner_zero.pruning.blocks import Blocks
 from pruner_zero.pruning.checkpoint import Progress, training_folder, whole_model
 from pruner_zero.pruning.checks import check_recipe
-from pruner_zero.pruning.masks import (
-    DenseStatistics,
-    Mask,
-    Statistics,
-    block_statistics,
-    dense_masks,
-    masks_of,
-    masks_of_cut,
-    scores_of,
-)
-from pruner_zero.pruning.matrix import MatrixRecord, open_mask, prune_matrix, recounted, sweeps
+from pruner_zero.pruning.masks import DenseStatistics, scores_of
+from pruner_zero.pruning.matrix import MatrixRecord
 from pruner_zero.pruning.race import Entry, Raced, held_out, hold_race
-from pruner_zero.pruning.recipe import Race, Recipe, Scored
-from pruner_zero.sparsity.pattern import Lazy, groups
+from pruner_zero.pruning.recipe import Race, Recipe
+from pruner_zero.sparsity.pattern import Lazy
 from pruner_zero.structure.cut import Cut
 from pruner_zero.text.token_windows import Windows
 from pruner_zero.training.distillation import distillation
-from pruner_zero.training.reconstruction import OpenMask, reconstruct
 from pruner_zero.training.train import Point
 
 
@@ -119,8 +105,8 @@ def run_recipe(
     calibrate(language_model, seen, dense_kinds(recipe), store)
     records: list[MatrixRecord] = []
     if not cut or cut.when != "text":
-        run = _Run(language_model, windows, recipe, matrices, statistics, progress, seed, raced)
-        records = run.blocks()
+        blocks = Blocks(language_model, windows, recipe, matrices, statistics, progress, raced)
+        records = blocks.prune(seed)
     for record in records:
         if record.note:
             note(f"{record.name}: {record.note}")
@@ -193,126 +179,3 @@ def _decided(
             hold=0,
         )
     return cut.decide(language_model, windows, scores)
-
-
-@dataclass(frozen=True)
-class _Run:
-    """The parts of one run over the blocks."""
-
-    language_model: LanguageModel
-    windows: Windows
-    recipe: Recipe
-    matrices: Sequence[Matrix]
-    statistics: DenseStatistics
-    progress: Progress
-    seed: int
-    raced: Raced = field(default_factory=Raced)
-
-    @torch.no_grad()
-    def blocks(self) -> list[MatrixRecord]:
-        """Prune all blocks that are not finished yet; the records of all."""
-        model, recipe, progress = self.language_model, self.recipe, self.progress
-        last = max(matrix.block for matrix in self.matrices)
-        begun = progress.finished <= last
-        # They look at dense weights, so they come before finished blocks are restored.
-        masks = self.masks() if begun else None
-        walk, records = Walk(model, self.windows.tokens), progress.records
-        pruned, dense = self.streams(walk, begun)
-        for index, block in walk.blocks("pruning", progress.finished):
-            matrices = [matrix for matrix in self.matrices if matrix.block == index]
-            inputs: dict[str, Statistics] = {}
-            opened: dict[Matrix, OpenMask] = {}
-            if dense:
-                dense.advance(block, index)
-            # Where the dense model decides the masks, an update alone needs these inputs.
-            if pruned and matrices and (masks is None or recipe.update):
-                inputs = block_statistics(pruned.collect(block, index, matrices, recipe.kinds()))
-            done = list(self.prune(masks, matrices, inputs, opened))
-            if pruned and dense and matrices:
-                streams = pruned.hidden, pruned.arguments[index], dense.hidden
-                passes, seed = recipe.reconstruct, self.seed
-                reconstruct(block, matrices, *streams, passes, seed, opened)
-                done = [recounted(r, m) for r, m in zip(done, matrices, strict=True)]
-            if index == last:
-                # No block after it has matrices, so nothing needs its outputs.
-                pruned = dense = None
-            if pruned:
-                pruned.advance(block, index)
-            # Not bound to a name, so that the tensors are freed with the block.
-            progress.commit(model.changed(index, matrices), done, pruned and pruned.hidden)
-            records += done
-        return records
-
-    def streams(self, walk: Walk, begun: bool) -> tuple[Stream | None, Stream | None]:
-        """The activations of the pruned and of the dense model, where they are needed.
-
-        Both are before the first block that is not finished. Dense blocks are run before the
-        finished ones are restored. begun: whether blocks with matrices are left.
-        """
-        recipe, progress = self.recipe, self.progress
-        pruned = dense = None
-        if begun and recipe.order == "sequential":
-            # Training takes products in bfloat16 as well.
-            fast = recipe.reconstruct > 0
-            pruned = progress.carry(walk, len(self.windows), fast=fast)
-            if fast:
-                dense = progress.carry(walk, len(self.windows), fast=fast, dense=True)
-        progress.restore()
-        if pruned:
-            progress.catch_up(pruned)
-        return pruned, dense
-
-    def masks(self) -> Mapping[str, Mask] | None:
-        """The masks of all matrices, where the whole dense model decides them."""
-        scored, cut = self.recipe.masks, self.recipe.cut
-        if cut and cut.when == "dense":
-            return masks_of_cut(self.matrices, cut)
-        assert isinstance(scored, Scored)
-        if scored.pattern.reach != "model":
-            return None
-        if self.raced.masks is not None:
-            return self.raced.masks
-        return dense_masks(self.language_model, scored, self.matrices, self.statistics)
-
-    def prune(
-        self,
-        decided: Mapping[str, Mask] | None,
-        matrices: Sequence[Matrix],
-        inputs: dict[str, Statistics],
-        opened: dict[Matrix, OpenMask],
-    ) -> Iterator[MatrixRecord]:
-        """Prune the matrices of one loaded block; entries of `inputs` are removed when used.
-
-        decided: the masks where the dense model has decided them. opened: takes in the masks that
-        training may choose anew.
-        """
-        recipe, scored = self.recipe, self.recipe.masks
-        by_name = {matrix.name: matrix for matrix in matrices}
-        parts = [[name] for name in by_name]
-        if decided is None and isinstance(scored, Scored):
-            parts = groups(scored.pattern, {name: m.block for name, m in by_name.items()})
-        # All masks of the block, before the first of its weights changes.
-        masks = {} if decided is None else {name: decided[name] for name in by_name}
-        for names in parts:
-            group = [by_name[name] for name in names]
-            statistics = {matrix: self.read(matrix, inputs) for matrix in group}
-            if decided is None:
-                assert isinstance(scored, Scored)
-                lazy = masks_of(group, scored, statistics.__getitem__, sweep=sweeps(recipe))
-                masks = {name: lazy[name] for name in names}
-            for matrix in group:
-                mask, of_matrix = masks[matrix.name], statistics.pop(matrix)
-                if recipe.opens_masks and isinstance(scored, Scored):
-                    follows = open_mask(matrix, of_matrix, scored, mask)
-                    opened |= {matrix: follows} if follows else {}
-                yield prune_matrix(matrix, of_matrix, recipe, mask)
-                self.language_model.release()
-
-    def read(self, matrix: Matrix, inputs: dict[str, Statistics]) -> Statistics:
-        """The statistics of one matrix: its entry of `inputs`, else those of the dense model."""
-        kinds = self.recipe.kinds() if self.recipe.pattern else frozenset[Kind]()
-        if not inputs:
-            return self.statistics.read(matrix, kinds)
-        dense = self.statistics.read(matrix, kinds - select(InputStatistic, kinds).keys())
-        fresh = inputs.pop(matrix.name)
-        return replace(fresh, values={**fresh.values, **dense.values})
