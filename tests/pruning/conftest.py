@@ -8,7 +8,6 @@ from typing import Any, Protocol
 import pytest
 
 from pruner_zero.calibration.calibrate import StatisticsStore, open_store
-from pruner_zero.choices import Mode
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.matrices import Matrix
 from pruner_zero.pruning.notation import parse_recipe
@@ -29,7 +28,6 @@ class Prune(Protocol):
         self,
         model: LanguageModel,
         recipe: str | Recipe,
-        mode: Mode = "auto",
         /,
         *,
         on: Windows | None = None,
@@ -38,11 +36,11 @@ class Prune(Protocol):
     ) -> Pruned: ...
 
 
-def recipe_of(text: str, mode: Mode = "auto", /, **options: Any) -> Recipe:
+def recipe_of(text: str, /, *, dense_inputs: bool = False, **options: Any) -> Recipe:
     """The recipe of a text, at 50 % where no option says how much."""
     if "pattern" not in options:
         options.setdefault("sparsity", 0.5)
-    return replace(parse_recipe(text, **options), mode=mode)
+    return replace(parse_recipe(text, **options), dense_inputs=dense_inputs)
 
 
 def scored_of(text: str, **options: Any) -> Scored:
@@ -76,7 +74,6 @@ def pruned_by(windows: Windows, new_store: OpenStore) -> Prune:
     def prune(
         model: LanguageModel,
         recipe: str | Recipe,
-        mode: Mode = "auto",
         /,
         *,
         on: Windows | None = None,
@@ -84,7 +81,7 @@ def pruned_by(windows: Windows, new_store: OpenStore) -> Prune:
         **options: Any,
     ) -> Pruned:
         if isinstance(recipe, str):
-            recipe = recipe_of(recipe, mode, **options)
+            recipe = recipe_of(recipe, **options)
         return run_recipe(model, on or windows, recipe, new_store(model), matrices=matrices)
 
     return prune

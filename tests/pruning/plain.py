@@ -98,16 +98,18 @@ def inputs(model: nn.Module, windows: Tensor, index: int) -> dict[str, Tensor]:
     return {name: torch.cat(parts) for name, parts in entering.items()}
 
 
-def in_order(model: nn.Module, tokens: Tensor, mode: str) -> Iterator[tuple[Place, Tensor]]:
+def in_order(
+    model: nn.Module, tokens: Tensor, dense_inputs: bool
+) -> Iterator[tuple[Place, Tensor]]:
     """Each matrix with its inputs (tokens, in), block after block.
 
-    Sequential: the inputs after the caller has changed the blocks before; one-shot: those of
-    the unchanged model.
+    dense_inputs: whether these are of the unchanged model, not those after the caller has changed
+    the blocks before.
     """
     depth = len(blocks_of(model)[1])
     dense = [inputs(model, tokens, index) for index in range(depth)]
     for index in range(depth):
-        entering = inputs(model, tokens, index) if mode == "sequential" else dense[index]
+        entering = dense[index] if dense_inputs else inputs(model, tokens, index)
         for place in places(model):
             if place.block == index:
                 yield place, entering[place.name]
@@ -148,7 +150,6 @@ def prune_plainly(
     windows: Tensor,
     score: Score,
     choose: Callable[[Tensor], Tensor],
-    sequential: bool,
 ) -> dict[str, Tensor]:
     """Prune in place; return the zeros of each matrix, True = pruned."""
     every = places(model)
@@ -158,7 +159,7 @@ def prune_plainly(
     dense = [inputs(model, windows, index) for index in range(len(blocks))]
     masks = {}
     for index in range(len(blocks)):
-        tokens = inputs(model, windows, index) if sequential else dense[index]
+        tokens = dense[index]
         for place in every:
             if place.block == index:
                 W = place.weight.abs()

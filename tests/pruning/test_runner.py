@@ -7,11 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pruner_zero.choices import Mode
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.matrices import find_blocks
 from pruner_zero.pruning.matrix import total_sparsity
-from pruner_zero.pruning.runner import check_recipe
+from pruner_zero.pruning.checks import check_recipe
 from pruner_zero.text.token_windows import Windows
 from tests.pruning.conftest import Prune, language_model, recipe_of
 from tests.pruning.plain import (
@@ -44,20 +43,18 @@ def assert_equal_models(model: nn.Module, expected: nn.Module) -> None:
         assert torch.equal(tensor, wanted), name
 
 
-@pytest.mark.parametrize("mode", ["one-shot", "sequential"])
 @pytest.mark.parametrize("metric", sorted(SCORES))
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral"])
 def test_rows_are_pruned_as_a_plain_loop_prunes_them(
-    architecture: str, metric: str, mode: Mode, windows: Windows, pruned_by: Prune
+    architecture: str, metric: str, windows: Windows, pruned_by: Prune
 ) -> None:
     ours, plain = language_model(architecture), language_model(architecture)
-    records = pruned_by(ours, metric, mode, sparsity=0.4).records
+    records = pruned_by(ours, metric, sparsity=0.4).records
     masks = prune_plainly(
         plain.model,
         windows.tokens,
         SCORES[metric],
         lambda scores: row_zeros(scores, 0.4),
-        sequential=mode == "sequential",
     )
     assert_equal_models(ours.model, plain.model)
     assert {record.name: record.zeros for record in records} == {
@@ -66,29 +63,27 @@ def test_rows_are_pruned_as_a_plain_loop_prunes_them(
     assert [record.note for record in records] == [None] * len(records)
 
 
-@pytest.mark.parametrize("mode", ["one-shot", "sequential"])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_n_of_m_is_pruned_as_a_plain_loop_prunes_it(
-    architecture: str, mode: Mode, windows: Windows, pruned_by: Prune
+    architecture: str, windows: Windows, pruned_by: Prune
 ) -> None:
     ours, plain = language_model(architecture), language_model(architecture)
-    records = pruned_by(ours, "wanda", mode, pattern="3:8").records
+    records = pruned_by(ours, "wanda", pattern="3:8").records
     prune_plainly(
         plain.model,
         windows.tokens,
         SCORES["wanda"],
         lambda scores: group_zeros(scores, 3, 8),
-        sequential=mode == "sequential",
     )
     assert_equal_models(ours.model, plain.model)
     assert total_sparsity(records) == 3 / 8
 
 
-def test_sequential_and_one_shot_differ(pruned_by: Prune) -> None:
-    one_shot, sequential = language_model("llama"), language_model("llama")
-    pruned_by(one_shot, "wanda", "one-shot")
-    pruned_by(sequential, "wanda")
-    assert one_shot.fingerprint() != sequential.fingerprint()
+def test_updates_of_dense_inputs_and_of_those_of_pruned_blocks_differ(pruned_by: Prune) -> None:
+    dense, sequential = language_model("llama"), language_model("llama")
+    pruned_by(dense, "wanda+obs", dense_inputs=True)
+    pruned_by(sequential, "wanda+obs")
+    assert dense.fingerprint() != sequential.fingerprint()
 
 
 @pytest.mark.parametrize("metric", ["wanda", "pruner-zero"])
@@ -126,10 +121,10 @@ def test_the_matrix_scope_gives_each_matrix_its_share(pruned_by: Prune) -> None:
         assert record.zeros == int((~keep).sum()) == int(place.weight.numel() * 0.3)
 
 
-@pytest.mark.parametrize("mode", ["one-shot", "sequential"])
+@pytest.mark.parametrize("dense_inputs", [True, False])
 @pytest.mark.parametrize("pattern", ["50%", "2:4"])
 def test_sparsegpt_is_the_column_by_column_textbook(
-    pattern: str, mode: Mode, windows: Windows, pruned_by: Prune
+    pattern: str, dense_inputs: bool, windows: Windows, pruned_by: Prune
 ) -> None:
     ours, plain = language_model("llama"), language_model("llama")
     options: dict[str, Any] = {"pattern": pattern} if pattern == "2:4" else {}
@@ -138,8 +133,8 @@ def test_sparsegpt_is_the_column_by_column_textbook(
     def keep(scores: Tensor, _column: int) -> Tensor:
         return keep_groups(scores, 4, 2) if width == 4 else keep_matrices([scores], 0.5)[0]
 
-    pruned_by(ours, "sparsegpt", mode, **options)
-    for place, x in in_order(plain.model, windows.tokens, mode):
+    pruned_by(ours, "sparsegpt", dense_inputs=dense_inputs, **options)
+    for place, x in in_order(plain.model, windows.tokens, dense_inputs):
         gram = 2 / len(windows) * x.T @ x
         place.weight.copy_(sparsegpt_choosing(place.weight, gram, width, keep)[0])
     for pruned, expected in zip(places(ours.model), places(plain.model), strict=True):
@@ -149,13 +144,12 @@ def test_sparsegpt_is_the_column_by_column_textbook(
 
 def test_any_metric_takes_the_update_under_its_own_mask(windows: Windows, pruned_by: Prune) -> None:
     ours, plain = language_model("gpt2"), language_model("gpt2")
-    records = pruned_by(ours, "wanda+obs", "one-shot").records
+    records = pruned_by(ours, "wanda+obs", dense_inputs=True).records
     masks = prune_plainly(
         language_model("gpt2").model,
         windows.tokens,
         SCORES["wanda"],
         lambda scores: row_zeros(scores, 0.5),
-        sequential=False,
     )
     for mine, dense in zip(places(ours.model), places(plain.model), strict=True):
         x = inputs(plain.model, windows.tokens, dense.block)[dense.name]
@@ -176,14 +170,11 @@ def test_the_update_follows_the_masks_of_a_global_competition(pruned_by: Prune) 
     assert differ
 
 
-@pytest.mark.parametrize("mode", ["one-shot", "sequential"])
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
-def test_only_what_is_included_and_not_excluded_changes(
-    method: str, mode: Mode, pruned_by: Prune
-) -> None:
+def test_only_what_is_included_and_not_excluded_changes(method: str, pruned_by: Prune) -> None:
     ours = language_model("llama", blocks=3)
     dense = state(ours.model)
-    chosen = recipe_of(method, mode)
+    chosen = recipe_of(method)
     include, exclude = ("*.mlp.*", "*.1.self_attn.*"), ("*.1.mlp.*", "*.2.*")
     matrices = check_recipe(ours, chosen, include, exclude)
     records = pruned_by(ours, chosen, matrices=matrices).records

@@ -92,7 +92,7 @@ def prune_matrix(
     remark = None if damping == hessian.damping else raised
     shrinkage = hessian.shrinkage if update.shrinks else None
     return replace(
-        write_zeros(matrix, result.mask, note=note), damping=damping, shrinkage=shrinkage
+        write_zeros(matrix, result.mask, remark), damping=damping, shrinkage=shrinkage
     )
 
 
