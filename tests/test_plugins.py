@@ -16,8 +16,7 @@ import torch
 
 from pruner_zero import plugins
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.evolution.algorithm import make_algorithm
-from pruner_zero.evolution.build import check_settings, space_of, workers_of
+from pruner_zero.evolution.build import check_settings, workers_of
 from pruner_zero.evolution.space import SearchSpace
 from pruner_zero.evolution.variation import MUTATIONS
 from pruner_zero.execution.executor import make_executor
@@ -262,23 +261,6 @@ def test_an_executor_is_made_with_the_settings_of_the_search(install: Install) -
     check_settings(settings)
     executor: Any = make_executor(settings.executor, Doubling(), workers_of(settings))
     assert executor.given == (3, 2, 600.0)
-
-
-def test_a_search_algorithm_is_made_by_its_name(install: Install) -> None:
-    code = (
-        "from pruner_zero.evolution.algorithm import AlgorithmKind, RandomSearch, RandomSettings\n"
-        "from pruner_zero.evolution.space import SearchSpace\n"
-        "mine = AlgorithmKind(RandomSearch, RandomSettings, SearchSpace(max_size=5))\n"
-    )
-    install("plug_find", "algorithms", {"mine": "mine"}, code)
-    options: dict[str, Any] = {"model": "m", "calibration": "c", "sparsity": 0.5, "evaluations": 1}
-    settings = SearchSettings(**options, algorithm="mine", algorithm_settings={"batch": 7})
-    check_settings(settings)
-    assert space_of(settings).max_size == 5
-    algorithm = make_algorithm(settings.algorithm, None, 0, settings.algorithm_settings)
-    assert len(algorithm.ask()) == 7
-    with pytest.raises(PrunerZeroError, match="did you mean 'default'"):
-        check_settings(SearchSettings(**options, algorithm="defualt"))
 
 
 def test_the_plug_ins_of_the_example_package_work_and_conform(

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from pruner_zero.evolution.ask_tell import BatchAlgorithm
+from pruner_zero.evolution.ask import BatchAlgorithm
 from pruner_zero.evolution.candidate import Candidate, Evaluation
 from pruner_zero.metric.grammar import parse
 from pruner_zero.metric.scoring import ScoreError, score

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.evolution.algorithm import ALGORITHMS, make_algorithm
-from pruner_zero.evolution.ask_tell import BatchAlgorithm
+from pruner_zero.evolution.algorithm import ALGORITHMS, RandomSearch, make_algorithm
+from pruner_zero.evolution.ask import BatchAlgorithm
 from pruner_zero.evolution.candidate import Candidate, Evaluation
 from pruner_zero.evolution.space import SearchSpace
 from pruner_zero.metric.canonical.form import canonical
@@ -45,7 +45,7 @@ def test_candidates_are_numbered_over_the_whole_run(name: str) -> None:
 
 @every
 def test_every_candidate_belongs_to_the_space(name: str) -> None:
-    algorithm, space = small(name), ALGORITHMS[name].space
+    algorithm, space = small(name), ALGORITHMS[name].default_space
     for candidate, _ in run(algorithm, FITNESS, 120):
         assert candidate.scope in space.scopes
         if name != "published":
@@ -127,7 +127,7 @@ def test_known_metrics_open_the_first_batch(name: str) -> None:
 def test_a_known_metric_of_another_scope_is_tried_under_those_of_the_space(name: str) -> None:
     """As the best metric of a search over all scopes, in a search over rows."""
     metric = Metric(Metric.of("wanda").expression, scope="global")
-    space = ALGORITHMS[name].space.model_copy(update={"scopes": ("row",)})
+    space = ALGORITHMS[name].default_space.model_copy(update={"scopes": ("row",)})
     first = make_algorithm(name, space, 0, SMALL[name], [metric]).ask()
     assert (str(first[0].expression), first[0].scope) == ("W * X", "row")
     assert first[0].operation == "seed"
@@ -170,6 +170,15 @@ def test_an_exhausted_space_ends_in_an_empty_batch(
     evaluated = run(algorithm, FITNESS, 1000)
     assert fewest <= len(evaluated) <= 6
     assert algorithm.ask() == []
+
+
+def test_a_class_is_an_algorithm_too() -> None:
+    class Narrow(RandomSearch):
+        default_space = SearchSpace(max_size=5)
+
+    first = make_algorithm(Narrow, None, 0, {"batch": 7}).ask()
+    assert len(first) == 7
+    assert all(candidate.expression.size <= 5 for candidate in first)
 
 
 def test_unknown_names_and_settings_are_refused() -> None:

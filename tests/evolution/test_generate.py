@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.published import random_published_tree
 from pruner_zero.evolution.space import PUBLISHED_SPACE, SearchSpace
-from pruner_zero.evolution.variation import random_expression, random_product
+from pruner_zero.evolution.variation import random_expression
 from pruner_zero.metric.grammar import parse
 from pruner_zero.metric.operators import Shape
 from tests.evolution.spaces import SPACES
@@ -85,48 +85,3 @@ def test_published_trees_are_the_released_generators() -> None:
     assert max(used.values()) < 1.2 * min(used.values())
     only_inputs = sum(tree.terminals == {"X"} for tree in trees) / len(trees)
     assert only_inputs == pytest.approx(0.19, abs=0.02)
-
-
-@lightly
-@given(seeds, spaces)
-def test_a_product_scores_weights_and_is_allowed(seed: int, space: SearchSpace) -> None:
-    expression = random_product(np.random.default_rng(seed), space)
-    assert expression.shape is Shape.MATRIX
-    assert space.allows(expression)
-    assert parse(str(expression)) == expression
-
-
-def test_a_product_names_each_leaf_once_and_every_normalisation_occurs() -> None:
-    generator, space = np.random.default_rng(0), SearchSpace()
-    drawn = [random_product(generator, space) for _ in range(500)]
-    used = sum((expression.operator_counts() for expression in drawn), Counter[str]())
-    normalisations = {
-        "row_share",
-        "column_share",
-        "row_normalize",
-        "column_normalize",
-        "matrix_normalize",
-        "mms",
-        "row_odds",
-    }
-    assert set(used) == {"mul", "power", *normalisations}
-    for expression in drawn:
-        assert expression.operator_counts()["mul"] == len(expression.terminals) - 1 >= 1
-    assert {len(expression.terminals) for expression in drawn} == {2, 3}
-    assert len(set(drawn)) > 400
-
-
-def test_a_product_may_have_every_leaf_whatever_its_shape() -> None:
-    generator = np.random.default_rng(0)
-    space = SearchSpace(terminals=("W", "X", "O"))
-    drawn = [random_product(generator, space) for _ in range(100)]
-    assert {expression.terminals for expression in drawn} == {
-        frozenset(names) for names in ("WX", "WO", "WXO")
-    }
-    assert any("O" in str(expression) and "column_" in str(expression) for expression in drawn)
-
-
-def test_without_a_product_any_expression_is_drawn() -> None:
-    space = SearchSpace(operators=("add", "sqrt"))
-    drawn = random_product(np.random.default_rng(0), space)
-    assert set(drawn.operator_counts()) <= {"add", "sqrt"}

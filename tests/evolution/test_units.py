@@ -15,7 +15,7 @@ from pruner_zero.evolution.racing import Racing, judge
 from pruner_zero.evolution.row_sample import sampled_masks
 from pruner_zero.evolution.run import search
 from pruner_zero.evolution.space import SearchSpace
-from pruner_zero.evolution.variation import random_start
+from pruner_zero.evolution.variation import random_expression
 from pruner_zero.execution.executor import SerialExecutor
 from pruner_zero.metric.grammar import parse
 from pruner_zero.metric.metric import Metric
@@ -108,7 +108,7 @@ def test_only_candidates_with_the_same_masks_are_repeats(build: Build, tmp_path:
     """A unit's score sums over all rows, of which no sample tells whether two masks are equal."""
     evaluator = build("llama", structure="heads", sampled_weights=10**9)
     generator = np.random.default_rng(0)
-    forms = {str(random_start(generator, SearchSpace())) for _ in range(90)}
+    forms = {str(random_expression(generator, SearchSpace())) for _ in range(90)}
     candidates = [Candidate(at, parse(text), "unit") for at, text in enumerate(sorted(forms))]
     records = judge(candidates, Archive(tmp_path, {}), SerialExecutor(evaluator), Racing())
 

@@ -1,7 +1,5 @@
 """Variation keeps expressions inside the space, and every operation does what its name says."""
 
-import re
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,11 +10,9 @@ from pruner_zero.evolution.published import (
     published_crossover,
     random_published_tree,
 )
-from pruner_zero.evolution.space import PUBLISHED_SPACE, SearchSpace, positions
+from pruner_zero.evolution.space import PUBLISHED_SPACE, SearchSpace
 from pruner_zero.evolution.variation import (
     MUTATIONS,
-    blend,
-    crossover,
     neighbours,
     random_expression,
 )
@@ -58,14 +54,6 @@ def test_mutants_stay_inside_the_space(seed: int, space: SearchSpace, name: str)
     assert child != expression
 
 
-@lightly
-@given(seeds, spaces)
-def test_crossed_children_stay_inside_the_space(seed: int, space: SearchSpace) -> None:
-    generator = np.random.default_rng(seed)
-    mother, father = (random_expression(generator, space) for _ in range(2))
-    check_child(crossover(generator, mother, father, space), space)
-
-
 @pytest.mark.parametrize("name", sorted(MUTATIONS))
 def test_the_generator_alone_decides(name: str) -> None:
     expression = parse("row_share(W) * X^0.5 + column_share(W - S) * G")
@@ -75,21 +63,6 @@ def test_the_generator_alone_decides(name: str) -> None:
     )
     assert once == again
     assert any(child is not None for child in once)
-
-
-def test_crossover_exchanges_parts_of_a_shape_and_size() -> None:
-    mother, father = parse("W * X"), parse("row_share(G) + sqrt(X)")
-    offspring = {
-        str(crossover(np.random.default_rng(seed), mother, father, SearchSpace())) for seed in RANGE
-    }
-    assert offspring == {
-        "G * X",
-        "row_share(G) * X",
-        "W * sqrt(X)",
-        "G",
-        "row_share(G)",
-        "row_share(G) + sqrt(X)",
-    }
 
 
 def test_grow_keeps_a_part_of_the_expression() -> None:
@@ -110,18 +83,6 @@ def test_shrink_puts_an_operand_in_place_of_its_operator() -> None:
     }
 
 
-def test_operator_keeps_arity_and_operands() -> None:
-    for text in children("operator", "sqrt(W) * X"):
-        child = parse(text)
-        assert child.leaf_counts()["W"] == child.leaf_counts()["X"] == 1
-        assert [type(node) for _, node in positions(child)] == [
-            type(node) for _, node in positions(parse("sqrt(W) * X"))
-        ]
-    made = children("operator", "sqrt(W) * X")
-    assert {"sqrt(W) + X", "mms(W) * X"} <= made
-    assert any(re.fullmatch(r"W\^[0-9.]+ \* X", text) for text in made)
-
-
 def test_exponents_move_on_the_grid_and_stay_in_range() -> None:
     mutants = children("exponent", "W^0.1 * G")
     moved = {
@@ -136,31 +97,18 @@ def test_exponents_move_on_the_grid_and_stay_in_range() -> None:
     assert children("exponent", "W", SearchSpace(operators=("mul", "sqrt"))) == set()
 
 
-def test_terminal_changes_one_leaf_and_keeps_a_matrix() -> None:
-    assert children("terminal", "W * X") == {
-        "G * X",
-        "W * W",
-        "W * G",
-        "W * O",
-        "O * X",
-        "W * P",
-    }
-
-
 def test_neighbours_are_products_with_a_factor_less_more_or_exchanged() -> None:
     space = SearchSpace(terminals=("W", "G", "X", "O"), operators=("mul", "power", "sqrt"))
     forms = {canonical(form, "global") for form in neighbours(parse("W * G^0.75"), space)}
-    wanted = ["W", "G", "W * X^0.75", "W * O^0.75", "W * (O * X)^0.75", "X * G^0.75"]
-    wanted += ["O * G^0.75", "O * X * G^0.75", "W * G^0.75 * X^0.5", "W * G^0.75 * O^0.5"]
-    wanted += ["W * G^0.75 * (O * X)^0.5"]
+    wanted = ["W", "G", "W * X^0.75", "W * O^0.75", "X * G^0.75", "O * G^0.75"]
+    wanted += ["W * G^0.75 * X^0.5", "W * G^0.75 * O^0.5"]
     assert forms == {canonical(parse(text), "global") for text in wanted}
 
 
 def test_an_exchanged_factor_adds_its_exponent_to_that_of_the_factor_it_becomes() -> None:
-    space = SearchSpace()
-    forms = [str(form) for form in neighbours(parse("W * sqrt(G) * (O * X)^0.25"), space)]
-    assert "W * (O * X)^0.75" in forms
-    assert "W * G^0.75 * X^0.25" in forms
+    forms = [str(form) for form in neighbours(parse("W * sqrt(G) * X^0.25"), SearchSpace())]
+    assert "W * X^0.75" in forms
+    assert "W * G^0.75" in forms
 
 
 def test_a_product_is_one_step_from_its_relative_forms() -> None:
@@ -174,28 +122,6 @@ def test_a_product_is_one_step_from_its_relative_forms() -> None:
     further = list(map(str, neighbours(parse(forms[0]), SearchSpace())))
     assert sum(text.count("row_normalize") == 2 for text in further) == 0
     assert any("column_normalize(W * O^0.75)" in text for text in further)
-
-
-def test_a_metric_is_one_step_from_its_odds_at_a_price() -> None:
-    forms = [str(form) for form in neighbours(parse("W * X"), SearchSpace())]
-    assert "sqrt(P) * row_odds(W * X)" in forms
-    assert not any(
-        "P" in str(form) for form in neighbours(parse("W * X"), SearchSpace(terminals=("W", "X")))
-    )
-
-
-def test_a_blend_lies_half_way_between_the_logarithms_of_two_scores() -> None:
-    space = SearchSpace()
-    form = blend(parse("row_odds(W * X) * P^0.5"), parse("W * (O * X)^0.6"), space)
-    assert form is not None
-    assert canonical(form, "global") == canonical(
-        parse("row_odds(W * X)^0.5 * P^0.25 * W^0.5 * (O * X)^0.3"), "global"
-    )
-    same = blend(parse("W * X"), parse("W * X"), space)
-    assert same is not None
-    assert canonical(same, "global") == canonical(parse("W * X"), "global")
-    assert blend(parse("W * X"), parse("W * G"), SearchSpace(max_size=3)) is None
-    assert blend(parse("W * X"), parse("neg(W * G)"), space) is None
 
 
 def test_neighbours_of_any_metric_are_allowed() -> None:

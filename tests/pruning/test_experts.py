@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from pruner_zero.sparsity.steps.step import STEPS, Layer
 
 from pruner_zero.calibration.inputs import collect_inputs
 from pruner_zero.choices import Mode
@@ -14,7 +15,6 @@ from pruner_zero.progress import reported_to
 from pruner_zero.pruning.matrix import total_sparsity
 from pruner_zero.sparsity.hessian import Hessian, shrinkage_for
 from pruner_zero.sparsity.selection import Unstructured
-from pruner_zero.sparsity.steps.step import STEPS, Layer
 from pruner_zero.text.token_windows import Windows
 from tests.masks import keep_mask
 from tests.pruning.conftest import Prune, language_model

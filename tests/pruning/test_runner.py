@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.matrices import find_blocks
-from pruner_zero.pruning.matrix import total_sparsity
 from pruner_zero.pruning.checks import check_recipe
+from pruner_zero.pruning.matrix import total_sparsity
 from pruner_zero.text.token_windows import Windows
 from tests.pruning.conftest import Prune, language_model, recipe_of
 from tests.pruning.plain import (

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from pruner_zero.sparsity.steps.least_squares import TOLERANCE, solve
 from torch import Tensor, nn
 
 from pruner_zero.choices import Mode
@@ -14,7 +15,6 @@ from pruner_zero.pruning.recipe import Recipe, Scored
 from pruner_zero.sparsity.hessian import Hessian
 from pruner_zero.sparsity.pattern import Pattern
 from pruner_zero.sparsity.selection import SemiStructured, Unstructured
-from pruner_zero.sparsity.steps.least_squares import TOLERANCE, solve
 from pruner_zero.text.token_windows import Windows
 from tests.masks import keep_mask
 from tests.pruning.conftest import Prune, language_model, recipe_of

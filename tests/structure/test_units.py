@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from pruner_zero.sparsity.steps.step import Layer, Step, Updated, run_steps
 from torch import Tensor
 from transformers import AutoModelForCausalLM, HeliumConfig, HeliumForCausalLM, PreTrainedModel
 
@@ -21,7 +22,6 @@ from pruner_zero.pruning import matrix as matrix_module
 from pruner_zero.pruning.prune import prune
 from pruner_zero.pruning.prune_result import PruneResult
 from pruner_zero.pruning.runner import run_recipe
-from pruner_zero.sparsity.steps.step import Layer, Step, Updated, run_steps
 from pruner_zero.structure.units import EqualWidths
 from pruner_zero.text.token_windows import Windows
 from tests.conftest import save_tiny

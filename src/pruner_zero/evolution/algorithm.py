@@ -1,19 +1,18 @@
-"""The search algorithms behind one ask/tell interface, by name, and random search."""
+"""The search algorithms by name, and random search."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import Field
 
 from pruner_zero.errors import PrunerZeroError, did_you_mean
-from pruner_zero.evolution.ask_tell import BatchAlgorithm, Proposal
-from pruner_zero.evolution.niches import Evolution, EvolutionSettings
-from pruner_zero.evolution.published import Published, PublishedSettings
-from pruner_zero.evolution.space import PUBLISHED_SPACE, SearchSpace
-from pruner_zero.evolution.variation import random_start
+from pruner_zero.evolution.ask import BatchAlgorithm, Proposal
+from pruner_zero.evolution.niches import Evolution
+from pruner_zero.evolution.published import Published
+from pruner_zero.evolution.space import SearchSpace
+from pruner_zero.evolution.variation import START_DEPTH, pick, random_expression
 from pruner_zero.metric.metric import Metric
-from pruner_zero.plugins import Registry
 from pruner_zero.settings.base import Settings
 from pruner_zero.settings.read_settings import read_settings
 
@@ -37,49 +36,33 @@ class RandomSearch(BatchAlgorithm):
         return self.fill(self.settings.batch, self._random)
 
     def _random(self) -> Proposal:
-        scope = self.space.scopes[self.generator.integers(len(self.space.scopes))]
-        return Proposal(random_start(self.generator, self.space), scope)
+        scope = pick(self.generator, self.space.scopes)
+        return Proposal(random_expression(self.generator, self.space, depth=START_DEPTH), scope)
 
 
-@dataclass(frozen=True)
-class AlgorithmKind:
-    """How an algorithm is made: its constructor, its settings, and its default space.
-
-    build: takes the space, the seed, the settings and known metrics to begin with.
-    """
-
-    build: Callable[[SearchSpace, int, Any, Sequence[Metric]], BatchAlgorithm]
-    settings: type[Settings]
-    space: SearchSpace
-
-
-ALGORITHMS: Registry[AlgorithmKind] = Registry(
-    "algorithms",
-    AlgorithmKind,
-    {
-        "default": AlgorithmKind(Evolution, EvolutionSettings, SearchSpace()),
-        "published": AlgorithmKind(Published, PublishedSettings, PUBLISHED_SPACE),
-        "random": AlgorithmKind(RandomSearch, RandomSettings, SearchSpace()),
-    },
+ALGORITHMS: Mapping[str, type[BatchAlgorithm]] = MappingProxyType(
+    {"default": Evolution, "published": Published, "random": RandomSearch}
 )
 
 
 def make_algorithm(
-    name: str,
+    algorithm: str | type[BatchAlgorithm],
     space: SearchSpace | None,
     seed: int,
     settings: Mapping[str, Any] | None = None,
     seed_metrics: Sequence[Metric] = (),
 ) -> BatchAlgorithm:
-    """The algorithm of that name, in its default space where none is given.
+    """The algorithm of that name or class, in its default space where none is given.
 
     settings: some of the algorithm's settings. seed_metrics: known metrics that open the first
     batch, each under its own scope, or under all scopes where the space has no such.
     Raises PrunerZeroError for unknown names and settings, and for a seed metric with a terminal
     that is not in the space.
     """
-    if name not in ALGORITHMS:
-        raise PrunerZeroError(f"unknown algorithm '{name}': {did_you_mean(name, ALGORITHMS)}")
-    algorithm = ALGORITHMS[name]
-    checked = read_settings(algorithm.settings, settings or {}, within="algorithm_settings")
-    return algorithm.build(space or algorithm.space, seed, checked, seed_metrics)
+    if isinstance(algorithm, str):
+        if algorithm not in ALGORITHMS:
+            near = did_you_mean(algorithm, ALGORITHMS)
+            raise PrunerZeroError(f"--algorithm is '{algorithm}': no algorithm: {near}")
+        algorithm = ALGORITHMS[algorithm]
+    checked = read_settings(algorithm.settings_type, settings or {}, within="algorithm_settings")
+    return algorithm(space or algorithm.default_space, seed, checked, seed_metrics)

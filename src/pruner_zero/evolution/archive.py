@@ -199,7 +199,7 @@ class Archive:
             if known[self.batches][0] != digest:
                 raise PrunerZeroError(
                     f"batch {self.batches + 1} in {self.journal.path.parent} had other "
-                    "candidates: a file of --seed-metrics, a plug-in or a version changed; choose "
+                    "candidates: a file of --seed-metrics or a version changed; choose "
                     "another folder for a new search"
                 )
             return

@@ -15,6 +15,7 @@ from pruner_zero.calibration.windows import take_windows
 from pruner_zero.devices import CPU, find_devices, has_fast_bfloat16
 from pruner_zero.errors import PrunerZeroError, did_you_mean
 from pruner_zero.evolution.algorithm import ALGORITHMS
+from pruner_zero.evolution.ask import BatchAlgorithm
 from pruner_zero.evolution.evaluator import Evaluator, MaskedModel
 from pruner_zero.evolution.row_sample import SampledMatrix, sample_matrix, stack
 from pruner_zero.evolution.several_models import Models
@@ -45,7 +46,7 @@ _PUBLISHED = ("operators", "max_size", "max_depth", "idle")
 def check_settings(settings: SearchSettings) -> None:
     """Raise PrunerZeroError for unknown names, a bad pattern or space, and a device not shared."""
     known: Mapping[str, Mapping[str, object]]
-    known = {"executor": EXECUTORS, "algorithm": ALGORITHMS}
+    known = {"executor": EXECUTORS}
     for option, registry in known.items():
         name = getattr(settings, option)
         unset = name is None
@@ -68,7 +69,8 @@ def space_of(settings: SearchSettings) -> SearchSpace:
     Under N:M weights compete in groups of M, and the scope has no effect. Units compete within
     their block. Raises PrunerZeroError for a space that cannot be.
     """
-    space = ALGORITHMS[settings.algorithm].space
+    # A class that was passed in Python is in no table; its space is in the settings.
+    space = ALGORITHMS.get(settings.algorithm, BatchAlgorithm).default_space
     if settings.space is not None:
         fields = {**space.model_dump(), **settings.space}
         space = read_settings(SearchSpace, fields, within="space")

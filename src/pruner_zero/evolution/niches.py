@@ -1,43 +1,34 @@
 """The default algorithm: one population per comparison group, which exchange expressions."""
 
-import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import combinations, islice
+from itertools import islice
 
-import numpy as np
 from pydantic import Field
 
 from pruner_zero.choices import Group
-from pruner_zero.evolution.ask_tell import BatchAlgorithm, Proposal, Result, best_first
+from pruner_zero.evolution.ask import BatchAlgorithm, Proposal, Result, best_first
 from pruner_zero.evolution.candidate import STEP, Candidate, Evaluation, Template
 from pruner_zero.evolution.space import SearchSpace, simplest
-from pruner_zero.evolution.tuning import Tuner
+from pruner_zero.evolution.tell import Tuner
 from pruner_zero.evolution.variation import (
     MUTATIONS,
-    blend,
-    crossover,
+    START_DEPTH,
     neighbours,
+    pick,
     plain_products,
     priced,
-    random_start,
+    random_expression,
 )
-from pruner_zero.metric.expression import Expression
 from pruner_zero.metric.metric import Metric
 from pruner_zero.settings.base import Settings
 
-# The contestants of a tournament, and which values count as equal there (`tournament`).
-_CONTESTANTS, _PARSIMONY = 6, 0.02
+# The contestants of a tournament.
+_CONTESTANTS = 6
 # This many of the best members of each scope are tried in every other scope, and this many of the
 # best of all have neighbours.
 _SPREAD = 3
-# Shares of the children that are random, that come from another scope, and that have two parents;
-# the rest have one mutation, and with chance `_TWICE` a second one.
-_IMMIGRANTS, _MIGRANTS, _CROSSOVER, _TWICE = 0.05, 0.1, 0.25, 0.5
-# How often each mutation is drawn, relative to the others.
-_WEIGHTS = {"grow": 2.0, "shrink": 1.0, "operator": 1.5, "exponent": 3.0, "terminal": 1.0}
 # The candidates of a batch with exponents fitted by `Tuner`.
 _TUNED = 4
 
@@ -59,10 +50,11 @@ class EvolutionSettings(Settings):
 class Evolution(BatchAlgorithm):
     """Tournament selection in niches, one for each comparison group.
 
-    Members of a niche compete only with each other, so that no scope crowds out another. Good
+    Members of a niche compete only with each other, so that no scope crowds out another. The best
     expressions migrate between niches. The first batch is plain products and random expressions.
-    Source: islands with migration (Tanese 1989), size-fair crossover (Langdon 2000), exponents
-    apart from structure (`Tuner`); one niche for each comparison group is ours.
+    Which other sources of candidates brought nothing is in benchmarks/decisions.md.
+    Source: islands with migration (Tanese 1989), exponents apart from structure (`Tuner`); one
+    niche for each comparison group is ours.
     """
 
     settings_type = EvolutionSettings
@@ -106,7 +98,7 @@ class Evolution(BatchAlgorithm):
         proposals = [
             proposal
             for scope, count in self._shares(self.settings.initial - len(products))
-            for proposal in self.fill(count, partial(self._random, scope, "random"))
+            for proposal in self.fill(count, partial(self._random, scope))
         ]
         return sorted([*products, *proposals], key=lambda proposal: proposal.expression.size)
 
@@ -119,7 +111,7 @@ class Evolution(BatchAlgorithm):
             proposal
             for scope, count in self._shares(self.settings.batch)
             for proposal in self.fill(
-                count, partial(self._child, scope), partial(self._random, scope, "immigrant")
+                count, partial(self._child, scope), partial(self._random, scope)
             )
         ]
 
@@ -130,7 +122,7 @@ class Evolution(BatchAlgorithm):
             if evaluation.counts:
                 self.niches[candidate.scope].append((candidate, _on_one_scale(evaluation)))
         for scope, members in self.niches.items():
-            self.niches[scope] = survivors(members, self.settings.population)
+            self.niches[scope] = best_first(members)[: self.settings.population]
 
     def _shares(self, count: int) -> Iterator[tuple[Group, int]]:
         """`count` candidates spread evenly over the scopes."""
@@ -150,95 +142,26 @@ class Evolution(BatchAlgorithm):
                             yield Proposal(candidate.expression, other, parents, "migrate")
 
     def _near_the_best(self) -> Iterator[Proposal]:
-        """What lies between the best skeletons, then their neighbours, starting with the best."""
+        """The neighbours of the best skeletons, starting with the best."""
         best: dict[Template, Candidate] = {}
         for candidate, _ in self.population:
             best.setdefault(candidate.template, candidate)
-        first = [*islice(best.values(), _SPREAD)]
-        for mother, father in combinations(first, 2):
-            form = blend(mother.expression, father.expression, self.space)
-            if form is not None and mother.scope == father.scope:
-                yield Proposal(form, mother.scope, (mother.number, father.number), STEP)
-        for candidate in first:
+        for candidate in islice(best.values(), _SPREAD):
             for form in neighbours(candidate.expression, self.space):
                 yield Proposal(form, candidate.scope, (candidate.number,), STEP)
 
-    def _random(self, scope: Group, operation: str) -> Proposal:
-        return Proposal(random_start(self.generator, self.space), scope, operation=operation)
+    def _random(self, scope: Group) -> Proposal:
+        return Proposal(random_expression(self.generator, self.space, depth=START_DEPTH), scope)
 
     def _child(self, scope: Group) -> Proposal | None:
-        chance = self.generator.random()
-        if not self.niches[scope] or chance < _IMMIGRANTS:
-            return self._random(scope, "immigrant")
-        if chance < _IMMIGRANTS + _MIGRANTS:
-            sources = [other for other in self.niches if other != scope and self.niches[other]]
-            if sources:
-                parent = self._parent(sources[self.generator.integers(len(sources))])
-                return Proposal(parent.expression, scope, (parent.number,), "migrate")
-        mother = self._parent(scope)
-        if chance > 1 - _CROSSOVER:
-            father = self._parent(scope)
-            child = crossover(self.generator, mother.expression, father.expression, self.space)
-            parents: tuple[int, ...] = (mother.number, father.number)
-            name = "crossover"
-        else:
-            parents = (mother.number,)
-            name, child = self._mutated(mother.expression)
-        return Proposal(child, scope, parents, name) if child else None
-
-    def _parent(self, scope: Group) -> Candidate:
-        return tournament(self.generator, self.niches[scope])[0]
-
-    def _mutated(self, expression: Expression) -> tuple[str, Expression | None]:
-        """The expression after one mutation or two, named by the first."""
-        names, weights = list(_WEIGHTS), np.array([*_WEIGHTS.values()])
-
-        def drawn() -> str:
-            return names[self.generator.choice(len(names), p=weights / weights.sum())]
-
-        name = drawn()
-        child = MUTATIONS[name](self.generator, expression, self.space)
-        if child is not None and self.generator.random() < _TWICE:
-            child = MUTATIONS[drawn()](self.generator, child, self.space) or child
-        return name, child
-
-
-def survivors(members: Sequence[Result], capacity: int) -> list[Result]:
-    """The best `capacity` members, best first, of which few are of the same template.
-
-    Members beyond an eighth of the capacity of their template (`Candidate.template`) are taken
-    after all others, so that variants of the best do not crowd out everything else.
-    """
-    templates: Counter[Template] = Counter()
-    first: list[Result] = []
-    crowded: list[Result] = []
-    for member in best_first(members):
-        template = member[0].template
-        (crowded if templates[template] >= max(2, capacity // 8) else first).append(member)
-        templates[template] += 1
-    return best_first([*first, *crowded][:capacity])
-
-
-def tournament(
-    generator: np.random.Generator,
-    members: Sequence[Result],
-    contestants: int = _CONTESTANTS,
-    parsimony: float = _PARSIMONY,
-) -> Result:
-    """The best of some drawn members; among nearly equal ones the smallest.
-
-    members: best first. parsimony: what counts as nearly equal, as a share of the distance between
-    the best and the median value on the winner's rung.
-    """
-    drawn = generator.integers(len(members), size=contestants)
-    # Members are sorted: a lower index is a better one.
-    pool: list[Result] = [members[index] for index in sorted(set(drawn.tolist()))]
-    rung, value = pool[0][1].key
-    values = [evaluation.key[1] for _, evaluation in members if evaluation.key[0] == rung]
-    spread = float(np.median(values)) - values[0] if math.isfinite(values[-1]) else 0.0
-    limit = (rung, value + parsimony * spread)
-    near = [member for member in pool if member[1].key <= limit]
-    return min(near, key=lambda member: (member[0].expression.size, member[1].key))
+        """The winner of a tournament after one mutation; None where there is none."""
+        if not (members := self.niches[scope]):
+            return None
+        # Members are sorted: the lowest index is that of the best.
+        parent = members[min(self.generator.integers(len(members), size=_CONTESTANTS))][0]
+        name = pick(self.generator, list(MUTATIONS))
+        child = MUTATIONS[name](self.generator, parent.expression, self.space)
+        return Proposal(child, scope, (parent.number,), name) if child else None
 
 
 def _on_one_scale(evaluation: Evaluation) -> Evaluation:

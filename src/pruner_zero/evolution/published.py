@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from numpy.random import Generator
 from pydantic import Field
 
-from pruner_zero.evolution.ask_tell import BatchAlgorithm, Proposal, Result, best_first
+from pruner_zero.evolution.ask import BatchAlgorithm, Proposal, Result, best_first
 from pruner_zero.evolution.space import PUBLISHED_SPACE, SearchSpace, positions
-from pruner_zero.evolution.variation import Child, apply_operator, of_arity, operands_of, pick
+from pruner_zero.evolution.variation import Child, apply_operator, operands_of, pick
 from pruner_zero.metric.canonical.form import simplify_opposing
 from pruner_zero.metric.expression import Call, Expression, Terminal
 from pruner_zero.metric.metric import Metric
@@ -43,6 +43,7 @@ class Published(BatchAlgorithm):
     """
 
     settings_type = PublishedSettings
+    default_space = PUBLISHED_SPACE
     settings: PublishedSettings
 
     def __init__(
@@ -147,6 +148,7 @@ def node_mutation(generator: Generator, expression: Expression, space: SearchSpa
     index, node = pick(generator, list(positions(expression)))
     if not isinstance(node, Call):
         return expression.replace(index, Terminal(pick(generator, list(space.terminals))))
-    alike = of_arity(space, node)
+    count = node.operator.expressions
+    alike = [name for name in space.operators if OPERATORS[name].expressions == count]
     symbol = OPERATORS[pick(generator, alike)] if alike else node.operator
     return expression.replace(index, apply_operator(generator, symbol, *operands_of(node)))

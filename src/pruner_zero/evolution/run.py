@@ -11,7 +11,7 @@ from pruner_zero.devices import CPU
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.algorithm import make_algorithm
 from pruner_zero.evolution.archive import JOURNAL, Archive, Record
-from pruner_zero.evolution.ask_tell import BatchAlgorithm
+from pruner_zero.evolution.ask import BatchAlgorithm
 from pruner_zero.evolution.build import (
     JudgedModel,
     check_settings,
@@ -106,6 +106,7 @@ def search(
     tokenizer: Any = None,
     cache: str | Path | None = None,
     config: str | Path | None = None,
+    algorithm: str | type[BatchAlgorithm] | None = None,
     observer: Observer = lambda status: None,
     **settings: Any,
 ) -> Study:
@@ -116,6 +117,7 @@ def search(
     where it is left out, or is the same text, statistics are collected on the first half of the
     calibration text and candidates judged on the second half, or on later windows of the text
     that the model writes (`self`).
+    algorithm: a name, or a subclass of `BatchAlgorithm`.
     settings: the other fields of `SearchSettings`, at least a sparsity or pattern and a budget;
     config: a YAML file of them.
 
@@ -130,14 +132,19 @@ def search(
         "calibration": names_of(calibration),
         "search_text": names_of(search_text),
     }
+    if isinstance(algorithm, str):
+        asked["algorithm"] = algorithm
+    elif algorithm is not None:
+        asked |= {"algorithm": algorithm.__name__}
+        asked.setdefault("space", algorithm.default_space)
     checked = read_settings(SearchSettings, asked, config)
     folder = Path(output)
     _check_folder(folder)
     check_settings(checked)
     workers = workers_of(checked)
     check_executor(checked.executor, workers)
-    algorithm = make_algorithm(
-        checked.algorithm,
+    made = make_algorithm(
+        algorithm or checked.algorithm,
         space_of(checked),
         checked.seed,
         checked.algorithm_settings,
@@ -178,7 +185,7 @@ def search(
             judge = judge_several(models, evaluators, scope, kept)
         executor = make_executor(checked.executor, judge, workers, shareable=shareable)
         try:
-            stopped = run_batches(algorithm, archive, executor, checked, folder, observer, models)
+            stopped = run_batches(made, archive, executor, checked, folder, observer, models)
         except KeyboardInterrupt:
             stopped = INTERRUPTED
         finally:

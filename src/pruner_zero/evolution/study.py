@@ -21,7 +21,6 @@ from pruner_zero.evolution.hall_of_fame import (
 from pruner_zero.evolution.several_models import Models
 from pruner_zero.metric.grammar import ParseError
 from pruner_zero.metric.metric import Metric
-from pruner_zero.settings.search_settings import SearchSettings
 from pruner_zero.table import Tabular
 
 RUN = "run.json"
@@ -156,26 +155,17 @@ class Study(Tabular):
     def prune_options(self) -> dict[str, Any]:
         """The settings of `prune` that the best metric needs.
 
-        The metric as METRIC@SCOPE and, where they are not the defaults, the matrices and the
-        damping, on which the terminal D depends. A metric that was judged with an update, or of
-        units, is applied as it was judged: with the update, the structure and the number of units,
-        and by statistics of the dense model (mode). Raises PrunerZeroError where no metric works.
+        The metric as METRIC@SCOPE and the matrices, where they are not the defaults. A metric of
+        units is applied to the units that it was judged by. Raises PrunerZeroError where no metric
+        works.
         """
         best, asked = self.best, self.settings
-        names = ["damping", "include", "exclude"]
         chosen = {"metric": f"{best.expression}@{best.scope}"}
+        names = ["include", "exclude"]
         if asked.get("structure"):
             chosen["metric"] = str(best.expression)
-            names += ["structure", "sparsity", "parameters", "multiple_of"]
-        for name in names:
-            default = SearchSettings.model_fields[name].default
-            if (value := asked.get(name)) not in (None, [], default):
-                chosen[name] = value
-        update = asked.get("update", "none")
-        # Whole units are followed by an update unless the option says otherwise.
-        if update != "none" or "structure" in chosen:
-            chosen |= {"mode": "one-shot", "update": update}
-        return chosen
+            names += ["structure", "sparsity", "parameters"]
+        return chosen | {name: asked[name] for name in names if asked.get(name)}
 
     @property
     def interrupted(self) -> bool:

@@ -1,9 +1,8 @@
-"""Random expressions, and children of expressions: crossover, mutations, the nearest products."""
+"""Random expressions, mutations of expressions, and the nearest products."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import wraps
 from itertools import combinations
-from itertools import product as pairs
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -32,12 +31,10 @@ T = TypeVar("T")
 
 # The most draws of a random expression and of a child, until the space allows it.
 _DRAWS, _TRIES = 1000, 20
-# The share of products among the expressions that a search starts with, and the fewest and most
-# levels of the other trees.
-_PRODUCTS, _START_DEPTH = 0.5, (2, 4)
-# The chances that a path of a grown tree ends before the limit of levels, and that a factor of a
-# product is normalised.
-_LEAF, _NORMALISED = 0.3, 0.3
+# The fewest and most levels of the random expressions that a search starts with.
+START_DEPTH = (2, 4)
+# The chance that a path of a grown tree ends before the limit of levels.
+_LEAF = 0.3
 # The exponent of a new relative factor.
 _RELATIVE = 0.35
 
@@ -102,70 +99,10 @@ def priced(expression: Expression, space: SearchSpace) -> list[Expression]:
     return [product(1.0, {odds: 1.0, Terminal(n): 0.5}) for n in space.leaves[Shape.SCALAR]]
 
 
-def random_start(generator: Generator, space: SearchSpace) -> Expression:
-    """A `random_product`, or with equal chance a `random_expression`; the start of a search."""
-    draw = random_product if generator.random() < _PRODUCTS else random_expression
-    return draw(generator, space, depth=_START_DEPTH)
-
-
-def random_product(
-    generator: Generator, space: SearchSpace, depth: tuple[int, int] = (2, 4)
-) -> Expression:
-    """A random product of powers of different leaves, some of them normalised first.
-
-    Only the order of scores matters, and it depends mostly on how much each terminal counts, which
-    the exponents of a product express. Each leaf may be normalised and raised to a power, and so
-    may partial products be normalised. Where the space does not allow a product, a
-    `random_expression` of this `depth`. Source: ours.
-    """
-    matrices = space.leaves[Shape.MATRIX]
-    vectors = [n for shape in Shape if shape is not Shape.MATRIX for n in space.leaves[shape]]
-    for _ in range(_DRAWS if "mul" in space.operators else 0):
-        first = matrices[generator.integers(len(matrices))]
-        rest = [name for name in (*matrices, *vectors) if name != first]
-        generator.shuffle(rest)
-        expression = _factor(generator, space, first)
-        for name in rest[: generator.integers(1, 3)]:
-            expression = Call(OPERATORS["mul"], (expression, _factor(generator, space, name)))
-            if generator.random() < _NORMALISED / 2:
-                expression = _normalised(generator, space, expression)
-        if expression.operands and space.allows(expression):
-            return expression
-    return random_expression(generator, space, depth=depth)
-
-
-def _factor(generator: Generator, space: SearchSpace, name: str) -> Expression:
-    factor: Expression = Terminal(name)
-    if generator.random() < _NORMALISED:
-        factor = _normalised(generator, space, factor)
-    if "power" in space.operators and generator.random() < 0.5:
-        factor = apply_operator(generator, OPERATORS["power"], factor)
-    return factor
-
-
-def _normalised(generator: Generator, space: SearchSpace, expression: Expression) -> Expression:
-    """The expression normalised by row, column or matrix; unchanged where the space cannot."""
-    operators = [
-        form.operator
-        for form in space.forms[expression.shape]
-        if form.operands == (expression.shape,)
-        and form.operator.reach != "element"
-        and form.operator.sign != "any"
-    ]
-    if not operators:
-        return expression
-    return Call(operators[generator.integers(len(operators))], (expression,))
-
-
-def _random_exponent(generator: Generator) -> Constant:
-    """One of the exponents of a new power."""
-    return Constant(EXPONENTS[generator.integers(len(EXPONENTS))])
-
-
 def apply_operator(generator: Generator, operator: Operator, *operands: Expression) -> Call:
     """The operator applied to its operands; the exponent of a power is drawn."""
     if operator.exponent == "operand":
-        return Call(operator, (*operands, _random_exponent(generator)))
+        return Call(operator, (*operands, Constant(pick(generator, EXPONENTS))))
     return Call(operator, operands)
 
 
@@ -204,26 +141,6 @@ def _tried(draw: Mutation) -> Mutation:
     return mutate
 
 
-def crossover(
-    generator: Generator, mother: Expression, father: Expression, space: SearchSpace
-) -> Child:
-    """The mother with one subtree replaced by one of the father's, of the same shape.
-
-    The new subtree has at most twice the nodes of the old one and one more, so that children do
-    not outgrow their parents. None where no allowed child was found.
-    Source: size-fair crossover (Langdon 2000); strongly typed programs (Montana 1995).
-    """
-    subtrees = [node for _, node in positions(father)]
-
-    @_tried
-    def cross(generator: Generator, mother: Expression, space: SearchSpace) -> Child:
-        index, old = pick(generator, list(positions(mother)))
-        fair = [new for new in subtrees if new.shape is old.shape and new.size <= 2 * old.size + 1]
-        return mother.replace(index, pick(generator, fair)) if fair else None
-
-    return cross(generator, mother, space)
-
-
 @_tried
 def grow(generator: Generator, expression: Expression, space: SearchSpace) -> Child:
     """One more operator: around a node, with a small tree beside it, or in place of a leaf."""
@@ -253,18 +170,6 @@ def shrink(generator: Generator, expression: Expression, space: SearchSpace) -> 
 
 
 @_tried
-def operator(generator: Generator, expression: Expression, space: SearchSpace) -> Child:
-    """An operator replaced by another of equal arity; a power counts as unary."""
-    if not (calls := _calls(expression)):
-        return None
-    index, node = pick(generator, calls)
-    if not (names := [name for name in of_arity(space, node) if name != node.operator.name]):
-        return None
-    symbol = OPERATORS[pick(generator, names)]
-    return expression.replace(index, apply_operator(generator, symbol, *operands_of(node)))
-
-
-@_tried
 def exponent(generator: Generator, expression: Expression, space: SearchSpace) -> Child:
     """An exponent moved by a few steps of the grid, or a node raised to a power.
 
@@ -276,70 +181,38 @@ def exponent(generator: Generator, expression: Expression, space: SearchSpace) -
     if isinstance(node, Call) and node.operator.family == "power":
         assert node.exponent is not None
         return expression.replace(index, node.operands[0] ** _moved(generator, node.exponent))
-    return expression.replace(index, node ** _random_exponent(generator).value)
-
-
-@_tried
-def terminal(generator: Generator, expression: Expression, space: SearchSpace) -> Child:
-    """A leaf replaced by another terminal, of any shape that leaves the result a matrix."""
-    leaves = [index for index, node in positions(expression) if not node.operands]
-    index = pick(generator, leaves)
-    return expression.replace(index, Terminal(pick(generator, list(space.terminals))))
+    return expression.replace(index, node ** pick(generator, EXPONENTS))
 
 
 MUTATIONS: Mapping[str, Mutation] = MappingProxyType(
-    {mutate.__name__: mutate for mutate in (grow, shrink, operator, exponent, terminal)}
+    {mutate.__name__: mutate for mutate in (grow, shrink, exponent)}
 )
 
 
 def neighbours(expression: Expression, space: SearchSpace) -> list[Expression]:
     """The products one step from `expression`: a factor less, one more, or one exchanged.
 
-    First the `_relative_factors` are added, and the `priced` forms. Any other new factor is a
-    terminal, or the product of a column and a row of statistics, such as O * X, which has a value
-    for each weight as a matrix has. A new factor takes the exponent of the factor that it replaces,
-    added to its own exponent where the product has it already; an additional factor takes the
-    exponent 0.5. An order depends mostly on how much each terminal counts, so these are the
-    smallest steps.
+    First the `_relative_factors` are added. Any other new factor is a terminal. It takes the
+    exponent of the factor that it replaces, added to its own exponent where the product has it
+    already; an additional factor takes the exponent 0.5. An order depends mostly on how much each
+    terminal counts, so these are the smallest steps.
     """
     coefficient, bases = factors(expression)
-    leaves = space.leaves
-    outer = pairs(leaves[Shape.COLUMN], leaves[Shape.ROW])
-    alternatives = [*((name,) for name in space.terminals), *outer]
     made = {
         product(coefficient, {**bases, factor: _RELATIVE}): None
         for factor in _relative_factors(expression, space)
         if factor not in bases
     }
-    made |= dict.fromkeys(priced(expression, space))
+    terminals = [Terminal(name) for name in space.terminals]
     for base, exponent in [*bases.items(), (None, 0.5)]:
         rest = {other: power for other, power in bases.items() if other != base}
-        for names in ((), *alternatives):
-            new: dict[Expression, float] = {Terminal(name): exponent for name in names}
-            if base is None and not rest.keys().isdisjoint(new):
-                continue
-            powers = {factor: power + rest.get(factor, 0.0) for factor, power in new.items()}
-            if rest or new:
-                made[product(coefficient, {**rest, **powers})] = None
+        if base is not None and rest:
+            made[product(coefficient, rest)] = None
+        for new in terminals:
+            if base is not None or new not in rest:
+                powers = {**rest, new: exponent + rest.get(new, 0.0)}
+                made[product(coefficient, powers)] = None
     return [form for form in made if form != expression and space.allows(form)]
-
-
-def blend(first: Expression, second: Expression, space: SearchSpace) -> Child:
-    """The geometric mean of two scores, half way between their logarithms.
-
-    None where the space does not allow it, or one of them is a negative multiple.
-    Source: the child of two parents that lies between them in what they compute, geometric
-    semantic crossover (Moraglio, Krawiec & Johnson 2012); here the logarithms of scores are meant.
-    """
-    powers: dict[Expression, float] = {}
-    for parent in (first, second):
-        coefficient, bases = factors(parent)
-        if coefficient <= 0:
-            return None
-        for base, exponent in bases.items():
-            powers[base] = powers.get(base, 0.0) + exponent / 2
-    form = product(1.0, powers)
-    return form if space.allows(form) else None
 
 
 def _relative_factors(expression: Expression, space: SearchSpace) -> list[Expression]:
@@ -372,12 +245,6 @@ def pick(generator: Generator, choices: Sequence[T]) -> T:
 
 def _calls(expression: Expression) -> list[tuple[int, Call]]:
     return [(index, node) for index, node in positions(expression) if isinstance(node, Call)]
-
-
-def of_arity(space: SearchSpace, node: Call) -> list[str]:
-    """The operators of the space that take as many expressions as that of the node."""
-    count = node.operator.expressions
-    return [name for name in space.operators if OPERATORS[name].expressions == count]
 
 
 def operands_of(node: Call) -> list[Expression]:

@@ -51,7 +51,7 @@ def prune_with(run: Study) -> str:
     Where the search judged masks alone, the text and the training that follow are those of `prune`.
     """
     path, best = _named(run.path), run.prune_options
-    left_out = () if "mode" in best else ("windows", "seqlen", "update")
+    left_out = () if "structure" in best else ("windows", "seqlen", "update")
     settings = {name: value for name, value in _shared(run).items() if name not in left_out}
     settings |= {**best, "metric": str(run.path / "best.json")}
     return command("prune", PruneSettings, settings, path.with_name(f"{path.name}-pruned"))
@@ -65,16 +65,12 @@ def compare_with(run: Study) -> str:
     """
     text = str(run.settings.get("search_text"))
     best = run.prune_options
-    update = f"+{best['update']}" if "update" in best else ""
     classics, units = CLASSICS, ""
     if structure := run.settings.get("structure"):
         units = f"@{structure}"
-        # The update that follows without being named.
-        update = "" if update == "+exact" else update
-        classics = f"dense,magnitude{units}{update},wanda{units}{update}"
+        classics = f"dense,magnitude{units},wanda{units}"
     settings = _shared(run) | {
-        "methods": f"{classics},{quoted(best['metric'])}{units}{update}",
-        "mode": "one-shot",
+        "methods": f"{classics},{quoted(best['metric'])}{units}",
         "text": text if text in SOURCES else "TEXT",
     }
     return command("compare", CompareSettings, settings, run.path / "comparison.json")

@@ -78,7 +78,7 @@ class SearchSettings(
         description="Weight update after which candidates are judged: none; obs, SparseGPT's "
         "sweep; exact, least squares.",
     )
-    algorithm: str = Field("default", description="default, published, random or a plug-in's.")
+    algorithm: str = Field("default", description="default, published or random.")
     algorithm_settings: dict[str, Any] = Field(
         default_factory=dict, description="Settings of the algorithm, by name."
     )

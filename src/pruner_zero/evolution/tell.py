@@ -1,7 +1,7 @@
-"""Fitting the exponents of a skeleton to its losses, apart from its structure."""
+"""What the losses of candidates tell: the best exponents of a skeleton, from a quadratic."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 import numpy as np
@@ -9,7 +9,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.evolution.ask_tell import Proposal, Result
+from pruner_zero.evolution.ask import Proposal, Result
 from pruner_zero.evolution.candidate import TUNE, Candidate, Template, excess
 from pruner_zero.evolution.space import SearchSpace, on_grid
 from pruner_zero.metric.expression import Expression
@@ -28,8 +28,8 @@ _GRADIENT, _CURVATURE, _CURVATURE_MEAN, _INTERACTION = 0.5, 1.5, 2.0, 0.7
 _NOISE_FEW, _NOISE_ALL = 0.006, 0.003
 # A quadratic is accurate only near the best: points farther away or far above are left out.
 _RADIUS, _HEIGHT = 0.6, 0.3
-# The standard deviation of new exponents around the best, and their number for a skeleton.
-_STEP, _DRAWS = 0.2, 64
+# The largest step of new exponents from the best, and their number for a skeleton.
+_STEP, _DRAWS = 0.4, 256
 # The least gain (nats) of an expected or plausible loss over the best, to propose exponents.
 _GAIN = 0.001
 # The most skeletons that are fitted, and for each the most proposals to tune and to explore it.
@@ -77,37 +77,38 @@ class Tuner:
         distinct = dict.fromkeys(proposal for *_, proposal in ranked)
         return [*islice(distinct, count)]
 
-    def _of_skeleton(self, points: "_Points", generator: Generator) -> list[_Ranked]:
+    def _of_skeleton(self, points: "_Points", generator: Generator) -> Iterator[_Ranked]:
         """The exponents of one skeleton with the lowest expected and lowest plausible losses."""
-        best = points.best
-        steps = generator.normal(0.0, _STEP, (_DRAWS, len(points.center)))
+        steps = generator.uniform(-_STEP, _STEP, (_DRAWS, len(points.center)))
         # Half of the draws move one exponent alone.
         alone = generator.integers(len(points.center), size=_DRAWS // 2)
         steps[: _DRAWS // 2] *= np.eye(len(points.center))[alone]
-        drawn: dict[tuple[float, ...], Expression] = {}
-        for values in points.center + np.vstack([points.vertex(), steps]):
-            exponents = tuple(on_grid(value) or float(value) for value in values)
-            known = exponents in drawn or exponents in self._results[best.template]
-            if known or min(exponents) <= 0:
-                continue
-            try:
-                expression = best.skeleton.with_exponents(exponents)
-            except PrunerZeroError:
-                continue
-            if self.space.allows(expression):
-                drawn[exponents] = expression
+        rounded = (
+            tuple(on_grid(value) or float(value) for value in values)
+            for values in points.center + steps
+        )
+        known = self._results[points.best.template]
+        drawn = [*dict.fromkeys(each for each in rounded if min(each) > 0 and each not in known)]
         if not drawn:
-            return []
-        mean, deviation = points.predict(np.array([*drawn]))
-        proposals = [Proposal(form, best.scope, (best.number,), TUNE) for form in drawn.values()]
-        return [
-            (explores, float(losses[index]), best.number, proposals[index])
-            for explores, losses, most in (
-                (False, mean, _TO_TUNE),
-                (True, mean - deviation, _TO_EXPLORE),
-            )
-            for index in np.argsort(losses, kind="stable")[:most]
-        ]
+            return
+        mean, deviation = points.predict(np.array(drawn))
+        parents = (points.best.number,)
+        for explores, losses, most in (
+            (False, mean, _TO_TUNE),
+            (True, mean - deviation, _TO_EXPLORE),
+        ):
+            ordered = ((index, self._form(points.best, drawn[index])) for index in losses.argsort())
+            for index, form in islice((pair for pair in ordered if pair[1] is not None), most):
+                proposal = Proposal(form, points.best.scope, parents, TUNE)
+                yield explores, float(losses[index]), parents[0], proposal
+
+    def _form(self, best: Candidate, exponents: tuple[float, ...]) -> Expression | None:
+        """The skeleton of the candidate with these exponents; None where the space has it not."""
+        try:
+            expression = best.skeleton.with_exponents(exponents)
+        except PrunerZeroError:
+            return None
+        return expression if self.space.allows(expression) else None
 
 
 class _Points:
@@ -139,20 +140,6 @@ class _Points:
         design = _features(exponents - self.center)
         variance = np.einsum("ij,jk,ik->i", design, self._covariance, design)
         return self.lowest + design @ self._coefficients, np.sqrt(variance)
-
-    def vertex(self) -> _Array:
-        """The step from the center to the minimum of the quadratic, within the radius."""
-        count = len(self.center)
-        gradient = self._coefficients[1 : count + 1]
-        curvature = np.diag(self._coefficients[count + 1 : 2 * count + 1])
-        pairs = np.triu_indices(count, 1)
-        curvature[pairs] = self._coefficients[2 * count + 1 :]
-        curvature[pairs[::-1]] = curvature[pairs]
-        values, vectors = np.linalg.eigh(curvature)
-        step: _Array = -vectors @ (
-            (vectors.T @ gradient) / np.maximum(values, _CURVATURE_MEAN / 10)
-        )
-        return np.clip(step, -_RADIUS / 2, _RADIUS / 2)
 
 
 def _features(steps: _Array) -> _Array:

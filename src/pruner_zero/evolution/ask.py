@@ -36,13 +36,15 @@ class BatchAlgorithm(ABC):
     """An algorithm that asks for a batch, is told all its results, and asks for the next.
 
     Its state depends on the seed and on the results alone, so that replaying the asks and tells
-    of a run restores it. settings: an instance of the class's `settings_type`. avoided: how many
+    of a run restores it. settings: an instance of the class's `settings_type`. default_space: where
+    the user gives none. avoided: how many
     proposals were dropped without being asked, by the reason: "no mask" (every weight has the same
     score) or "canonical" (a known canonical form). A subclass has to implement `propose`.
     Source: the ask-and-tell interface, as in Optuna (Akiba et al. 2019, 1907.10902).
     """
 
     settings_type: ClassVar[type[Settings]] = Settings
+    default_space: ClassVar[SearchSpace] = SearchSpace()
 
     def __init__(
         self,
