@@ -34,7 +34,7 @@ from torch import Tensor
 from pruner_zero.choices import Group
 from pruner_zero.cli.terminal import LineProgress
 from pruner_zero.evolution.algorithm import make_algorithm
-from pruner_zero.evolution.archive import Archive
+from pruner_zero.evolution.record import Archive
 from pruner_zero.evolution.build import JudgedModel, space_of
 from pruner_zero.evolution.evaluator import Evaluator
 from pruner_zero.evolution.run import run_batches

@@ -35,7 +35,7 @@ from scipy import stats
 
 from pruner_zero import prune
 from pruner_zero.evolution.algorithm import make_algorithm
-from pruner_zero.evolution.archive import Archive
+from pruner_zero.evolution.record import Archive
 from pruner_zero.evolution.build import JudgedModel, space_of
 from pruner_zero.evolution.evaluator import Judge, Outcome, Task
 from pruner_zero.evolution.final import FinalRace

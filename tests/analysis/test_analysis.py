@@ -2,7 +2,6 @@
 
 import json
 import math
-import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,9 @@ from pruner_zero.analysis.analysis import Analysis, Share, features
 from pruner_zero.analysis.analysis import analyze as analyze_study
 from pruner_zero.choices import Scope
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.evolution.archive import Record
 from pruner_zero.evolution.candidate import Candidate, Evaluation
 from pruner_zero.evolution.evaluator import RUNGS
+from pruner_zero.evolution.record import Record
 from pruner_zero.evolution.study import Study
 from pruner_zero.metric.canonical.form import canonical
 from pruner_zero.metric.grammar import parse
@@ -58,35 +57,16 @@ def share(analysis: Analysis, name: str) -> Share:
     return next(row for row in analysis.shares if row.name == name)
 
 
-def test_no_records_give_an_empty_answer() -> None:
-    analysis = analyze([])
-    assert analysis.counts.candidates == analysis.best_count == 0
-    assert not analysis.shares
-    assert not analysis.agreements
-    assert json.loads(json.dumps(analysis.to_json(), allow_nan=False))["best_rung"] is None
-
-
-@pytest.mark.parametrize("size", [1, 2, 5, 12])
+@pytest.mark.parametrize("size", [0, 1, 2, 5, 12])
 def test_a_tiny_run_gives_a_sensible_answer(size: int) -> None:
     analysis = analyze(judged((["W * X", "W * G", "mms(G) * W"] * 4)[:size]))
-    assert analysis.best_count == 1
+    assert analysis.best_count == min(size, 1)
     assert analysis.best_rung is None
     assert all(math.isnan(row.low) for row in analysis.shares), "too few for an interval"
-    json.dumps(analysis.to_json(), allow_nan=False)
-
-
-def test_nothing_but_rejections() -> None:
-    analysis = analyze(
-        [record(0, reason="scores are constant"), record(1, reason="scores are constant")]
-    )
-    assert analysis.counts.rejected == {"scores are constant": 2}
-    assert analysis.counts.distinct == 0
-
-
-def test_the_shares_are_a_table() -> None:
-    analysis = analyze(judged(["W * X", "W * G"]))
-    assert "what the best 1 (10% of all) use, beside 1 other candidates" in repr(analysis)
-    assert {"name", "ratio", "low", "high"} <= set(analysis.to_pandas().columns)
+    assert json.loads(json.dumps(analysis.to_json(), allow_nan=False))["best_rung"] is None
+    if size == 2:
+        assert "what the best 1 (10% of all) use, beside 1 other candidates" in repr(analysis)
+        assert {"name", "ratio", "low", "high"} <= set(analysis.to_pandas().columns)
 
 
 def test_counts() -> None:
@@ -131,13 +111,6 @@ def test_a_planted_share_is_found() -> None:
     assert share(analysis, "row").feature == "scope"
 
 
-def test_a_share_that_was_not_planted_is_not_found() -> None:
-    generator = random.Random(0)
-    texts = generator.choices(["W * G", "W * X", "mms(W) * G", "exp(W * X)", "W + G"], k=300)
-    analysis = analyze(judged(texts))
-    assert all(row.low <= 1 <= row.high for row in analysis.shares)
-
-
 def test_terminals_that_cannot_matter_do_not_count() -> None:
     facts = features(record(0, "W * X + sqr(G) - sqr(G)"))
     assert facts == {
@@ -179,13 +152,7 @@ def test_rungs_that_agree_and_rungs_that_do_not() -> None:
 
 
 def test_agreement_takes_candidates_that_ran_on_both_rungs() -> None:
+    """All of them have one scope, so no agreement within a scope is listed."""
     records = [*judged(["W * G"] * 5), record(5, results={"reconstruction": 0.0})]
-    assert {agreement.n for agreement in analyze(records).agreements} == {5}
-    # All candidates have one scope, so no agreement within a scope is listed.
-    assert {agreement.among for agreement in analyze(records).agreements} == {"all"}
-
-
-def test_an_analysis_is_the_same_each_time() -> None:
-    generator = random.Random(0)
-    records = judged(generator.choices(["W * G", "W * X", "W"], k=60))
-    assert analyze(records) == analyze(records)
+    rows = analyze(records).agreements
+    assert {(agreement.n, agreement.among) for agreement in rows} == {(5, "all")}

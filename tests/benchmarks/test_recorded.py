@@ -10,7 +10,7 @@ from unittest.mock import patch
 import pytest
 
 from pruner_zero.evolution.algorithm import make_algorithm
-from pruner_zero.evolution.archive import Archive
+from pruner_zero.evolution.record import Archive
 from pruner_zero.evolution.build import JudgedModel, space_of, workers_of
 from pruner_zero.evolution.evaluator import Evaluator, Rung, Task
 from pruner_zero.evolution.run import run_batches

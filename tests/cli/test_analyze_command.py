@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pruner_zero.choices import Scope
-from pruner_zero.evolution.archive import Archive, Record
+from pruner_zero.evolution.record import Archive, Record
 from pruner_zero.evolution.candidate import Candidate, Evaluation
 from pruner_zero.evolution.evaluator import Outcome
 from pruner_zero.metric.canonical.form import canonical

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.algorithm import ALGORITHMS, RandomSearch, make_algorithm
 from pruner_zero.evolution.ask import BatchAlgorithm
 from pruner_zero.evolution.candidate import Candidate, Evaluation
+from pruner_zero.evolution.run import search
 from pruner_zero.evolution.space import SearchSpace
 from pruner_zero.metric.canonical.form import canonical
 from pruner_zero.metric.metric import Metric
@@ -36,20 +38,18 @@ def judged(batch: Sequence[Candidate]) -> list[tuple[Candidate, Evaluation]]:
 
 
 @every
-def test_candidates_are_numbered_over_the_whole_run(name: str) -> None:
-    evaluated = run(small(name), FITNESS, 60)
-    assert [candidate.number for candidate, _ in evaluated] == list(range(len(evaluated)))
-    for candidate, _ in evaluated:
-        assert all(parent < candidate.number for parent in candidate.parents)
-
-
-@every
-def test_every_candidate_belongs_to_the_space(name: str) -> None:
+def test_candidates_are_new_numbered_and_of_the_space(name: str) -> None:
     algorithm, space = small(name), ALGORITHMS[name].default_space
-    for candidate, _ in run(algorithm, FITNESS, 120):
+    candidates = [candidate for candidate, _ in run(algorithm, FITNESS, 200)]
+    assert [candidate.number for candidate in candidates] == list(range(len(candidates)))
+    for candidate in candidates:
+        assert all(parent < candidate.number for parent in candidate.parents)
         assert candidate.scope in space.scopes
-        if name != "published":
-            assert space.allows(candidate.expression)
+    if name != "published":
+        assert all(space.allows(candidate.expression) for candidate in candidates)
+        forms = {(canonical(each.expression, each.scope), each.scope) for each in candidates}
+        assert len(forms) == len(candidates)
+        assert algorithm.avoided["canonical"] > 0
 
 
 @every
@@ -142,18 +142,6 @@ def test_a_known_metric_with_a_terminal_outside_the_space_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["default", "random"])
-def test_no_two_candidates_have_the_same_canonical_form(name: str) -> None:
-    algorithm = small(name)
-    candidates = [candidate for candidate, _ in run(algorithm, FITNESS, 300)]
-    forms = {
-        (canonical(candidate.expression, candidate.scope), candidate.scope)
-        for candidate in candidates
-    }
-    assert len(forms) == len(candidates)
-    assert algorithm.avoided["canonical"] > 0
-
-
-@pytest.mark.parametrize("name", ["default", "random"])
 @pytest.mark.parametrize(
     ("limits", "fewest"),
     [
@@ -172,13 +160,30 @@ def test_an_exhausted_space_ends_in_an_empty_batch(
     assert algorithm.ask() == []
 
 
-def test_a_class_is_an_algorithm_too() -> None:
-    class Narrow(RandomSearch):
-        default_space = SearchSpace(max_size=5)
+class Narrow(RandomSearch):
+    """An algorithm of a user."""
 
-    first = make_algorithm(Narrow, None, 0, {"batch": 7}).ask()
-    assert len(first) == 7
-    assert all(candidate.expression.size <= 5 for candidate in first)
+    default_space = SearchSpace(terminals=("W", "X"), max_size=5)
+
+
+def test_search_takes_a_class(llama_folder: Path, text_file: Path, tmp_path: Path) -> None:
+    sizes = {"windows": 2, "seqlen": 16, "search_windows": 2, "final_windows": 0}
+    study = search(
+        llama_folder,
+        calibration=text_file,
+        output=tmp_path / "run",
+        algorithm=Narrow,
+        algorithm_settings={"batch": 4},
+        sparsity=0.5,
+        evaluations=8,
+        workers=1,
+        **sizes,
+    )
+    assert study.settings["algorithm"] == "Narrow"
+    assert [count for count, _ in study.batches] == [4, 8]
+    for record in study.records:
+        assert record.candidate.expression.size <= 5
+        assert record.candidate.expression.terminals <= {"W", "X"}
 
 
 def test_unknown_names_and_settings_are_refused() -> None:

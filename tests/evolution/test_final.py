@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from pruner_zero.evolution.archive import Archive, Record
 from pruner_zero.evolution.candidate import Candidate, Evaluation
 from pruner_zero.evolution.evaluator import Outcome, Task, is_behind
 from pruner_zero.evolution.final import FINALISTS, FinalRace, affordable, race_finalists
 from pruner_zero.evolution.hall_of_fame import HallOfFame
+from pruner_zero.evolution.record import Archive, Record
 from pruner_zero.metric.grammar import parse
 
 

@@ -1,15 +1,29 @@
 """The evolution of the paper follows its description, and it works."""
 
+from collections import Counter
 from statistics import median
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pruner_zero.evolution import published
 from pruner_zero.evolution.candidate import Candidate, Evaluation
-from pruner_zero.evolution.published import Published, PublishedSettings
+from pruner_zero.evolution.published import (
+    Published,
+    PublishedSettings,
+    node_mutation,
+    published_crossover,
+    random_published_tree,
+)
 from pruner_zero.evolution.space import PUBLISHED_SPACE
 from pruner_zero.metric.canonical.form import simplify_opposing
+from pruner_zero.metric.expression import Call, Expression
 from tests.evolution.synthetic import best, by_rank, run
+from tests.metric.strategies import lightly
+
+seeds = st.integers(0, 2**32)
 
 FITNESS = by_rank("W * G^0.5 * X^0.25")
 
@@ -80,3 +94,42 @@ def test_it_improves_on_its_start() -> None:
         return best(evaluated)[1].value / best(evaluated[:50])[1].value
 
     assert median(gain(seed) for seed in range(3)) < 0.8
+
+
+def test_published_trees_are_the_released_generators() -> None:
+    generator = np.random.default_rng(0)
+    trees = [random_published_tree(generator, PUBLISHED_SPACE.terminals) for _ in range(4000)]
+    assert {tree.depth for tree in trees} == {3, 4, 5}
+    assert all(tree.size <= 31 for tree in trees)
+    used = sum((tree.operator_counts() for tree in trees), Counter[str]())
+    assert set(used) == set(PUBLISHED_SPACE.operators)
+    assert max(used.values()) < 1.2 * min(used.values())
+    only_inputs = sum(tree.terminals == {"X"} for tree in trees) / len(trees)
+    assert only_inputs == pytest.approx(0.19, abs=0.02)
+
+
+@lightly
+@given(seeds)
+def test_published_children_stay_within_the_limits(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    mother, father = (random_published_tree(generator, PUBLISHED_SPACE.terminals) for _ in range(2))
+    child = published_crossover(generator, mother, father, PUBLISHED_SPACE)
+    if child is not None:
+        assert child.size <= 31
+        assert child.depth <= 5
+        assert child.terminals <= mother.terminals | father.terminals
+
+
+@lightly
+@given(seeds)
+def test_node_mutation_changes_one_symbol_and_keeps_the_form_of_the_tree(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    tree = random_published_tree(generator, PUBLISHED_SPACE.terminals)
+    mutant = node_mutation(generator, tree, PUBLISHED_SPACE)
+    pairs = list(zip(tree.walk(), mutant.walk(), strict=True))
+    assert all(len(old.operands) == len(new.operands) for old, new in pairs)
+    assert sum(label(old) != label(new) for old, new in pairs) <= 1
+
+
+def label(node: Expression) -> str:
+    return node.operator.name if isinstance(node, Call) else str(node)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from pruner_zero.evolution.archive import Archive
 from pruner_zero.evolution.candidate import SEED, STEP, Candidate
 from pruner_zero.evolution.evaluator import Outcome, Task
 from pruner_zero.evolution.racing import Racing, judge
+from pruner_zero.evolution.record import Archive
 from pruner_zero.metric.grammar import parse
 
 TEXTS = ("W * X", "W", "W * G", "G", "W * X * G", "W * G^0.5", "G * X", "W * X^0.5", "W + X")

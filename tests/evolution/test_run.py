@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.evolution.archive import JOURNAL, Archive, SearchJournal
 from pruner_zero.evolution.ask import BatchAlgorithm, Proposal
 from pruner_zero.evolution.build import space_of
 from pruner_zero.evolution.hall_of_fame import complexity
+from pruner_zero.evolution.record import JOURNAL, Archive, SearchJournal
 from pruner_zero.evolution.run import Status, run_batches, search
 from pruner_zero.evolution.space import PUBLISHED_SPACE, SearchSpace
 from pruner_zero.evolution.study import Study

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from pruner_zero.analysis.analysis import agreements
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution import several_models
-from pruner_zero.evolution.archive import Record
 from pruner_zero.evolution.candidate import Candidate, Evaluation
 from pruner_zero.evolution.evaluator import Task
+from pruner_zero.evolution.record import Record
 from pruner_zero.evolution.run import Status, search
 from pruner_zero.evolution.several_models import Models, Reference, judge_several
 from pruner_zero.evolution.study import Study

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.evolution.archive import SearchJournal
 from pruner_zero.evolution.evaluator import Evaluator, Outcome, Rung, Task
+from pruner_zero.evolution.record import SearchJournal
 from pruner_zero.execution.executor import (
     Executor,
     SerialExecutor,

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from pruner_zero import PrunerZeroError, Study
-from pruner_zero.evolution.archive import Archive
 from pruner_zero.evolution.evaluator import Outcome
+from pruner_zero.evolution.record import Archive
 from tests.report.conftest import JUDGED, pruned, run, write_search
 
 __all__ = ["pruned", "run"]

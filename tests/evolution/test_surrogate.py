@@ -2,9 +2,9 @@
 
 import pytest
 
-from pruner_zero.evolution.archive import Record
 from pruner_zero.evolution.candidate import Candidate, Evaluation
 from pruner_zero.evolution.racing import Surrogate
+from pruner_zero.evolution.record import Record
 from pruner_zero.metric.grammar import parse
 
 

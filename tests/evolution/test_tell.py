@@ -95,6 +95,9 @@ def test_a_finished_skeleton_is_left_alone() -> None:
 def test_proposals_come_from_the_best_skeletons_and_name_their_parent() -> None:
     tuner = Tuner(SPACE)
     tuner.add([judged(0, "W * G", 4.0), judged(1, "W * X", 6.0), judged(2, "W", 3.0)])
+    twin, rejected = (Candidate(number, parse("X * G"), "global") for number in (3, 4))
+    tuner.add([(twin, Evaluation(2, 2.0, {"few": 2.0}, same_as=0))])
+    tuner.add([(rejected, Evaluation(0, math.inf, reason="constant"))])
     proposals = tuner.propose(np.random.default_rng(1), 4)
     assert proposals, "W alone has nothing to tune"
     assert {proposal.parents for proposal in proposals} == {(0,)}
@@ -107,14 +110,6 @@ def test_a_loss_on_few_windows_is_set_beside_losses_on_all() -> None:
     tuner = Tuner(SPACE)
     tuner.add([judged(0, "W * G^0.7", 4.0, further=1.0), judged(1, "W * G^1.5", 4.5)])
     assert {proposal.parents for proposal in tuner.propose(np.random.default_rng(1), 4)} == {(0,)}
-
-
-def test_rejected_candidates_and_twins_are_ignored() -> None:
-    tuner = Tuner(SPACE)
-    candidate = Candidate(0, parse("W * G"), "global")
-    tuner.add([(candidate, Evaluation(0, math.inf, reason="constant"))])
-    tuner.add([(candidate, Evaluation(2, 4.0, {"few": 4.0}, same_as=0))])
-    assert tuner.propose(np.random.default_rng(1), 4) == []
 
 
 @pytest.mark.parametrize(

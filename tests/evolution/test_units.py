@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.evolution.archive import Archive, Record
 from pruner_zero.evolution.candidate import Candidate
 from pruner_zero.evolution.racing import Racing, judge
+from pruner_zero.evolution.record import Archive, Record
 from pruner_zero.evolution.row_sample import sampled_masks
 from pruner_zero.evolution.run import search
 from pruner_zero.evolution.space import SearchSpace

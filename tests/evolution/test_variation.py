@@ -1,23 +1,21 @@
 """Variation keeps expressions inside the space, and every operation does what its name says."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pruner_zero.evolution.published import (
-    node_mutation,
-    published_crossover,
-    random_published_tree,
-)
-from pruner_zero.evolution.space import PUBLISHED_SPACE, SearchSpace
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.evolution.space import SearchSpace
 from pruner_zero.evolution.variation import (
     MUTATIONS,
     neighbours,
     random_expression,
 )
 from pruner_zero.metric.canonical.form import canonical
-from pruner_zero.metric.expression import Call, Expression
+from pruner_zero.metric.expression import Expression
 from pruner_zero.metric.grammar import parse
 from pruner_zero.metric.operators import Shape
 from tests.evolution.spaces import SPACES, WIDE
@@ -42,6 +40,70 @@ def check_child(child: Expression | None, space: SearchSpace) -> None:
         assert child.shape is Shape.MATRIX
         assert space.allows(child)
         assert parse(str(child)) == child
+
+
+@lightly
+@given(seeds, spaces)
+def test_every_expression_scores_weights_and_is_allowed(seed: int, space: SearchSpace) -> None:
+    expression = random_expression(np.random.default_rng(seed), space)
+    assert expression.shape is Shape.MATRIX
+    # A product of a row and a column distinguishes weights too.
+    assert expression.terminals & {"W", "G", "S", "O"}
+    assert space.allows(expression)
+    assert parse(str(expression)) == expression
+    assert 2 <= expression.depth <= 5
+
+
+@lightly
+@given(seeds, spaces, st.sampled_from(Shape))
+def test_every_shape_can_be_asked_for(seed: int, space: SearchSpace, shape: Shape) -> None:
+    generator = np.random.default_rng(seed)
+    if shape in space.least_depth:
+        expression = random_expression(generator, space, shape, depth=(1, 3))
+        assert space.allows(expression, shape)
+    else:
+        with pytest.raises(PrunerZeroError, match="can be made of these terminals"):
+            random_expression(generator, space, shape)
+
+
+@pytest.mark.parametrize(
+    ("space", "shape", "message"),
+    [
+        (SearchSpace(operators=("add",), max_size=2), Shape.MATRIX, "max_size 2"),
+        (
+            SearchSpace(terminals=("W", "X"), operators=("mul", "small", "abs"), max_depth=1),
+            Shape.SCALAR,
+            "no scalar of at most 1 levels can be made",
+        ),
+    ],
+)
+def test_a_space_without_such_an_expression_is_named(
+    space: SearchSpace, shape: Shape, message: str
+) -> None:
+    with pytest.raises(PrunerZeroError, match=message):
+        random_expression(np.random.default_rng(0), space, shape)
+
+
+def test_every_leaf_operator_and_depth_occurs() -> None:
+    generator, space = np.random.default_rng(0), SearchSpace()
+    drawn = [random_expression(generator, space) for _ in range(1000)]
+    used = sum((expression.operator_counts() for expression in drawn), Counter[str]())
+    assert set(used) == set(space.operators)
+    assert {expression.depth for expression in drawn} == {2, 3, 4, 5}
+    assert all(sum(name in expression.terminals for expression in drawn) > 200 for name in "WGX")
+
+
+def test_a_space_too_narrow_is_named() -> None:
+    space = SearchSpace(operators=("add",), max_size=2)
+    with pytest.raises(PrunerZeroError, match="max_size 2"):
+        random_expression(np.random.default_rng(0), space)
+
+
+def test_a_shape_that_takes_more_levels_than_there_are_is_refused() -> None:
+    space = SearchSpace(terminals=("W", "X"), operators=("mul", "small", "abs"), max_depth=1)
+    with pytest.raises(PrunerZeroError, match="no scalar of at most 1 levels can be made"):
+        random_expression(np.random.default_rng(0), space, Shape.SCALAR)
+    assert random_expression(np.random.default_rng(0), space) == parse("W")
 
 
 @lightly
@@ -132,30 +194,3 @@ def test_neighbours_of_any_metric_are_allowed() -> None:
             for form in neighbours(expression, space):
                 check_child(form, space)
                 assert form != expression
-
-
-@lightly
-@given(seeds)
-def test_published_children_stay_within_the_limits(seed: int) -> None:
-    generator = np.random.default_rng(seed)
-    mother, father = (random_published_tree(generator, PUBLISHED_SPACE.terminals) for _ in range(2))
-    child = published_crossover(generator, mother, father, PUBLISHED_SPACE)
-    if child is not None:
-        assert child.size <= 31
-        assert child.depth <= 5
-        assert child.terminals <= mother.terminals | father.terminals
-
-
-@lightly
-@given(seeds)
-def test_node_mutation_changes_one_symbol_and_keeps_the_form_of_the_tree(seed: int) -> None:
-    generator = np.random.default_rng(seed)
-    tree = random_published_tree(generator, PUBLISHED_SPACE.terminals)
-    mutant = node_mutation(generator, tree, PUBLISHED_SPACE)
-    pairs = list(zip(tree.walk(), mutant.walk(), strict=True))
-    assert all(len(old.operands) == len(new.operands) for old, new in pairs)
-    assert sum(label(old) != label(new) for old, new in pairs) <= 1
-
-
-def label(node: Expression) -> str:
-    return node.operator.name if isinstance(node, Call) else str(node)

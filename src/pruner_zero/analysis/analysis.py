@@ -12,8 +12,8 @@ from typing import Any
 from scipy import stats
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.evolution.archive import Record
 from pruner_zero.evolution.evaluator import RUNGS
+from pruner_zero.evolution.record import Record
 from pruner_zero.evolution.study import Study
 from pruner_zero.metric.grammar import parse
 from pruner_zero.table import Tabular

@@ -9,11 +9,11 @@ from typing import Any
 
 from scipy import stats
 
-from pruner_zero.evolution.archive import Archive, Record
 from pruner_zero.evolution.candidate import Candidate, Template
 from pruner_zero.evolution.evaluator import Outcome, Task
 from pruner_zero.evolution.hall_of_fame import complexity, finite, on_the_highest_rung
 from pruner_zero.evolution.racing import outcomes_on
+from pruner_zero.evolution.record import Archive, Record
 from pruner_zero.evolution.several_models import Models
 from pruner_zero.execution.executor import Executor
 from pruner_zero.models.next_token import to_perplexity

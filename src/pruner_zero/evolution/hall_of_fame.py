@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.evolution.archive import Record
+from pruner_zero.evolution.record import Record
 from pruner_zero.evolution.several_models import Models
 from pruner_zero.files import write_json
 from pruner_zero.metric.expression import TERMINALS, Expression

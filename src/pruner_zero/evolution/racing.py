@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from pruner_zero.evolution.archive import Archive, Record
 from pruner_zero.evolution.candidate import (
     SEED,
     STEP,
@@ -23,6 +22,7 @@ from pruner_zero.evolution.candidate import (
     excess,
 )
 from pruner_zero.evolution.evaluator import RUNGS, Outcome, Rung, Task
+from pruner_zero.evolution.record import Archive, Record
 from pruner_zero.evolution.several_models import Models
 from pruner_zero.execution.executor import Executor
 from pruner_zero.metric.operators import Shape

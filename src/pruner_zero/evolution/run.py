@@ -10,7 +10,6 @@ from pruner_zero.choices import Group
 from pruner_zero.devices import CPU
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.algorithm import make_algorithm
-from pruner_zero.evolution.archive import JOURNAL, Archive, Record
 from pruner_zero.evolution.ask import BatchAlgorithm
 from pruner_zero.evolution.build import (
     JudgedModel,
@@ -30,6 +29,7 @@ from pruner_zero.evolution.final import (
 from pruner_zero.evolution.hall_of_fame import HallOfFame
 from pruner_zero.evolution.racing import Racing
 from pruner_zero.evolution.racing import judge as judge_batch
+from pruner_zero.evolution.record import JOURNAL, Archive, Record
 from pruner_zero.evolution.several_models import Models, judge_several
 from pruner_zero.evolution.study import INTERRUPTED, RUN, Study
 from pruner_zero.execution.executor import Executor, check_executor, make_executor

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from pruner_zero.errors import PrunerZeroError, one_line
-from pruner_zero.evolution.archive import Record, SearchJournal
 from pruner_zero.evolution.final import FinalRace
 from pruner_zero.evolution.hall_of_fame import (
     HallOfFame,
@@ -18,6 +17,7 @@ from pruner_zero.evolution.hall_of_fame import (
     metric_of,
     on_the_highest_rung,
 )
+from pruner_zero.evolution.record import Record, SearchJournal
 from pruner_zero.evolution.several_models import Models
 from pruner_zero.metric.grammar import ParseError
 from pruner_zero.metric.metric import Metric

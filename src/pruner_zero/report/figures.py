@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from pruner_zero.errors import excerpt
-from pruner_zero.evolution.archive import Record
 from pruner_zero.evolution.hall_of_fame import complexity
+from pruner_zero.evolution.record import Record
 from pruner_zero.evolution.study import Study
 from pruner_zero.pruning.matrix import MatrixRecord, total_sparsity
 from pruner_zero.report.results import ComparisonRun, RecoveryRun

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.evolution.archive import JOURNAL
+from pruner_zero.evolution.record import JOURNAL
 from pruner_zero.evolution.study import Study, read_json, reading
 from pruner_zero.metric.expression import Expression
 from pruner_zero.metric.grammar import parse

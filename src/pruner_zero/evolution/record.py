@@ -190,7 +190,7 @@ class Archive:
         """Note which candidates are judged next.
 
         Raises PrunerZeroError where an earlier process judged other candidates here, whose outcomes
-        would be taken for these, and where numbers or parents are wrong.
+        would be taken for these.
         """
         asked = [[str(candidate.expression), candidate.scope] for candidate in batch]
         digest = sha256(json.dumps(asked).encode()).hexdigest()[:24]
@@ -203,14 +203,6 @@ class Archive:
                     "another folder for a new search"
                 )
             return
-        first = len(self.records)
-        for number, candidate in enumerate(batch, first):
-            if candidate.number != number or not all(0 <= p < first for p in candidate.parents):
-                raise PrunerZeroError(
-                    f"the algorithm asked for candidate {candidate.number} of parents "
-                    f"{list(candidate.parents)}: candidates are numbered from 0 on, here "
-                    f"{number}, and parents are of earlier batches"
-                )
         self.journal.append({"kind": "asked", "candidates": digest, "count": len(batch)})
 
     def end(self, finalists: Sequence[int] = ()) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.evolution.archive import JOURNAL, Archive, Record, SearchJournal
 from pruner_zero.evolution.candidate import Candidate, Evaluation
 from pruner_zero.evolution.evaluator import Outcome
+from pruner_zero.evolution.record import JOURNAL, Archive, Record, SearchJournal
 from pruner_zero.evolution.study import Study
 from pruner_zero.files import CHECKSUM, with_checksum
 from pruner_zero.metric.grammar import parse
@@ -165,26 +165,14 @@ def test_a_journal_that_lacks_a_candidate_is_refused(tmp_path: Path) -> None:
         _ = SearchJournal(tmp_path).records
 
 
-def test_the_journal_of_another_kind_of_run_is_no_search(tmp_path: Path) -> None:
+def test_what_is_no_journal_of_a_search_is_refused(tmp_path: Path) -> None:
     (tmp_path / JOURNAL).write_text('{"run": "abc"}\n')
     with pytest.raises(PrunerZeroError, match="holds no search"):
         SearchJournal(tmp_path)
-
-
-def test_a_journal_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    (tmp_path / JOURNAL).unlink()
     (tmp_path / JOURNAL).mkdir()
     with pytest.raises(PrunerZeroError, match="cannot be read"):
         SearchJournal(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "candidate",
-    [Candidate(1, parse("W"), "row"), Candidate(0, parse("W"), "row", (0,))],
-    ids=["numbered from 1", "a parent that does not exist"],
-)
-def test_wrong_numbers_of_an_algorithm_are_refused(candidate: Candidate, tmp_path: Path) -> None:
-    with pytest.raises(PrunerZeroError, match="candidates are numbered from 0 on, here 0"):
-        Archive(tmp_path, {}).begin([candidate])
 
 
 def test_the_finalists_are_those_of_the_last_final_race(tmp_path: Path) -> None:
