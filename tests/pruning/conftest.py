@@ -81,7 +81,7 @@ def pruned_by(windows: Windows, new_store: OpenStore) -> Prune:
         **options: Any,
     ) -> Pruned:
         if isinstance(recipe, str):
-            recipe = recipe_of(recipe, **options)
+            recipe = recipe_of(recipe, **options).fitted(model)
         return run_recipe(model, on or windows, recipe, new_store(model), matrices=matrices)
 
     return prune

@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 
-from pruner_zero.choices import Mode
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.metric.metric import Metric
+from pruner_zero.pruning.matrix import sweeps
 from pruner_zero.pruning.notation import parse_recipe, split_methods
-from pruner_zero.pruning.recipe import Recipe
+from pruner_zero.pruning.recipe import Order, Recipe
+from pruner_zero.sparsity.least_squares import COLUMNS
+from pruner_zero.sparsity.sweep import OBS
+from pruner_zero.sparsity.update import Update, Updated
 from pruner_zero.structure.blocks import Blocks
 from pruner_zero.structure.cut import Cut
 from pruner_zero.structure.experts import Experts
@@ -28,9 +31,16 @@ def expression_of(recipe: Recipe) -> str:
     return str(recipe.metric.expression)
 
 
+def scope_of(text: str, **options: Any) -> str | None:
+    """The comparison group of the weights of a recipe."""
+    pattern = recipe_of(text, **options).pattern
+    assert pattern is not None
+    return pattern.scope
+
+
 def refusal(text: str, **options: Any) -> str:
     with pytest.raises(PrunerZeroError) as raised:
-        _ = parse_recipe(text, **options).order
+        parse_recipe(text, **options)
     assert "\n" not in str(raised.value)
     return str(raised.value)
 
@@ -40,20 +50,20 @@ def test_the_scope_comes_from_the_text_then_the_setting_then_the_file(tmp_path: 
     file.write_text(
         '{"data": "mul", "left": {"data": "W"}, "right": {"data": "G"}, "scope": "matrix"}'
     )
-    assert parse_recipe("wanda", sparsity=0.5).scope == "row"
-    assert parse_recipe(str(file), sparsity=0.5).scope == "matrix"
-    assert parse_recipe(str(file), sparsity=0.5, scope="block").scope == "block"
-    assert parse_recipe(f"{file}@global", sparsity=0.5, scope="block").scope == "global"
-    assert parse_recipe(str(file), pattern="2:4").scope is None
+    assert scope_of("wanda", sparsity=0.5) == "row"
+    assert scope_of(str(file), sparsity=0.5) == "matrix"
+    assert scope_of(str(file), sparsity=0.5, scope="block") == "block"
+    assert scope_of(f"{file}@global", sparsity=0.5, scope="block") == "global"
+    assert scope_of(str(file), pattern="2:4") is None
 
 
 def test_a_folder_of_a_tree_file_may_have_an_at_in_its_name(tmp_path: Path) -> None:
     tree = tmp_path / "a@b" / "tree.json"
     tree.parent.mkdir()
     tree.write_text(json.dumps({**Metric.of("wanda").to_tree(), "scope": "matrix"}))
-    recipe = parse_recipe(f"{tree}@block+exact", sparsity=0.5)
-    assert (expression_of(recipe), recipe.scope) == ("W * X", "block")
-    assert parse_recipe(str(tree), sparsity=0.5).scope == "matrix"
+    assert expression_of(parse_recipe(f"{tree}@block+obs", sparsity=0.5)) == "W * X"
+    assert scope_of(f"{tree}@block+obs") == "block"
+    assert scope_of(str(tree), sparsity=0.5) == "matrix"
 
 
 @pytest.mark.parametrize("text", ["W" + "@" * 1_000_000 + ".json", "wanda@" + "a" * 1000 + ".json"])
@@ -66,84 +76,79 @@ def test_many_at_signs_are_refused_at_once(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "options", "sweep"),
     [
-        ("sparsegpt", {}, "obs"),
-        ("sparsegpt", {"scope": "row"}, "obs"),
-        ("sparsegpt", {"pattern": "2:4"}, "obs"),
-        ("sparsegpt+exact", {}, "obs"),
-        ("sqr(W) / sqr(D)+obs", {}, "obs"),
-        ("sparsegpt@matrix", {}, None),
-        ("wanda+obs", {}, None),
-        ("sparsegpt-score", {}, None),
+        ("sparsegpt", {}, True),
+        ("sparsegpt", {"scope": "row"}, True),
+        ("sparsegpt", {"pattern": "2:4"}, True),
+        ("sqr(W) / sqr(D)+obs", {}, True),
+        ("sparsegpt@matrix", {}, False),
+        ("wanda+obs", {}, False),
+        ("sparsegpt-score", {}, False),
     ],
 )
 def test_the_sweep_chooses_by_formula_not_by_name(
-    text: str, options: dict[str, Any], sweep: str | None
+    text: str, options: dict[str, Any], sweep: bool
 ) -> None:
-    assert recipe_of(text, **options).sweep == sweep
+    assert sweeps(recipe_of(text, **options)) == sweep
 
 
 def test_sparsegpt_is_its_score_in_blocks_with_its_update(tmp_path: Path) -> None:
     recipe = recipe_of("sparsegpt")
-    assert (recipe.scope, recipe.steps) == ("block", ("obs",))
+    assert (scope_of("sparsegpt"), recipe.update) == ("block", OBS)
     assert recipe.metric == Metric.of("sparsegpt-score")
     file = tmp_path / "tree.json"
     file.write_text('{"data": "W", "name": "sparsegpt-score"}')
-    assert recipe_of(f"{file}+obs").sweep is None
+    assert not sweeps(recipe_of(f"{file}+obs"))
 
 
 def test_spaces_do_not_matter() -> None:
     method = parse_recipe(" W * X @ global +obs ", sparsity=0.5)
     assert method.metric == Metric.of("W * X")
-    assert (method.scope, method.steps) == ("global", ("obs",))
+    assert (scope_of(method.name), method.update) == ("global", OBS)
 
 
 @pytest.mark.parametrize(
-    ("text", "steps"),
+    ("text", "option", "update"),
     [
-        ("wanda", ()),
-        ("wanda+refine", ("refine",)),
-        ("wanda@block+refine+obs", ("refine", "obs")),
-        ("wanda + obs", ("obs",)),
-        ("wanda+exact", ("exact",)),
-        ("wanda+exact+refine", ("refine", "exact")),
-        ("abs(W) + X+refine+exact", ("refine", "exact")),
-        ("sparsegpt+refine", ("refine", "obs")),
-        ("sparsegpt@row+exact", ("exact",)),
-        ("wanda+refine+refine", ("refine",)),
+        ("wanda", None, None),
+        ("wanda + obs", None, OBS),
+        ("abs(W) + X+obs", None, OBS),
+        ("wanda", "obs", OBS),
+        ("wanda+obs", "obs", OBS),
+        ("sparsegpt", "none", None),
+        ("sparsegpt+none", None, None),
+        ("wanda+none", None, None),
+        ("wanda@channels=0.25", None, COLUMNS),
+        ("wanda@channels=0.25+none", None, None),
     ],
 )
-def test_steps_after_the_mask(text: str, steps: tuple[str, ...]) -> None:
-    method = parse_recipe(text, sparsity=0.5)
-    assert method.steps == steps
-    assert method.name == text
+def test_the_update_comes_from_the_text_then_the_option_then_the_method(
+    text: str, option: str | None, update: Update | None
+) -> None:
+    method = parse_recipe(text, sparsity=0.5, update=option)
+    assert (method.update, method.name) == (update, text)
 
 
-def test_settings_say_what_the_text_leaves_open() -> None:
-    def steps(text: str, **options: Any) -> tuple[str, ...]:
-        return parse_recipe(text, sparsity=0.5, **options).steps
+def test_an_update_of_the_callers_own_stands_in_the_place_of_a_name() -> None:
+    own = Update("own", lambda layer: Updated(layer.weight, layer.required_mask), "as it was")
+    assert parse_recipe("sparsegpt", sparsity=0.5, update=own).update is own
+    assert "then: as it was" in parse_recipe("wanda", sparsity=0.5, update=own).lines()
 
-    assert steps("wanda", update="exact", refine=True) == ("refine", "exact")
-    assert steps("wanda+obs", update="obs") == ("obs",)
-    assert steps("sparsegpt", update="none") == ()
-    assert steps("sparsegpt+none") == steps("wanda+none") == ()
-    assert steps("sparsegpt+refine+none") == ("refine",)
-    assert steps("wanda+exact", update="exact") == ("exact",)
-    assert steps("wanda", update="refine") == ("refine",)
-    assert steps("sparsegpt", update="exact") == ("exact",)
-    assert refusal("wanda", sparsity=0.5, update="exacct") == (
-        "--update exacct is unknown: did you mean 'exact'?"
+
+def test_updates_that_are_unknown_or_named_twice_are_refused() -> None:
+    assert refusal("wanda", sparsity=0.5, update="obss") == (
+        "--update obss is unknown: did you mean 'obs'?"
     )
-    assert refusal("wanda+obs", sparsity=0.5, update="exact") == (
-        "wanda+obs names its update: leave out --update exact, or +obs"
+    assert refusal("wanda+obs", sparsity=0.5, update="none") == (
+        "wanda+obs names its update: leave out --update none, or +obs"
     )
-    assert refusal("wanda+obs+exact", sparsity=0.5) == (
-        "wanda+obs+exact names 2 updates: keep one of them"
+    assert refusal("wanda+obs+none", sparsity=0.5) == (
+        "wanda+obs+none names two updates: keep one of them"
     )
 
 
 def test_distillation_ends_the_text_of_a_method() -> None:
-    method = parse_recipe(" wanda+refine + exact +distill = 40 ", sparsity=0.5)
-    assert (method.steps, method.distill) == (("refine", "exact"), 40)
+    method = parse_recipe(" wanda + obs +distill = 40 ", sparsity=0.5)
+    assert (method.update, method.distill) == (OBS, 40)
     assert parse_recipe("wanda@channels=0.25+distill=3", sparsity=0.5).distill == 3
     assert parse_recipe("wanda", sparsity=0.5).distill == 0
     assert parse_recipe("wanda", sparsity=0.5, distill=2).distill == 2
@@ -167,39 +172,32 @@ def test_distillation_ends_the_text_of_a_method() -> None:
         ("sparsegpt-score", {"gram"}),
         ("pruner-zero+obs", {"G", "gram"}),
         ("sparsegpt", {"gram"}),
-        ("magnitude+refine", {"gram"}),
-        ("wanda+exact", {"X", "gram", "tokens"}),
-        ("wanda+refine+exact", {"X", "gram", "tokens"}),
-        ("wanda+refine+obs", {"X", "gram"}),
+        ("wanda@channels=0.5", {"X", "gram", "tokens"}),
+        ("wanda@channels=0.5+none", {"X"}),
     ],
 )
 def test_only_what_the_method_needs_is_collected(text: str, kinds: set[str]) -> None:
-    assert parse_recipe(text, sparsity=0.5).kinds == kinds
+    assert parse_recipe(text, sparsity=0.5).kinds() == kinds
 
 
 @pytest.mark.parametrize(
-    ("text", "mode", "order"),
+    ("text", "dense_inputs", "order"),
     [
-        ("wanda", "auto", "sequential"),
-        ("wanda@global", "auto", "one-shot"),
-        ("wanda@global", "one-shot", "one-shot"),
-        ("wanda@global+refine", "auto", "sequential"),
-        ("wanda@global+obs", "sequential", "sequential"),
-        ("wanda@global+obs", "one-shot", "one-shot"),
-        ("block-influence@blocks=0.25", "auto", "one-shot"),
+        ("wanda", False, "one-shot"),
+        ("wanda@global", False, "one-shot"),
+        ("wanda+obs", False, "sequential"),
+        ("wanda@global+obs", False, "sequential"),
+        ("wanda@global+obs", True, "one-shot"),
+        ("wanda+reconstruct=1", True, "sequential"),
+        ("wanda@channels=0.25", False, "sequential"),
+        ("wanda@channels=0.25+none", False, "one-shot"),
+        ("block-influence@blocks=0.25", False, "one-shot"),
     ],
 )
-def test_where_the_whole_model_decides_steps_can_follow_block_by_block(
-    text: str, mode: Mode, order: str
+def test_blocks_go_one_by_one_where_weights_change_on_the_way(
+    text: str, dense_inputs: bool, order: Order
 ) -> None:
-    assert recipe_of(text, mode).order == order
-
-
-def test_matrices_that_compete_cannot_be_pruned_one_after_the_other() -> None:
-    with pytest.raises(PrunerZeroError, match="choose --mode one-shot or another --scope"):
-        _ = recipe_of("wanda@global", "sequential").order
-    with pytest.raises(PrunerZeroError, match=r"choose --mode one-shot$"):
-        _ = recipe_of("block-influence@blocks=0.25", "sequential").order
+    assert recipe_of(text, dense_inputs=dense_inputs).order == order
 
 
 def test_either_a_share_or_a_pattern_decides_how_much() -> None:
@@ -216,34 +214,33 @@ def test_either_a_share_or_a_pattern_decides_how_much() -> None:
 def test_groups_inside_rows_leave_no_other_scope() -> None:
     assert "leave out scope 'global'" in refusal("wanda@global", pattern="2:4")
     assert "leave out scope 'matrix'" in refusal("wanda", pattern="2:4", scope="matrix")
-    assert parse_recipe("wanda", pattern="2:4", scope="row").scope is None
+    assert scope_of("wanda", pattern="2:4", scope="row") is None
 
 
 @pytest.mark.parametrize(
-    ("text", "options", "cut", "steps"),
+    ("text", "options", "cut", "update"),
     [
-        ("W * X@channels=0.25", {"units": EIGHTS, "scope": "global"}, CHANNELS, ("exact",)),
-        ("wanda", {"units": EIGHTS, "structure": "channels", "sparsity": 0.25}, CHANNELS, None),
-        ("wanda@heads", {}, EqualWidths(0.5, "heads"), ("exact",)),
-        ("wanda@heads=0.5+obs", {"pattern": "2:4"}, EqualWidths(0.5, "heads"), ("obs",)),
-        ("block-influence@blocks=.1", {}, Blocks(0.1), ()),
-        ("reap@experts=.25", {}, Experts(0.25), ()),
-        ("wanda@experts=.25", {}, Experts(0.25, by_metric=True), ()),
+        ("W * X@channels=0.25", {"units": EIGHTS, "scope": "global"}, CHANNELS, COLUMNS),
+        ("wanda", {"units": EIGHTS, "structure": "channels", "sparsity": 0.25}, CHANNELS, COLUMNS),
+        ("wanda@heads", {}, EqualWidths(0.5, "heads"), COLUMNS),
+        ("wanda@heads=0.5+none", {"pattern": "2:4"}, EqualWidths(0.5, "heads"), None),
+        ("block-influence@blocks=.1", {}, Blocks(0.1), None),
+        ("reap@experts=.25", {}, Experts(0.25), None),
+        ("wanda@experts=.25", {}, Experts(0.25, by_metric=True), None),
     ],
     ids=str,
 )
 def test_whole_units_stand_where_weights_would_compete(
-    text: str, options: dict[str, Any], cut: Cut, steps: tuple[str, ...] | None
+    text: str, options: dict[str, Any], cut: Cut, update: Update | None
 ) -> None:
     recipe = recipe_of(text, **options)
-    assert recipe.cut == cut
-    assert steps is None or recipe.steps == steps
+    assert (recipe.cut, recipe.update) == (cut, update)
     assert (recipe.metric is None) == (cut.rule is not None)
 
 
 def test_blocks_go_by_their_influence_at_once() -> None:
     recipe = recipe_of("block-influence@blocks=.1")
-    assert recipe.kinds == {"influence"}
+    assert recipe.kinds() == {"influence"}
     assert recipe.order == "one-shot"
 
 
@@ -259,18 +256,17 @@ def test_settings_that_do_not_go_with_whole_units_are_refused() -> None:
     assert "block-influence does not choose weights" in refused("block-influence")
     assert "reap does not choose blocks" in refused("reap@blocks")
     assert "leave out @heads" in refused("wanda@heads", structure="heads")
-    assert "+refine has nothing to do" in refused("wanda@heads+refine")
-    assert "+exact has nothing to do" in refused("block-influence@blocks+exact")
+    assert "+obs has nothing to do" in refused("wanda@heads+obs")
+    assert "+obs has nothing to do" in refused("block-influence@blocks+obs")
     assert "keep one scope" in refused("wanda@heads@row")
     assert "did you mean 'heads'" in refused("wanda@head=0.5")
 
 
 def test_near_names_are_named() -> None:
     assert "did you mean 'wanda'?" in refusal("wnada", sparsity=0.5)
-    line = "unknown step 'exakt': did you mean 'exact'?"
-    for metric in ("wanda", "wanda@global", "W * G@global"):
-        assert refusal(f"{metric}+exakt", sparsity=0.5) == line
-    assert refusal("sparsegpt+exakt+refine", sparsity=0.5) == line
+    line = "unknown update 'obss': did you mean 'obs'?"
+    for metric in ("wanda", "wanda@global", "W * G@global", "sparsegpt"):
+        assert refusal(f"{metric}+obss", sparsity=0.5) == line
     assert "did you mean 'global'?" in refusal("wanda@gobal", sparsity=0.5)
     assert "unknown scope 'Global'" in refusal("wanda@Global", sparsity=0.5)
     assert "unknown scope 'owl'" in refusal("wanda@owl", sparsity=0.5)
@@ -287,8 +283,8 @@ def test_commas_inside_parentheses_do_not_split() -> None:
 
 
 def test_commas_in_double_quotes_do_not_split() -> None:
-    text = 'dense,"my runs, old/best.json"+refine,max(W,G)'
-    assert split_methods(text) == ["dense", "my runs, old/best.json+refine", "max(W,G)"]
+    text = 'dense,"my runs, old/best.json"+obs,max(W,G)'
+    assert split_methods(text) == ["dense", "my runs, old/best.json+obs", "max(W,G)"]
     assert split_methods('"a(b.json",wanda,"c).json"') == ["a(b.json", "wanda", "c).json"]
 
 

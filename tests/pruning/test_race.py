@@ -16,8 +16,8 @@ from pruner_zero.models.block_calls import Activations, run_windows
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.matrices import Matrix, find_matrices
 from pruner_zero.progress import reported_to
-from pruner_zero.pruning.masks import DenseStatistics, masks_of
-from pruner_zero.pruning.race import dense_masks, judged_apart, race
+from pruner_zero.pruning.masks import DenseStatistics, dense_masks, masks_of
+from pruner_zero.pruning.race import held_out, race
 from pruner_zero.pruning.recipe import Race, Recipe
 from pruner_zero.pruning.runner import run_recipe
 from pruner_zero.text.token_windows import Windows, no_windows
@@ -48,14 +48,14 @@ def test_divergences_are_those_of_models_pruned_one_shot(
     raced, dense = (language_model(architecture, blocks=4) for _ in range(2))
     store = new_store(raced)
     masks = Race(tuple(map(scored_of, METHODS)))
-    calibrate(raced, windows, Recipe("race", masks).scoring_kinds, store)
-    statistics = DenseStatistics(store, 0.01)
+    calibrate(raced, windows, Recipe("race", masks).kinds(), store)
+    statistics = DenseStatistics(store)
     matrices = find_matrices(raced.model)
     made = [dense_masks(raced, each, matrices, statistics) for each in masks.entries]
     entries = race(raced, windows.tokens, masks.entries, matrices, made)
     for method, entry in zip(METHODS, entries, strict=True):
         pruned = language_model(architecture, blocks=4)
-        pruned_by(pruned, method, "one-shot")
+        pruned_by(pruned, method)
         wanted = divergence(pruned.model, dense.model, windows.tokens)
         assert entry.divergence == pytest.approx(wanted, rel=1e-3)
     assert raced.fingerprint() == dense.fingerprint()
@@ -78,10 +78,10 @@ def test_masks_of_matrices_that_compete_with_no_other_are_computed_when_needed(
         events.append("run")
         return run_windows(*args)
 
-    monkeypatch.setattr("pruner_zero.pruning.race.masks_of", masks_of_some)
+    monkeypatch.setattr("pruner_zero.pruning.masks.masks_of", masks_of_some)
     monkeypatch.setattr("pruner_zero.calibration.walk.run_windows", run)
     matrices = find_matrices(raced.model)
-    wanda, statistics = scored_of("wanda"), DenseStatistics(store, 0.01)
+    wanda, statistics = scored_of("wanda"), DenseStatistics(store)
     made = dense_masks(raced, wanda, matrices, statistics)
     race(raced, windows.tokens, [wanda], matrices, [made])
     wanted: list[str] = []
@@ -117,7 +117,7 @@ def test_masks_are_judged_on_windows_that_their_statistics_have_not_seen(
     count: int, seen: int, judged: int
 ) -> None:
     windows = replace(no_windows(), tokens=torch.arange(3 * count).view(count, 3))
-    first, last = judged_apart(windows, windows)
+    first, last = held_out(windows, windows)
     assert torch.equal(first.tokens, windows.tokens[:seen])
     assert torch.equal(last, windows.tokens[-judged:])
 

@@ -1,6 +1,5 @@
 """Pruning with +reconstruct: nearer to the dense model, in order, and for models on disk."""
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -9,8 +8,8 @@ import torch
 from torch.nn import functional
 
 from pruner_zero import prune
-from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.load import load_model
+from pruner_zero.sparsity.sweep import OBS
 from pruner_zero.text.token_windows import Windows
 from tests.pruning.conftest import Prune, language_model, recipe_of
 from tests.text.refusals import refusal
@@ -25,7 +24,7 @@ def divergence(method: str, windows: Windows, pruned_by: Prune) -> float:
     return float(functional.kl_div(predicted, wanted, log_target=True, reduction="batchmean"))
 
 
-@pytest.mark.parametrize("method", ["wanda", "wanda+exact", "magnitude", "wanda@global"])
+@pytest.mark.parametrize("method", ["wanda", "wanda+obs", "magnitude", "wanda@global"])
 def test_the_model_comes_nearer_to_the_dense_one(
     method: str, windows: Windows, pruned_by: Prune
 ) -> None:
@@ -34,15 +33,14 @@ def test_the_model_comes_nearer_to_the_dense_one(
 
 
 def test_passes_are_named_once_and_blocks_go_in_order() -> None:
-    method = recipe_of("wanda+exact+reconstruct=3+distill=40")
-    assert (method.steps, method.reconstruct, method.distill) == (("exact",), 3, 40)
+    method = recipe_of("wanda+obs+reconstruct=3+distill=40", dense_inputs=True)
+    assert (method.update, method.reconstruct, method.distill) == (OBS, 3, 40)
+    assert method.order == "sequential"
     assert recipe_of("wanda", reconstruct=2).reconstruct == 2
     for amount in ("", "=-1", "=many"):
         assert refusal(partial(recipe_of, f"wanda+reconstruct{amount}")) == (
             f"wanda+reconstruct{amount}: say how many passes, as in +reconstruct=4"
         )
-    with pytest.raises(PrunerZeroError, match="needs --mode sequential: choose it, or leave out"):
-        _ = replace(method, mode="one-shot").order
 
 
 def test_a_model_on_disk_gets_the_same_weights(
@@ -58,7 +56,6 @@ def test_a_model_on_disk_gets_the_same_weights(
             seqlen=16,
             output=tmp_path / str(offload),
             offload=offload,
-            threads=1,
         )
         for offload in (False, True)
     ]
