@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from pruner_zero.calibration.calibrate import calibrate
-from pruner_zero.choices import Mode
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.block_calls import BlockCalls
 from pruner_zero.models.language_model import LanguageModel
@@ -43,13 +42,12 @@ def counted(model: nn.Module) -> Iterator[dict[str, int]]:
         handle.remove()
 
 
-@pytest.mark.parametrize("mode", ["one-shot", "sequential"])
 def test_a_metric_of_gradients_alone_runs_nothing_for_activations(
-    mode: Mode, windows: Windows, pruned_by: Prune
+    windows: Windows, pruned_by: Prune
 ) -> None:
     ours = language_model("llama")
     with counted(ours.model) as counts:
-        pruned_by(ours, "pruner-zero", mode)
+        pruned_by(ours, "pruner-zero")
     assert counts == {"forward": 0, "backward": len(windows), "blocks": 2 * len(windows)}
 
 
@@ -65,17 +63,17 @@ def test_magnitude_runs_nothing_at_all(pruned_by: Prune) -> None:
 )
 def test_the_next_metric_reuses_the_dense_statistics(method: str, pruned_by: Prune) -> None:
     first, second = language_model("llama"), language_model("llama")
-    pruned_by(first, "gblm+obs", "one-shot")
+    pruned_by(first, "gblm+obs", dense_inputs=True)
     with counted(second.model) as counts:
-        pruned_by(second, method, "one-shot")
+        pruned_by(second, method, dense_inputs=True)
     assert counts == NOTHING
 
 
 def test_sequential_takes_gradients_from_the_dense_statistics(pruned_by: Prune) -> None:
     first, second = language_model("llama"), language_model("llama")
-    pruned_by(first, "gblm")
+    pruned_by(first, "gblm+obs")
     with counted(second.model) as counts:
-        pruned_by(second, "gblm")
+        pruned_by(second, "gblm+obs")
     assert counts["backward"] == 0
     assert_equal_models(first.model, second.model)
 
@@ -98,7 +96,7 @@ def test_no_block_is_run_whose_outputs_no_matrix_needs(
     ours = language_model("llama", blocks=4)
     matrices = find_matrices(ours.model, include)
     with counted(ours.model) as counts:
-        pruned_by(ours, "wanda", matrices=matrices)
+        pruned_by(ours, "wanda+obs", matrices=matrices)
     # Recording the arguments of the blocks calls each of them once; before that, three passes over
     # the first tokens of one window check that the blocks can be run one after the other.
     assert counts["blocks"] == (4 + runs) * len(windows) + 3 * 4

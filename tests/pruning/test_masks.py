@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pruner_zero.choices import Mode
 from pruner_zero.models.matrices import find_matrices
 from pruner_zero.pruning import masks as masks_module
 from pruner_zero.pruning.masks import choose_masks, score_matrix
@@ -74,22 +73,22 @@ def test_a_key_error_of_the_score_is_no_unreached_matrix() -> None:
         choose_masks(HALF, "ab", scores, lambda name: torch.ones(2, 2))["a"]
 
 
-@pytest.mark.parametrize("mode", ["one-shot", "sequential"])
+@pytest.mark.parametrize("dense_inputs", [True, False])
 @pytest.mark.parametrize("architecture", ["llama", "mixtral"])
-@pytest.mark.parametrize("method", ["wanda@global+obs", "W * (O * X)^0.73@global+exact"])
+@pytest.mark.parametrize("method", ["wanda@global+obs", "W * (O * X)^0.73@global"])
 def test_a_model_whose_scores_do_not_fit_is_pruned_alike(
     method: str,
     architecture: str,
-    mode: Mode,
+    dense_inputs: bool,
     pruned_by: Prune,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ours, expected = language_model(architecture), language_model(architecture)
-    records = pruned_by(expected, method, mode).records
+    records = pruned_by(expected, method, dense_inputs=dense_inputs).records
     live = Live()
     monkeypatch.setattr("pruner_zero.pruning.masks.HELD_BYTES", 0)
     monkeypatch.setattr(masks_module, "score_matrix", live.around(score_matrix))
-    assert pruned_by(ours, method, mode).records == records
+    assert pruned_by(ours, method, dense_inputs=dense_inputs).records == records
     for name, tensor in expected.model.state_dict().items():
         assert torch.equal(ours.model.state_dict()[name], tensor), name
     every = sum(matrix.weight.numel() * 4 for matrix in find_matrices(ours.model))
