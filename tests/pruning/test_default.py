@@ -14,6 +14,7 @@ from pruner_zero.models.matrices import Matrix, find_matrices
 from pruner_zero.progress import reported_to
 from pruner_zero.pruning.matrix import MatrixRecord, prune_matrix
 from pruner_zero.pruning.prune import plan, prune
+from pruner_zero.pruning.recipe import Recipe
 from pruner_zero.pruning.runner import for_training
 from pruner_zero.sparsity.threshold import global_threshold
 from pruner_zero.text.token_windows import Windows
@@ -55,10 +56,10 @@ def wide(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("wide")
 def test_wide_matrices_get_a_mask_without_gradients_of_weights(tmp_path: Path) -> None:
     result = prune(language_model(), cache=tmp_path, **SMALL)
-    assert (result.recipe.steps, result.recipe.reconstruct, result.recipe.distill) == ((), 2, 3)
+    assert (result.recipe.update, result.recipe.reconstruct, result.recipe.distill) == (None, 2, 3)
     assert {entry.pattern for entry in result.raced} == {"50% global", "50% per row"}
     assert len(result.raced) == 2
-    assert "G" not in result.recipe.kinds
+    assert "G" not in result.recipe.kinds()
 
 
 @pytest.mark.usefixtures("wide")
@@ -159,7 +160,7 @@ def stop_in_the_second_block(model: Any, **options: Any) -> None:
         return prune_matrix(matrix, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pruner_zero.pruning.runner.prune_matrix", prune_some)
+        patch.setattr("pruner_zero.pruning.blocks.prune_matrix", prune_some)
         with pytest.raises(KeyboardInterrupt):
             prune(model, **options)
 
@@ -170,7 +171,7 @@ def test_a_run_that_goes_on_keeps_the_mask_that_won_its_race(
     options: dict[str, Any] = {"cache": tmp_path / "cache", **SMALL, "distill": 0}
     whole = prune(language_model(), output=tmp_path / "whole", **options)
     stop_in_the_second_block(language_model(), output=tmp_path / "cut", **options)
-    monkeypatch.setattr("pruner_zero.pruning.runner.race", never)
+    monkeypatch.setattr("pruner_zero.pruning.race.race", never)
     cut = prune(language_model(), output=tmp_path / "cut", **options)
     assert cut.raced == whole.raced
     assert contents(tmp_path / "whole") == contents(tmp_path / "cut")
@@ -216,7 +217,7 @@ def test_a_run_that_is_cut_while_it_distills_ends_with_the_same_bytes(
     taken = 0
     with monkeypatch.context() as patch:
         patch.setattr(Training, "_step", stop)
-        patch.setattr("pruner_zero.pruning.runner.race", never)
+        patch.setattr("pruner_zero.pruning.race.race", never)
         # One step is left: the two that were taken are not taken again, and no mask is judged.
         prune(language_model(), output=tmp_path / "cut", **options)
     assert taken == 1
@@ -262,11 +263,13 @@ def test_passes_have_other_windows_without_distillation_so_that_a_cut_run_needs_
 
 def test_blocks_and_distillation_are_trained_on_halves_of_the_windows(tmp_path: Path) -> None:
     windows = Windows(torch.arange(20).view(5, 4), "text", None, "", None, "sampled")
-    blocks, distilled = for_training(windows)
+    recipe = Recipe("both", None, reconstruct=1, distill=1)
+    blocks, distilled = for_training(windows, recipe)
     assert torch.equal(torch.cat([blocks.tokens, distilled.tokens]), windows.tokens)
     assert len(distilled) == 2
     few = replace(windows, tokens=windows.tokens[:3])
-    assert for_training(few) == (few, few)
+    assert for_training(few, recipe) == (few, few)
+    assert for_training(windows, replace(recipe, distill=0)) == (windows, windows)
 
 
 def test_distillation_after_a_metric_without_text_has_the_model_write_one(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from tests.pruning.conftest import language_model
 
 METHODS: dict[str, dict[str, Any]] = {
     "a statistic by forward": {"metric": "wanda"},
-    "gradients and an operator over the matrix": {"metric": "pruner-zero", "mode": "one-shot"},
+    "gradients and an operator over the matrix": {"metric": "pruner-zero"},
     "the Hessian": {"metric": "sparsegpt"},
     "N:M": {"metric": "ria", "pattern": "2:4", "sparsity": None},
     "wide N:M, swept": {
@@ -35,8 +35,7 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "all matrices at once": {"metric": "W * G", "scope": "global"},
     "one matrix at once": {"metric": "wanda", "scope": "matrix"},
-    "swaps and least squares": {"metric": "wanda", "refine": True, "update": "exact"},
-    "swaps within groups": {"metric": "wanda", "refine": True, "pattern": "2:4", "sparsity": None},
+    "an update": {"metric": "wanda", "update": "obs"},
     "channels": {"metric": "wanda", "structure": "channels", "multiple_of": 8},
     "heads": {"metric": "wanda", "structure": "heads"},
 }

@@ -10,7 +10,6 @@ from pruner_zero.pruning.default import EVOLVED, IN_ROWS, PRICED
 from pruner_zero.pruning.planning import plan_recipe, read_recipe
 from pruner_zero.pruning.recipe import Recipe
 from tests.pruning.conftest import language_model
-from tests.text.refusals import refusal
 
 MODEL = language_model("llama")
 PYDOC: dict[str, Any] = {"calibration": "builtin:pydoc"}
@@ -18,7 +17,7 @@ WANDA: dict[str, Any] = {"metric": "wanda"}
 TOKENS: dict[str, Any] = {"structure": "vocabulary", "sparsity": 0.1}
 FISHER = "sqrt(F) * column_normalize(W)"
 CHANNELS: dict[str, Any] = {"structure": "channels", "multiple_of": 8}
-NO_MORE = (0, 0, ())
+NO_MORE = (0, 0, None)
 
 
 @pytest.fixture
@@ -34,9 +33,9 @@ def planned(metric: str | Metric | None = None, calibration: Any = None, **setti
     return plan_recipe(*read_recipe("some", metric, calibration, None, settings), MODEL)
 
 
-def after(recipe: Recipe) -> tuple[int, int, tuple[str, ...]]:
-    """What follows the masks: passes, steps of distillation, steps over a matrix."""
-    return recipe.reconstruct, recipe.distill, recipe.steps
+def after(recipe: Recipe) -> tuple[int, int, str | None]:
+    """What follows the masks: passes, steps of distillation, the update of a matrix."""
+    return recipe.reconstruct, recipe.distill, recipe.update and recipe.update.name
 
 
 def entries(recipe: Recipe) -> list[tuple[str, str]]:
@@ -61,14 +60,12 @@ def shape(recipe: Recipe) -> tuple[int, int] | None:
         ({"calibration": {"self:chat": 1.0, "self:documents": 1.0}}, 192, 256),
         ({"calibration": "self", **WANDA}, 96, 256),
         ({"calibration": "self", **WANDA, "seqlen": 256}, 96, 256),
-        ({"mode": "one-shot"}, 96, 256),
         (CHANNELS, 384, 256),
         (PYDOC, 48, 1024),
         ({**PYDOC, "seqlen": 1024}, 48, 1024),
         ({**PYDOC, **WANDA}, 24, 1024),
         ({**PYDOC, **WANDA, "seqlen": 1024}, 24, 1024),
         ({**PYDOC, **WANDA, "seqlen": 256}, 96, 256),
-        ({**PYDOC, **WANDA, "race": True}, 48, 1024),
         ({"calibration": {"builtin:pydoc": 1.0, "self": 1.0}}, 48, 1024),
         ({**TOKENS, **PYDOC}, 192, 256),
         ({**TOKENS, **PYDOC, "seqlen": 256}, 192, 256),
@@ -89,7 +86,6 @@ def test_windows_follow_from_tokens(options: dict[str, Any], windows: int, seqle
         ({"seqlen": 1024}, 96),
         (PYDOC, 96),
         ({"windows": 8}, 8),
-        ({"mode": "one-shot"}, 96),
         (CHANNELS, 384),
         (WANDA, 96),
     ],
@@ -120,18 +116,14 @@ def in_rows(pattern: str) -> list[tuple[str, str]]:
 @pytest.mark.parametrize(
     ("options", "masks", "follows"),
     [
-        ({}, RACE, (4, 40, ())),
-        ({"distill": 7, "reconstruct": 3}, RACE, (3, 7, ())),
+        ({}, RACE, (4, 40, None)),
+        ({"distill": 7, "reconstruct": 3}, RACE, (3, 7, None)),
         ({"distill": 0, "reconstruct": 0}, RACE, NO_MORE),
-        ({"refine": True, "update": "obs"}, RACE, (4, 40, ("refine", "obs"))),
-        ({"mode": "one-shot"}, RACE, (0, 40, ("exact",))),
-        ({"mode": "one-shot", "update": "none"}, RACE, (0, 40, ())),
-        ({"pattern": "2:4"}, in_rows("2:4"), (4, 40, ())),
-        ({"scope": "row"}, in_rows(HALF), (4, 40, ())),
-        ({"scope": "global"}, [(EVOLVED_TEXT, GLOBAL)], (4, 40, ())),
+        ({"update": "obs"}, RACE, (4, 40, "obs")),
+        ({"pattern": "2:4"}, in_rows("2:4"), (4, 40, None)),
+        ({"scope": "row"}, in_rows(HALF), (4, 40, None)),
+        ({"scope": "global"}, [(EVOLVED_TEXT, GLOBAL)], (4, 40, None)),
         (WANDA, [("W * X", HALF)], NO_MORE),
-        ({**WANDA, "race": True}, [("W * X", HALF), *RACE], (4, 40, ())),
-        ({**WANDA, "race": True, "distill": 0}, [("W * X", HALF), *RACE], (4, 0, ())),
     ],
     ids=str,
 )
@@ -146,13 +138,12 @@ def test_the_default_leaves_what_is_asked_for(
 @pytest.mark.parametrize(
     ("options", "follows"),
     [
-        ({}, (2, 60, ())),
-        ({"distill": 5}, (2, 5, ())),
-        ({"reconstruct": 3}, (3, 60, ())),
-        ({"scope": "row"}, (2, 60, ())),
-        ({"pattern": "2:4"}, (2, 60, ())),
-        ({"scope": "global"}, (2, 60, ())),
-        ({"mode": "one-shot"}, (0, 40, ("exact",))),
+        ({}, (2, 60, None)),
+        ({"distill": 5}, (2, 5, None)),
+        ({"reconstruct": 3}, (3, 60, None)),
+        ({"scope": "row"}, (2, 60, None)),
+        ({"pattern": "2:4"}, (2, 60, None)),
+        ({"scope": "global"}, (2, 60, None)),
     ],
     ids=str,
 )
@@ -162,9 +153,7 @@ def test_wide_matrices_get_masks_without_gradients_of_weights_and_other_amounts(
 ) -> None:
     recipe = planned(**options)
     assert after(recipe) == follows
-    if options.get("mode") == "one-shot":
-        assert entries(recipe) == RACE
-    elif options.get("scope") == "global":
+    if options.get("scope") == "global":
         assert entries(recipe) == [(PRICED_TEXT, GLOBAL)]
     elif {"scope", "pattern"} & options.keys():
         assert entries(recipe) == in_rows(options.get("pattern", HALF))
@@ -182,15 +171,15 @@ def test_equal_widths_have_metrics_that_compare_units_of_a_block(
     asked = {"structure": structure, "sparsity": 0.5, "widths": "equal"}
     recipe = plan_recipe(*read_recipe("some", None, None, None, asked), language_model("llama"))
     assert str(recipe.metric and recipe.metric.expression) == chooser
-    assert after(recipe) == (1, 120, ("exact",))
+    assert after(recipe) == (1, 120, "columns")
 
 
 @pytest.mark.parametrize(
     ("structure", "chooser", "family", "follows"),
     [
-        ("channels", FISHER, "llama", (1, 120, ("exact",))),
-        ("channels,heads", FISHER, "llama", (1, 120, ("exact",))),
-        (None, FISHER, "llama", (1, 120, ("exact",))),
+        ("channels", FISHER, "llama", (1, 120, "columns")),
+        ("channels,heads", FISHER, "llama", (1, 120, "columns")),
+        (None, FISHER, "llama", (1, 120, "columns")),
         ("experts", None, "mixtral", NO_MORE),
         ("blocks", None, "llama", NO_MORE),
         ("vocabulary", None, "llama", NO_MORE),
@@ -217,23 +206,23 @@ def found(tmp_path: Path) -> str:
 def test_a_found_metric_has_all_that_follows_the_masks_of_the_default(found: str) -> None:
     recipe = planned(found)
     assert entries(recipe) == [("W * G", GLOBAL)]
-    assert (after(recipe), shape(recipe)) == ((4, 40, ()), (192, 256))
-    assert entries(planned(found, race=True)) == [("W * G", GLOBAL), *RACE]
+    assert (after(recipe), shape(recipe)) == ((4, 40, None), (192, 256))
+    in_python = planned(Metric.of(found))
+    assert entries(in_python) == entries(recipe)
+    assert (after(in_python), shape(in_python)) == (after(recipe), shape(recipe))
     assert entries(planned(found, pattern="2:4")) == [("W * G", "2:4")]
-    assert after(planned(found, **CHANNELS)) == (1, 120, ("exact",))
+    assert after(planned(found, **CHANNELS)) == (1, 120, "columns")
 
 
 @pytest.mark.parametrize(
     ("options", "follows"),
     [
-        ({"update": "exact"}, (0, 0, ("exact",))),
+        ({"update": "obs"}, (0, 0, "obs")),
         ({"update": "none"}, NO_MORE),
-        ({"refine": True}, (0, 0, ("refine",))),
-        ({"reconstruct": 2}, (2, 0, ())),
+        ({"reconstruct": 2}, (2, 0, None)),
         ({"reconstruct": 0}, NO_MORE),
-        ({"distill": 3}, (0, 3, ())),
+        ({"distill": 3}, (0, 3, None)),
         ({"distill": 0}, NO_MORE),
-        ({"mode": "one-shot"}, NO_MORE),
     ],
     ids=str,
 )
@@ -242,12 +231,3 @@ def test_a_found_metric_with_an_option_on_what_follows_has_that_alone(
 ) -> None:
     assert after(planned(found, **options)) == follows
     assert shape(planned(found, **options)) == (96, 256)
-
-
-def test_a_race_needs_a_metric_and_weights() -> None:
-    assert refusal(lambda: planned(race=True)) == (
-        "--race has no effect without --metric: leave it out"
-    )
-    assert "--structure does not: leave it out" in refusal(
-        lambda: planned("wanda", race=True, **CHANNELS)
-    )

@@ -21,10 +21,10 @@ CHANGED = "the model, a text or the configuration changes under an unfinished ru
 WINDOWS, SEQLEN, BLOCKS = 40, 48, 6
 
 RUNS = {
-    "sequential": ["--metric", "gblm", "--sparsity", "0.5"],
-    "sparsegpt": ["--metric", "sparsegpt+permute", "--pattern", "2:4"],
-    "one-shot": ["--metric", "wanda", "--sparsity", "0.5", "--mode", "one-shot"],
-    "offloaded": ["--metric", "wanda", "--sparsity", "0.5", "--offload"],
+    "sequential": ["--metric", "gblm+obs", "--sparsity", "0.5"],
+    "sparsegpt": ["--metric", "sparsegpt", "--pattern", "2:4"],
+    "one-shot": ["--metric", "wanda", "--sparsity", "0.5"],
+    "offloaded": ["--metric", "wanda+obs", "--sparsity", "0.5", "--offload"],
     "global": ["--metric", "W * G", "--sparsity", "0.5", "--scope", "global"],
     "channels": [
         *("--metric", "wanda", "--structure", "channels"),
@@ -245,7 +245,7 @@ def test_an_unfinished_run_of_other_settings_only_gives_way_to_overwrite(
     [
         ("model", "the model's weights"),
         ("text", "the calibration tokens"),
-        ("configuration", "--damping"),
+        ("configuration", "--exclude"),
         ("tree", "the metric"),
     ],
 )
@@ -256,8 +256,9 @@ def test_a_change_under_an_unfinished_run_is_named(
     text, tree, config = (tmp_path / name for name in ("text.txt", "tree.json", "run.yaml"))
     text.write_text(text_file.read_text())
     tree.write_text(Metric.of("gblm").to_json())
-    config.write_text("damping: 0.01\n")
-    arguments = ["prune", model, "--metric", tree, "--sparsity", "0.5", "--config", config]
+    config.write_text("exclude: []\n")
+    arguments = ["prune", model, "--metric", f"{tree}+obs", "--sparsity", "0.5"]
+    arguments += ["--config", config]
     arguments += ["--calibration", text, "--windows", WINDOWS, "--seqlen", SEQLEN]
     arguments += ["-o", tmp_path / "out", "--cache", tmp_path / "cache"]
     stop_in_the_middle(arguments, tmp_path)
@@ -267,7 +268,7 @@ def test_a_change_under_an_unfinished_run_is_named(
     elif what == "text":
         text.write_text(text_file.read_text()[::-1])
     elif what == "configuration":
-        config.write_text("damping: 0.02\n")
+        config.write_text("exclude: ['*.0.mlp.*']\n")
     else:
         tree.write_text(Metric.of("wanda").to_json())
     line = error_of(Forked(*arguments, log=tmp_path / "log"))
