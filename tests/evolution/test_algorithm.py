@@ -167,7 +167,7 @@ class Narrow(RandomSearch):
 
 
 def test_search_takes_a_class(llama_folder: Path, text_file: Path, tmp_path: Path) -> None:
-    sizes = {"windows": 2, "seqlen": 16, "search_windows": 2, "final_windows": 0}
+    sizes: dict[str, Any] = {"windows": 2, "seqlen": 16, "search_windows": 2, "final_windows": 0}
     study = search(
         llama_folder,
         calibration=text_file,

@@ -16,24 +16,22 @@ from pruner_zero.metric.expression import Expression
 
 _Array = NDArray[np.float64]
 
-# A proposal after whether it explores, its predicted loss (expected or, where it explores,
-# plausible), and the number of its parent.
-_Ranked = tuple[bool, float, int, Proposal]
-
 # The prior of the loss (nats) around the best exponents of a skeleton: standard deviations of its
 # gradient, its curvature and the interaction of two exponents, and the mean of the curvature. The
 # prior is wide: a few losses outweigh it.
 _GRADIENT, _CURVATURE, _CURVATURE_MEAN, _INTERACTION = 0.5, 1.5, 2.0, 0.7
-# The assumed standard deviation of losses on few and on all windows from that quadratic.
-_NOISE_FEW, _NOISE_ALL = 0.006, 0.003
-# A quadratic is accurate only near the best: points farther away or far above are left out.
-_RADIUS, _HEIGHT = 0.6, 0.3
+# The assumed standard deviation of losses from that quadratic.
+_NOISE = 0.005
+# A quadratic is accurate only near the best: points farther away are left out.
+_RADIUS = 0.6
 # The largest step of new exponents from the best, and their number for a skeleton.
 _STEP, _DRAWS = 0.4, 256
-# The least gain (nats) of an expected or plausible loss over the best, to propose exponents.
+# A plausible loss is the expected one less this many standard deviations.
+_OPTIMISM = 0.3
+# The least gain (nats) of a plausible loss over the best, to propose exponents.
 _GAIN = 0.001
-# The most skeletons that are fitted, and for each the most proposals to tune and to explore it.
-_SKELETONS, _TO_TUNE, _TO_EXPLORE = 8, 1, 2
+# The most skeletons that are fitted, and the most proposals for each.
+_SKELETONS, _MOST = 8, 2
 
 
 class Tuner:
@@ -41,9 +39,8 @@ class Tuner:
 
     For each of the skeletons with the lowest losses the loss is modelled as a quadratic function of
     the exponents around the best ones, by Bayesian linear regression. Of exponents drawn nearby
-    and on the grid, those with the lowest expected loss are proposed first, then those with the
-    lowest plausible loss, the mean less a standard deviation; both only where that loss is below
-    the best one. So a skeleton with many points is tuned, and one with few is explored.
+    and on the grid, those with the lowest plausible loss are proposed, where it is below the best
+    loss. So a skeleton with many points is tuned, and one with few is explored.
     Source: response surfaces (Box & Wilson 1951) with a lower confidence bound (Cox & John 1992);
     constants apart from structure as in Kommenda et al. 2020.
     """
@@ -61,24 +58,23 @@ class Tuner:
 
     def propose(self, generator: Generator, count: int) -> list[Proposal]:
         """At most `count` candidates with other exponents, the most promising first."""
-        results = [result for points in self._results.values() for result in points.values()]
-        usual = _usual(results)
-        skeletons = [
-            _Points([*points.values()], _usual([*points.values()], usual))
-            for points in self._results.values()
-        ]
+        results = [[*points.values()] for points in self._results.values()]
+        further = excess(evaluation.results for points in results for _, evaluation in points)
+        usual = sum(further) / len(further) if further else 0.0
+        skeletons = [_Points(points, usual) for points in results]
         skeletons.sort(key=lambda points: (points.lowest, points.best.number))
-        ranked: list[_Ranked] = []
-        for points in islice(skeletons, _SKELETONS):
+        ranked: list[tuple[float, Proposal]] = []
+        for points in skeletons[:_SKELETONS]:
             ranked += self._of_skeleton(points, generator)
         limit = min((points.lowest for points in skeletons), default=0.0) - _GAIN
-        ranked = sorted((part for part in ranked if part[1] < limit), key=lambda part: part[:3])
-        # Exponents can have both the lowest expected and the lowest plausible loss.
-        distinct = dict.fromkeys(proposal for *_, proposal in ranked)
-        return [*islice(distinct, count)]
+        ranked.sort(key=lambda pair: (pair[0], pair[1].parents))
+        return [proposal for loss, proposal in ranked if loss < limit][:count]
 
-    def _of_skeleton(self, points: "_Points", generator: Generator) -> Iterator[_Ranked]:
-        """The exponents of one skeleton with the lowest expected and lowest plausible losses."""
+    def _of_skeleton(
+        self, points: "_Points", generator: Generator
+    ) -> Iterator[tuple[float, Proposal]]:
+        """The exponents of one skeleton with the lowest plausible losses, and these."""
+        best = points.best
         steps = generator.uniform(-_STEP, _STEP, (_DRAWS, len(points.center)))
         # Half of the draws move one exponent alone.
         alone = generator.integers(len(points.center), size=_DRAWS // 2)
@@ -87,20 +83,15 @@ class Tuner:
             tuple(on_grid(value) or float(value) for value in values)
             for values in points.center + steps
         )
-        known = self._results[points.best.template]
+        known = self._results[best.template]
         drawn = [*dict.fromkeys(each for each in rounded if min(each) > 0 and each not in known)]
         if not drawn:
             return
-        mean, deviation = points.predict(np.array(drawn))
-        parents = (points.best.number,)
-        for explores, losses, most in (
-            (False, mean, _TO_TUNE),
-            (True, mean - deviation, _TO_EXPLORE),
-        ):
-            ordered = ((index, self._form(points.best, drawn[index])) for index in losses.argsort())
-            for index, form in islice((pair for pair in ordered if pair[1] is not None), most):
-                proposal = Proposal(form, points.best.scope, parents, TUNE)
-                yield explores, float(losses[index]), parents[0], proposal
+        losses = points.plausible(np.array(drawn))
+        ordered = ((index, self._form(best, drawn[index])) for index in losses.argsort())
+        for index, form in islice((pair for pair in ordered if pair[1] is not None), _MOST):
+            assert form is not None
+            yield float(losses[index]), Proposal(form, best.scope, (best.number,), TUNE)
 
     def _form(self, best: Candidate, exponents: tuple[float, ...]) -> Expression | None:
         """The skeleton of the candidate with these exponents; None where the space has it not."""
@@ -112,34 +103,33 @@ class Tuner:
 
 
 class _Points:
-    """The data of one skeleton: exponents (points, factors), losses, and their quadratic."""
+    """The data of one skeleton: exponents (points, factors), losses, and their quadratic.
+
+    usual: the loss on all windows minus that on few, where a candidate ran on few alone.
+    """
 
     def __init__(self, results: Sequence[Result], usual: float) -> None:
-        losses = np.array([_loss(result, usual) for result in results])
+        values = [evaluation.results for _, evaluation in results]
+        losses = np.array([each.get("all", each["few"] + usual) for each in values])
         exponents = np.array([candidate.skeleton.exponents for candidate, _ in results])
-        noise = np.array(
-            [_NOISE_ALL if "all" in result.results else _NOISE_FEW for _, result in results]
-        )
         first = int(np.argmin(losses))
         self.best: Candidate = results[first][0]
         self.lowest = float(losses[first])
         self.center: _Array = exponents[first]
         near = np.abs(exponents - self.center).max(axis=1) <= _RADIUS
-        near &= losses <= self.lowest + _HEIGHT
         design = _features(exponents[near] - self.center)
         mean, deviation = _prior(len(self.center))
         # The posterior of the coefficients: normal equations of a linear model with normal noise.
-        weights = 1 / noise[near] ** 2
-        precision = (design.T * weights) @ design + np.diag(deviation**-2.0)
-        right = design.T @ (weights * (losses[near] - self.lowest)) + mean / deviation**2
+        precision = design.T @ design / _NOISE**2 + np.diag(deviation**-2.0)
+        right = design.T @ (losses[near] - self.lowest) / _NOISE**2 + mean / deviation**2
         self._covariance = np.linalg.inv(precision)
         self._coefficients = self._covariance @ right
 
-    def predict(self, exponents: _Array) -> tuple[_Array, _Array]:
-        """The expected loss and its standard deviation, for each row of `exponents`."""
+    def plausible(self, exponents: _Array) -> _Array:
+        """The plausible loss for each row of `exponents`."""
         design = _features(exponents - self.center)
         variance = np.einsum("ij,jk,ik->i", design, self._covariance, design)
-        return self.lowest + design @ self._coefficients, np.sqrt(variance)
+        return self.lowest + design @ self._coefficients - _OPTIMISM * np.sqrt(variance)
 
 
 def _features(steps: _Array) -> _Array:
@@ -153,19 +143,5 @@ def _prior(count: int) -> tuple[_Array, _Array]:
     """Mean and standard deviation of the coefficients of `_features`, before any loss."""
     pairs = count * (count - 1) // 2
     mean = np.repeat([0.0, 0.0, _CURVATURE_MEAN, 0.0], [1, count, count, pairs])
-    deviation = np.repeat(
-        [_NOISE_FEW, _GRADIENT, _CURVATURE, _INTERACTION], [1, count, count, pairs]
-    )
+    deviation = np.repeat([_NOISE, _GRADIENT, _CURVATURE, _INTERACTION], [1, count, count, pairs])
     return mean, deviation
-
-
-def _usual(results: Sequence[Result], default: float = 0.0) -> float:
-    """The mean `excess` of the results; `default` where none ran on all windows."""
-    further = excess(evaluation.results for _, evaluation in results)
-    return sum(further) / len(further) if further else default
-
-
-def _loss(result: Result, usual: float) -> float:
-    """The loss on all windows, estimated from that on few where there is none."""
-    results = result[1].results
-    return results["all"] if "all" in results else results["few"] + usual
