@@ -14,7 +14,7 @@ from pruner_zero.settings.base import Option, Settings, options_of
 from pruner_zero.settings.compare_settings import CompareSettings
 from pruner_zero.settings.evaluate_settings import EvaluateSettings
 from pruner_zero.settings.prune_settings import PruneSettings
-from pruner_zero.settings.read_settings import read_settings
+from pruner_zero.settings.read_settings import REMOVED, of_removed, read_settings
 from pruner_zero.settings.recover_settings import RecoverSettings
 from pruner_zero.settings.search_settings import SearchSettings
 
@@ -150,11 +150,26 @@ def test_an_unknown_keyword_is_refused_with_a_near_name(kind: type[Settings]) ->
         read_settings(kind, {"model": "m", "dtyp": "float32"})
 
 
+@pytest.mark.parametrize("kind", VERBS, ids=lambda kind: kind.__name__)
+def test_an_option_of_version_0_3_is_refused_by_name(kind: type[Settings], tmp_path: Path) -> None:
+    file = tmp_path / "old.yaml"
+    file.write_text("damping: 0.1\n")
+    with pytest.raises(PrunerZeroError) as raised:
+        read_settings(kind, {"model": "m"}, file)
+    assert str(raised.value) == "'damping' was an option of version 0.3 and is gone: leave it out"
+
+
+def test_a_removed_option_names_what_takes_its_place() -> None:
+    with pytest.raises(PrunerZeroError, match="gone: leave it out, set OMP_NUM_THREADS$"):
+        read_settings(Recipe, {"sugar": 1, "threads": 2})
+    assert all(of_removed(name) for name in REMOVED)
+
+
 def test_words_set_an_option_as_a_shell_would() -> None:
     options = options_of(PruneSettings)
     assert options["sparsity"].words(0.5) == ["--sparsity", "0.5"]
-    assert options["refine"].words(True) == ["--refine"]
-    assert options["refine"].words(False) == []
+    assert options["offload"].words(True) == ["--offload"]
+    assert options["offload"].words(False) == []
     assert options["include"].words(["a", "b"]) == ["--include", "a", "--include", "b"]
 
 

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from pruner_zero.cli import options
 from pruner_zero.errors import PrunerZeroError
+from pruner_zero.settings.read_settings import of_removed
 from pruner_zero.settings.search_settings import SearchSettings
 
 if TYPE_CHECKING:
@@ -166,5 +167,6 @@ def _stored(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise PrunerZeroError(f"{folder} holds no run to resume: give the folder of one") from error
     if surplus := sorted(stored.keys() - SearchSettings.model_fields.keys()):
-        raise PrunerZeroError(f"{folder}/run.json is damaged: it has a setting '{surplus[0]}'")
+        why = of_removed(surplus[0]) or f"it has a setting '{surplus[0]}'"
+        raise PrunerZeroError(f"{folder}/run.json cannot be continued: {why}")
     return stored

@@ -91,9 +91,7 @@ def prune_matrix(
     raised = f"damping raised to {damping:g} for the Cholesky factor"
     remark = None if damping == hessian.damping else raised
     shrinkage = hessian.shrinkage if update.shrinks else None
-    return replace(
-        write_zeros(matrix, result.mask, remark), damping=damping, shrinkage=shrinkage
-    )
+    return replace(write_zeros(matrix, result.mask, remark), damping=damping, shrinkage=shrinkage)
 
 
 def sweeps(recipe: Recipe) -> bool:

@@ -4,6 +4,7 @@ import re
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import yaml
@@ -14,6 +15,36 @@ from pruner_zero.settings.base import Settings, options_of
 
 # Options that are no settings.
 _OPTIONS = frozenset({"cache", "config", "json", "output", "overwrite", "quiet", "resume"})
+
+# Options of version 0.3 that are gone, and what takes their place. A command that still has an
+# option of the name is not concerned.
+REMOVED: Mapping[str, str] = MappingProxyType(
+    {
+        "attn_implementation": "transformers chooses",
+        "bytes": "give --parameters",
+        "damping": "",
+        "executor": "give --ray-address for Ray",
+        "few_windows": "",
+        "fitness": "the mean over the models counts",
+        "generate": "--beside measures the divergence",
+        "judge_dtype": "",
+        "list": "",
+        "mode": "the order of work follows from what is done",
+        "multiple_of": "it follows from the model's own widths",
+        "race": "",
+        "ray_resources": "",
+        "refine": "",
+        "sampled_weights": "",
+        "scripts": "prune alone has it",
+        "teacher_share": "it follows from the text",
+        "threads": "set OMP_NUM_THREADS",
+        "time_limit": "",
+        "tokens": "give --sparsity or --parameters",
+        "update": "give it to prune",
+        "validation_windows": "",
+        "widths": "it follows from the output",
+    }
+)
 
 # YAML aliases let a few lines stand for more text than fits in memory.
 _shorten = reprlib.Repr()
@@ -46,6 +77,15 @@ def read_settings(
         return kind(**values)
     except ValidationError as error:
         raise PrunerZeroError(_first_line(error, kind, within)) from error
+
+
+def of_removed(name: str) -> str | None:
+    """The line that refuses an option of version 0.3; None where `name` was none."""
+    instead = REMOVED.get(name.replace("-", "_"))
+    if instead is None:
+        return None
+    tail = f", {instead}" if instead else ""
+    return f"'{name}' was an option of version 0.3 and is gone: leave it out{tail}"
 
 
 class _Loader(yaml.SafeLoader):
@@ -82,7 +122,8 @@ def _first_line(error: ValidationError, kind: type[Settings], within: str | None
     if first["type"] == "extra_forbidden" and key in _OPTIONS:
         return f"'{key}' is an option of the command line alone: leave it out of the --config file"
     if first["type"] == "extra_forbidden":
-        return f"no setting '{key}': {did_you_mean(key.replace('-', '_'), kind.model_fields)}"
+        known = did_you_mean(key.replace("-", "_"), kind.model_fields)
+        return of_removed(key) or f"no setting '{key}': {known}"
     if first["type"] == "missing":
         return f"the setting '{key}' is missing: give it, or write it in the --config file"
     message = first["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
