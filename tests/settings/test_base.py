@@ -160,7 +160,7 @@ def test_an_option_of_version_0_3_is_refused_by_name(kind: type[Settings], tmp_p
 
 
 def test_a_removed_option_names_what_takes_its_place() -> None:
-    with pytest.raises(PrunerZeroError, match="gone: leave it out, set OMP_NUM_THREADS$"):
+    with pytest.raises(PrunerZeroError, match=r"gone: leave it out, set OMP_NUM_THREADS$"):
         read_settings(Recipe, {"sugar": 1, "threads": 2})
     assert all(of_removed(name) for name in REMOVED)
 
