@@ -10,9 +10,9 @@ from unittest.mock import patch
 import pytest
 
 from pruner_zero.evolution.algorithm import make_algorithm
-from pruner_zero.evolution.record import Archive
 from pruner_zero.evolution.build import JudgedModel, space_of, workers_of
 from pruner_zero.evolution.evaluator import Evaluator, Rung, Task
+from pruner_zero.evolution.record import Archive
 from pruner_zero.evolution.run import run_batches
 from pruner_zero.execution.executor import make_executor
 from pruner_zero.models.language_model import LanguageModel

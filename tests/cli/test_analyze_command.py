@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from pruner_zero.choices import Scope
-from pruner_zero.evolution.record import Archive, Record
 from pruner_zero.evolution.candidate import Candidate, Evaluation
 from pruner_zero.evolution.evaluator import Outcome
+from pruner_zero.evolution.record import Archive, Record
 from pruner_zero.metric.canonical.form import canonical
 from pruner_zero.metric.grammar import parse
 from tests.cli.conftest import Cli

@@ -9,8 +9,8 @@ import pytest
 
 from pruner_zero.cli.search_command import _print
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.evolution.record import SearchJournal
 from pruner_zero.evolution.evaluator import MaskedModel
+from pruner_zero.evolution.record import SearchJournal
 from pruner_zero.evolution.several_models import Models
 from pruner_zero.evolution.study import Study
 from tests.cli.conftest import Cli

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from pruner_zero.choices import Scope
-from pruner_zero.evolution.record import JOURNAL, Archive, Record
 from pruner_zero.evolution.candidate import Candidate, Evaluation
+from pruner_zero.evolution.record import JOURNAL, Archive, Record
 from pruner_zero.files import with_checksum
 from pruner_zero.metric.grammar import parse
 from pruner_zero.pruning.matrix import MatrixRecord
