@@ -41,8 +41,7 @@ def attempt(architecture: str, structure: Structure, folder: Path) -> str:
     of the loaded model differ from those of the pruned model.
     """
     metric = "wanda" if structure in ("channels", "heads") else None
-    multiple = {"multiple_of": 8} if structure == "channels" else {}
-    sizes = {"windows": 3, "seqlen": 16, **multiple, "cache": folder / "cache"}
+    sizes = {"windows": 3, "seqlen": 16, "cache": folder / "cache"}
     options: dict[str, Any] = {"structure": structure, "sparsity": SHARES[structure], **sizes}
     model = tiny_model(architecture, blocks=DEPTH)
     place, text = folder / f"{architecture}-{structure}", Corpus("text", TEXT)

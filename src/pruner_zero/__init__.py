@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from pruner_zero.metric.metric import Metric
     from pruner_zero.models.load import load_model
     from pruner_zero.pruning.prune import prune
-    from pruner_zero.pruning.token_list import list_tokens
     from pruner_zero.recovery.recover import recover
 
 _MODULES = {
@@ -24,7 +23,6 @@ _MODULES = {
     "analyze": "analysis.analysis",
     "compare": "measuring.comparing",
     "evaluate": "measuring.evaluating",
-    "list_tokens": "pruning.token_list",
     "load_model": "models.load",
     "prune": "pruning.prune",
     "recover": "recovery.recover",
@@ -39,7 +37,6 @@ __all__ = [
     "analyze",
     "compare",
     "evaluate",
-    "list_tokens",
     "load_model",
     "prune",
     "recover",

@@ -15,8 +15,6 @@ Scope = Literal["row", "block", "matrix", "global"]
 Group = Literal["row", "block", "matrix", "global", "unit"]
 GgufType = Literal["F16", "BF16", "Q8_0", "Q4_0"]
 Structure = Literal["channels", "heads", "blocks", "experts", "vocabulary"]
-# Whether all blocks keep the same number of channels or heads.
-Widths = Literal["equal", "free"]
 # Kinds of units that compete for one budget.
 SOLD: tuple[Structure, ...] = ("channels", "heads", "vocabulary")
 

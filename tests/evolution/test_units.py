@@ -29,11 +29,6 @@ from tests.tiny_models import tiny_model
 METRIC = "W * X * G^0.5"
 
 
-def multiple(structure: str) -> dict[str, int]:
-    """What the tiny MLPs keep a multiple of, which is refused for other units."""
-    return {"multiple_of": 4} if structure == "channels" else {}
-
-
 @pytest.mark.parametrize("update", ["none", "exact"])
 @pytest.mark.parametrize(
     ("architecture", "structure"),
@@ -42,7 +37,7 @@ def multiple(structure: str) -> dict[str, int]:
 def test_the_judged_model_computes_the_same_as_the_smaller_model(
     build: Build, prose: str, tmp_path: Path, architecture: str, structure: str, update: str
 ) -> None:
-    units: dict[str, Any] = {"structure": structure, **multiple(structure), "update": update}
+    units: dict[str, Any] = {"structure": structure, "update": update}
     masked = build(architecture, **units).masked
     whole: Any = masked.model
     smaller: Any = tiny_model(architecture)
@@ -73,21 +68,19 @@ def test_the_judged_model_computes_the_same_as_the_smaller_model(
 
 
 def test_all_rows_of_a_matrix_lose_the_same_columns(build: Build) -> None:
-    evaluator = build("llama", structure="channels", multiple_of=4)
+    evaluator = build("llama", structure="channels")
     masks = sampled_masks(evaluator.sample, parse(METRIC), "unit", evaluator.masked.pattern)
     assert [sample.name.rpartition(".")[2] for sample in evaluator.sample] == ["down_proj"] * 2
     for mask in masks:
         assert torch.equal(mask, mask[:1].expand_as(mask))
-        assert mask[0].float().mean() == 0.5
+        assert mask[0].float().mean() == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize("structure", ["channels", "heads"])
 def test_the_metric_that_is_found_prunes(
     llama_folder: Path, text_file: Path, tmp_path: Path, structure: str
 ) -> None:
-    study = run(
-        llama_folder, tmp_path / "run", text_file, structure=structure, **multiple(structure)
-    )
+    study = run(llama_folder, tmp_path / "run", text_file, structure=structure)
     assert study.settings["update"] == "exact"
     assert {record.candidate.scope for record in study.records} == {"unit"}
     metric = Metric.of(tmp_path / "run" / "best.json")
@@ -128,18 +121,18 @@ def test_only_candidates_with_the_same_masks_are_repeats(build: Build, tmp_path:
 def test_interruptions_and_workers_change_nothing(
     llama_folder: Path, text_file: Path, tmp_path: Path
 ) -> None:
-    units: dict[str, Any] = {"structure": "channels", "multiple_of": 4}
+    units: dict[str, Any] = {"structure": "channels"}
     run(llama_folder, tmp_path / "whole", text_file, **units)
     same_however_it_ran(llama_folder, text_file, tmp_path / "whole", tmp_path, **units)
 
 
 def test_a_number_of_parameters_in_place_of_a_share(build: Build) -> None:
     dense = tiny_model("llama").num_parameters()
-    units: dict[str, Any] = {"structure": "channels", "multiple_of": 4, "sparsity": None}
-    masks = list(build("llama", parameters="0.9", **units).masked.masks(parse(METRIC), "unit"))
+    units: dict[str, Any] = {"structure": "channels", "sparsity": None}
+    masks = list(build("llama", parameters="0.95", **units).masked.masks(parse(METRIC), "unit"))
     # A channel is a column of down_proj, a row of gate_proj and one of up_proj.
     removed = sum(3 * len(mask) * int((~mask[0]).sum()) for mask in masks)
-    assert dense * 0.8 < dense - removed <= dense * 0.9
+    assert dense * 0.85 < dense - removed <= dense * 0.95
 
 
 @pytest.mark.parametrize(

@@ -289,7 +289,7 @@ def test_smaller_models_stand_beside_masks(texts: dict[str, Any]) -> None:
     }
     model = tiny_model("llama", blocks=4)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    options: dict[str, Any] = {"tokenizer": tiny_tokenizer(), "multiple_of": 16}
+    options: dict[str, Any] = {"tokenizer": tiny_tokenizer()}
     rows = compare(model, ["dense", *methods], sparsity=0.5, **options, **texts, **SIZES).rows
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
@@ -297,10 +297,7 @@ def test_smaller_models_stand_beside_masks(texts: dict[str, Any]) -> None:
     for row, (name, settings) in zip(rows[1:], methods.items(), strict=True):
         smaller = tiny_model("llama", blocks=4)
         calibration = {"calibration": texts["calibration"], "windows": 3, "seqlen": 24}
-        # A multiple is of channels, and refused where no channels go.
-        channels = settings.get("structure") == "channels"
-        sizes = options if channels else {**options, "multiple_of": 32}
-        result = prune(smaller, **calibration, **sizes, **settings)
+        result = prune(smaller, **calibration, **options, **settings)
         assert row["sparsity"] == round(result.sparsity, 6), name
         assert row["parameters"] == smaller.num_parameters() == result.parameters[1], name
         assert row["bytes"] == 4 * row["parameters"]
@@ -325,14 +322,14 @@ def test_blocks_are_chosen_on_text_that_the_model_writes_where_none_is_given(
 
 def test_smaller_models_are_compared_at_one_size(texts: dict[str, Any]) -> None:
     model = tiny_model("llama", blocks=4)
-    methods = "wanda,wanda@channels,wanda@heads,block-influence@blocks,wanda@channels=0.16"
-    options: dict[str, Any] = {"parameters": 0.9, "sparsity": 0.5, "multiple_of": 8}
+    methods = "wanda,wanda@channels,wanda@heads,block-influence@blocks,wanda@channels=0.33"
+    options: dict[str, Any] = {"parameters": 0.9, "sparsity": 0.5}
     rows = compare(model, methods, tokenizer=tiny_tokenizer(), **options, **texts, **SIZES).rows
     masks, *smaller, explicit_size = (row["parameters"] for row in rows)
     most = 0.9 * model.num_parameters()
     assert masks == model.num_parameters()
     assert all(0.6 * masks < size <= most for size in smaller)
-    assert explicit_size == masks - 4 * 3 * 32 * 8
+    assert explicit_size == masks - 4 * 3 * 32 * 16
 
 
 @pytest.mark.parametrize(
@@ -341,8 +338,6 @@ def test_smaller_models_are_compared_at_one_size(texts: dict[str, Any]) -> None:
         ("wanda@channels", {"pattern": "2:4"}, "does not say which share of its units goes"),
         ("wanda@heads=0.5", {"include": ["*.mlp.*"]}, "leave out --include"),
         ("wanda@heads=0.2", {}, r"^wanda@heads=0\.2: .* choose --sparsity 0\.5"),
-        ("wanda@channels=0.3", {"multiple_of": 64}, "choose a smaller --multiple-of than 64"),
-        ("wanda@heads=0.5", {"multiple_of": 64}, "--multiple-of has no effect without a method"),
         (
             "wanda",
             {"parameters": 0.5, "sparsity": 0.5},

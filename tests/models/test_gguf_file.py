@@ -36,7 +36,7 @@ __all__ = ["cli", "load_benchmark"]
 
 RUNS: dict[str, dict[str, Any]] = {
     "zeros": {"metric": "magnitude", "sparsity": 0.5},
-    "channels": {"structure": "channels", "metric": "wanda", "sparsity": 1 / 3, "multiple_of": 16},
+    "channels": {"structure": "channels", "metric": "wanda", "sparsity": 1 / 3},
     "heads": {"structure": "heads", "metric": "wanda", "sparsity": 0.5},
     "blocks": {"structure": "blocks", "sparsity": 0.25},
     "vocabulary": {"structure": "vocabulary", "sparsity": 0.2},

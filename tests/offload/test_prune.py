@@ -37,7 +37,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "refine-exact": {"metric": "wanda+refine+exact", "sparsity": 0.5},
     "global-obs": {"metric": "wanda@global+obs", "sparsity": 0.4},
     "partly": {"metric": "wanda", "sparsity": 0.5, "exclude": ("*.1.*",)},
-    "channels": {"metric": "wanda", "structure": "channels", "sparsity": 0.5, "multiple_of": 4},
+    "channels": {"metric": "wanda", "structure": "channels", "sparsity": 0.5},
     "heads": {"metric": "wanda", "structure": "heads", "sparsity": 0.5},
     "distilled": {"metric": "wanda+distill=3", "sparsity": 0.5},
     "distilled-partly": {"metric": "wanda+distill=3", "sparsity": 0.5, "exclude": ("*.1.*",)},

@@ -36,7 +36,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "all matrices at once": {"metric": "W * G", "scope": "global"},
     "one matrix at once": {"metric": "wanda", "scope": "matrix"},
     "an update": {"metric": "wanda", "update": "obs"},
-    "channels": {"metric": "wanda", "structure": "channels", "multiple_of": 8},
+    "channels": {"metric": "wanda", "structure": "channels"},
     "heads": {"metric": "wanda", "structure": "heads"},
 }
 

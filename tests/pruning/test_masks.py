@@ -105,7 +105,6 @@ def test_units_are_chosen_alike_where_the_scores_of_a_block_do_not_fit(
             calibration=[prose],
             structure="channels",
             sparsity=0.34,
-            multiple_of=8,
             windows=3,
             seqlen=24,
             cache=tmp_path,

@@ -21,8 +21,7 @@ from pruner_zero.structure.experts import Experts
 from pruner_zero.structure.units import EqualWidths
 from tests.pruning.conftest import recipe_of
 
-EIGHTS = {"multiple_of": 8}
-CHANNELS = EqualWidths(0.25, "channels", 8)
+CHANNELS = EqualWidths(0.25, "channels")
 
 
 def expression_of(recipe: Recipe) -> str:
@@ -220,8 +219,8 @@ def test_groups_inside_rows_leave_no_other_scope() -> None:
 @pytest.mark.parametrize(
     ("text", "options", "cut", "update"),
     [
-        ("W * X@channels=0.25", {"units": EIGHTS, "scope": "global"}, CHANNELS, COLUMNS),
-        ("wanda", {"units": EIGHTS, "structure": "channels", "sparsity": 0.25}, CHANNELS, COLUMNS),
+        ("W * X@channels=0.25", {"scope": "global"}, CHANNELS, COLUMNS),
+        ("wanda", {"structure": "channels", "sparsity": 0.25}, CHANNELS, COLUMNS),
         ("wanda@heads", {}, EqualWidths(0.5, "heads"), COLUMNS),
         ("wanda@heads=0.5+none", {"pattern": "2:4"}, EqualWidths(0.5, "heads"), None),
         ("block-influence@blocks=.1", {}, Blocks(0.1), None),

@@ -16,7 +16,7 @@ PYDOC: dict[str, Any] = {"calibration": "builtin:pydoc"}
 WANDA: dict[str, Any] = {"metric": "wanda"}
 TOKENS: dict[str, Any] = {"structure": "vocabulary", "sparsity": 0.1}
 FISHER = "sqrt(F) * column_normalize(W)"
-CHANNELS: dict[str, Any] = {"structure": "channels", "multiple_of": 8}
+CHANNELS: dict[str, Any] = {"structure": "channels"}
 NO_MORE = (0, 0, None)
 
 
@@ -159,19 +159,6 @@ def test_wide_matrices_get_masks_without_gradients_of_weights_and_other_amounts(
         assert entries(recipe) == in_rows(options.get("pattern", HALF))
     else:
         assert entries(recipe) == RACE[1:]
-
-
-@pytest.mark.parametrize(
-    ("structure", "chooser"),
-    [("channels", "W * X"), ("heads", "X * row_normalize(W * X)")],
-)
-def test_equal_widths_have_metrics_that_compare_units_of_a_block(
-    structure: str, chooser: str
-) -> None:
-    asked = {"structure": structure, "sparsity": 0.5, "widths": "equal"}
-    recipe = plan_recipe(*read_recipe("some", None, None, None, asked), language_model("llama"))
-    assert str(recipe.metric and recipe.metric.expression) == chooser
-    assert after(recipe) == (1, 120, "columns")
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,6 @@ def test_the_record_describes_the_run(
         "dtype": "auto",
         "device": "auto",
         "offload": False,
-        "multiple_of": 32,
     }
     assert (written["mode"], written["scope"]) == ("one-shot", "matrix")
     assert written["recipe"] == pruned.recipe.lines()

@@ -28,7 +28,7 @@ RUNS = {
     "global": ["--metric", "W * G", "--sparsity", "0.5", "--scope", "global"],
     "channels": [
         *("--metric", "wanda", "--structure", "channels"),
-        *("--sparsity", "0.34", "--multiple-of", "8"),
+        *("--sparsity", "0.34"),
     ],
 }
 

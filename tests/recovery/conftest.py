@@ -54,7 +54,7 @@ def save_pruned(folder: Path, architecture: str = "llama", blocks: int = 2) -> P
 
 def save_compact(folder: Path, prose: str, structure: str, dense: Path) -> Path:
     """The model at `dense` without half of its units, saved by prune."""
-    sizes = {"windows": 3, "seqlen": 24, "multiple_of": 8 if structure == "channels" else 32}
+    sizes = {"windows": 3, "seqlen": 24}
     metric = None if structure == "blocks" else "wanda"
     options: dict[str, Any] = {"structure": structure, "sparsity": 0.5, **sizes}
     prune(dense, metric, calibration=[prose], output=folder, **options)

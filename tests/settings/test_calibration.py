@@ -167,12 +167,3 @@ def test_numbers_and_shares(text: str, number: float) -> None:
 def test_anything_else_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"write a share such as 0\.75, or a number such as 100M"):
         read_parameters(text)
-
-
-def test_a_multiple_is_refused_where_no_units_go() -> None:
-    given = {"model": "m", "metric": "wanda", "sparsity": 0.5, "multiple_of": 7}
-    line = line_of(lambda: read_settings(PruneSettings, given))
-    assert line == "--multiple-of has no effect without --structure channels: leave it out"
-    line = line_of(lambda: read_settings(PruneSettings, {**given, "structure": "heads"}))
-    assert line == "--multiple-of has no effect without --structure channels: leave it out"
-    assert read_settings(PruneSettings, {**given, "structure": "channels"}).multiple_of == 7

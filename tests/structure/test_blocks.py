@@ -183,7 +183,7 @@ def test_compare_folds_dropped_blocks_unless_told_otherwise(prose: str) -> None:
     options: dict[str, Any] = {"calibration": [prose], "text": [prose], "windows_eval": 2}
     options |= {"windows": 3, "seqlen": 24, "sparsity": 0.5, "tokenizer": tiny_tokenizer()}
     rows = compare(tiny_model("llama", blocks=DEPTH), methods, **options).rows
-    for row, update in zip(rows, ("exact", "none"), strict=True):
+    for row, update in zip(rows, (None, "none"), strict=True):
         model = tiny_model("llama", blocks=DEPTH)
         pruned(model, prose, update=update)
         kept = LanguageModel(model.eval(), tiny_tokenizer(), "tiny")
@@ -219,7 +219,7 @@ def test_a_configuration_that_refuses_fewer_blocks_is_named(
     ("settings", "line"),
     [
         ({"metric": "wanda"}, "leave out --metric"),
-        ({"update": "obs"}, "does not fit --structure blocks: exact fits the block before"),
+        ({"update": "obs"}, "does not fit --structure: leave it out"),
         ({"sparsity": 0.05}, r"would drop 0: choose --sparsity 0\.1667"),
         ({"sparsity": 0.95}, r"would drop 6: choose --sparsity 0\.6667"),
         (

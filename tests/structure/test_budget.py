@@ -31,13 +31,17 @@ PLAIN: dict[str, Any] = {"reconstruct": 0, "distill": 0, "windows": 3, "seqlen":
 
 
 def pruned(architecture: str, prose: str, **settings: Any) -> PruneResult:
-    model, options = tiny_model(architecture), {**PLAIN, "multiple_of": 8, **settings}
+    model, options = tiny_model(architecture), {**PLAIN, **settings}
     return prune(model, calibration=[prose], tokenizer=tiny_tokenizer(), **options)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "mistral"])
-def test_channels_and_heads_of_all_blocks_compete(architecture: str, prose: str) -> None:
-    most = int(0.8 * size_of(tiny_model(architecture))[0])
+@pytest.mark.parametrize(
+    ("architecture", "share"), [("llama", 0.9), ("qwen2", 0.94), ("qwen3", 0.9), ("mistral", 0.9)]
+)
+def test_channels_and_heads_of_all_blocks_compete(
+    architecture: str, share: float, prose: str
+) -> None:
+    most = int(share * size_of(tiny_model(architecture))[0])
     result = pruned(architecture, prose, structure="channels,heads", parameters=most)
     model = result.language_model.model
     assert size_of(model)[0] == result.parameters[1] <= most
@@ -45,7 +49,7 @@ def test_channels_and_heads_of_all_blocks_compete(architecture: str, prose: str)
     block: Any
     for block, size in zip(find_blocks(model), sizes, strict=True):
         assert block.mlp.down_proj.in_features == size["intermediate_size"]
-        assert size["intermediate_size"] % 8 == 0
+        assert size["intermediate_size"] in (32, 48)
         assert block.self_attn.k_proj.out_features == size["num_key_value_heads"] * 8
     assert len({tuple(size.values()) for size in sizes}) > 1
     kept = result.to_json()["kept"]
@@ -57,7 +61,7 @@ def test_the_channels_that_go_are_those_of_the_least_price_in_the_whole_model(pr
     model = tiny_model("llama")
     windows = tiny_windows()
     run = plan(model, calibration=[prose], tokenizer=tiny_tokenizer(), structure="channels",
-               sparsity=0.5, multiple_of=1, **PLAIN)  # fmt: skip
+               sparsity=0.5, **PLAIN)  # fmt: skip
     couplings = find_couplings(model, "channels")
     prices = collect_gradients(model, find_matrices(model), windows, ["F"])
     rows = [prices[coupling.consumer]["F"][0].double() for coupling in couplings]
@@ -67,7 +71,7 @@ def test_the_channels_that_go_are_those_of_the_least_price_in_the_whole_model(pr
         name: values["F"].sqrt() * normalize(model.get_parameter(f"{name}.weight").abs(), dim=0)
         for name, values in prices.items()
     }
-    decided = cut.decide(run.language_model, windows_of(windows), scores)
+    decided = replace(cut, multiple=1).decide(run.language_model, windows_of(windows), scores)
     everything = torch.cat(rows)
     gone = sum(c.count - kept for c, kept in zip(couplings, decided.kept, strict=True))
     assert gone >= sum(coupling.count for coupling in couplings) // 2
@@ -84,9 +88,9 @@ def test_the_channels_that_go_are_those_of_the_least_price_in_the_whole_model(pr
 @pytest.mark.parametrize("calibration", [TEXT, None])
 def test_tokens_compete_too_where_only_a_size_is_named(calibration: str | None) -> None:
     tokenizer = byte_level()
-    options = {**PLAIN, "multiple_of": 8, "distill": 2, "calibration": calibration}
+    options = {**PLAIN, "distill": 2, "calibration": calibration}
     with pytest.raises(PrunerZeroError, match="choose --parameters") as caught:
-        prune(model_of(len(tokenizer)), tokenizer=tokenizer, parameters=0.25, **options)
+        prune(model_of(len(tokenizer)), tokenizer=tokenizer, parameters=0.5, **options)
     most = int(str(caught.value).split("choose --parameters ")[1].split(",")[0])
     result = prune(model_of(len(tokenizer)), tokenizer=tokenizer, parameters=most, **options)
     model = result.language_model.model
@@ -98,7 +102,7 @@ def test_tokens_compete_too_where_only_a_size_is_named(calibration: str | None) 
 
 
 def test_equal_widths_keep_the_family_as_it_is(prose: str) -> None:
-    result = pruned("llama", prose, structure="channels,heads", parameters=0.8, widths="equal")
+    result = pruned("llama", prose, structure="channels,heads", parameters=0.9, metric="fisher")
     model = result.language_model.model
     assert not has_code(model.config)
     assert len({tuple(size.values()) for size in block_sizes(model.config)}) == 1
@@ -133,8 +137,13 @@ def test_a_folder_loads_alone_and_by_this_package_and_can_be_cut_again(
     loaded = load_model(tmp_path / "small")
     with torch.no_grad():
         torch.testing.assert_close(loaded.model(windows).logits, expected, atol=1e-5, rtol=1e-5)
-    again = prune(tmp_path / "small", calibration=[prose], structure="channels", sparsity=0.3,
-                  multiple_of=8, **PLAIN)  # fmt: skip
+    again = prune(
+        tmp_path / "small",
+        calibration=[prose],
+        structure="channels,heads",
+        parameters=0.97,
+        **PLAIN,
+    )
     assert again.parameters[1] < again.parameters[0] == result.parameters[1]
     card = (tmp_path / "small" / "README.md").read_text()
     assert "trust_remote_code=True" in card
@@ -147,17 +156,14 @@ def test_a_folder_loads_alone_and_by_this_package_and_can_be_cut_again(
         ({"structure": "channels,heads", "sparsity": 0.5}, "give it alone"),
         ({"parameters": 0.5, "sparsity": 0.5}, "give it alone"),
         ({"structure": "channels,blocks", "parameters": 0.5}, "choose one of channels"),
-        ({"structure": "blocks", "sparsity": 0.4, "widths": "free"}, "leave it out"),
         ({"structure": "channels", "parameters": 0.01}, "the nearest that can"),
-        ({"bytes": "many"}, "80MB"),
-        ({"bytes": "80MB", "parameters": 0.5}, "either"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(
     settings: dict[str, Any], said: str, prose: str
 ) -> None:
     with pytest.raises(PrunerZeroError, match=said) as caught:
-        pruned("llama", prose, **{"multiple_of": 32, **settings})
+        pruned("llama", prose, **settings)
     assert "\n" not in str(caught.value)
 
 
@@ -169,7 +175,7 @@ def test_blocks_differ_where_that_was_tried_and_are_equal_elsewhere(
     architecture: str, differ: bool, prose: str, tmp_path: Path
 ) -> None:
     result = pruned(
-        architecture, prose, structure="channels", sparsity=0.34, output=tmp_path / "small"
+        architecture, prose, structure="channels", sparsity=0.15, output=tmp_path / "small"
     )
     model, windows = result.language_model.model, tiny_windows()
     assert has_code(model.config) == differ
@@ -191,8 +197,8 @@ def test_numbers_of_heads_that_the_family_refuses_are_refused_before_any_cut(pro
         num_attention_heads=8, num_key_value_heads=4,
     )  # fmt: skip
     model = LlamaForCausalLM(config).eval()
-    options = {**PLAIN, "structure": "channels,heads", "widths": "equal", "parameters": 0.9}
-    run = plan(model, calibration=[prose], tokenizer=tiny_tokenizer(), multiple_of=8, **options)
+    options = {**PLAIN, "structure": "channels,heads", "metric": "fisher", "parameters": 0.9}
+    run = plan(model, calibration=[prose], tokenizer=tiny_tokenizer(), **options)
     cut = run.recipe.cut
     assert isinstance(cut, Budget)
     for heads, refused in ((3, True), (2, False)):

@@ -22,9 +22,9 @@ from tests.tiny import tiny_tokenizer
 @pytest.mark.parametrize(("structure", "kept"), [("channels", 32), ("heads", 1)])
 def test_the_units_with_the_lowest_prices_go(structure: Structure, kept: int, prose: str) -> None:
     model, dense = language_model("llama"), language_model("llama")
-    options: dict[str, Any] = {"windows": 3, "seqlen": 24, "update": "none", "mode": "one-shot"}
+    options: dict[str, Any] = {"windows": 3, "seqlen": 24, "update": "none"}
     share: dict[Structure, dict[str, Any]] = {
-        "channels": {"sparsity": 0.34, "multiple_of": 8},
+        "channels": {"sparsity": 0.34},
         "heads": {"sparsity": 0.5},
     }
     prune(model, "fisher", calibration=[prose], structure=structure, **options, **share[structure])

@@ -117,19 +117,13 @@ def test_tokens_that_occur_more_often_stay() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"sparsity": 0.99}, "must stay so that every text can be encoded: choose --tokens"),
-        ({"tokens": 40}, "40 of 378 tokens would be left, and"),
-        ({"tokens": 378}, "the model has 378 tokens, choose fewer"),
-        ({"tokens": 300, "sparsity": 0.1}, "or --tokens, how many stay"),
-        ({"structure": "channels", "sparsity": 0.5, "tokens": 3}, "--tokens has no effect"),
+        ({"sparsity": 0.99}, "must stay so that every text can be encoded: choose --sparsity"),
+        ({"sparsity": 0.3, "parameters": "0.9"}, "needs either --sparsity"),
+        ({"structure": "channels", "sparsity": 0.5, "keep": "a.txt"}, "--keep has no effect"),
         ({"sparsity": 0.3, "scripts": "Klingon"}, "Unicode has no script 'Klingon'"),
         ({"parameters": "0.1"}, "cannot be reached by removing tokens: choose --parameters"),
         ({"sparsity": 0.5, "metric": "wanda"}, "vocabulary takes no metric"),
-        ({"sparsity": 0.5, "update": "exact"}, "leave out --update"),
-        (
-            {"sparsity": 0.2, "mode": "sequential"},
-            "token-count decides over the whole model",
-        ),
+        ({"sparsity": 0.5, "update": "none"}, "leave out --update"),
     ],
 )
 def test_what_cannot_be_is_refused(settings: dict[str, Any], words: str) -> None:
@@ -218,13 +212,13 @@ def test_tokens_of_words_and_characters_of_scripts_stay(tmp_path: Path) -> None:
     lengths = {}
     for keep in (None, tmp_path / "words.txt"):
         tokenizer = byte_level()
-        given = {**SMALL, "calibration": ["fox " * 100], "tokens": 290, "keep": keep}
+        given = {**SMALL, "calibration": ["fox " * 100], "sparsity": 1 - 290 / 378, "keep": keep}
         prune(model(len(tokenizer)), tokenizer=tokenizer, **given)
         assert len(tokenizer) == 290
         lengths[keep] = [len(tokenizer.tokenize(w)) for w in ("zeroing", " zeroing", " laziest")]
     dense = [len(byte_level().tokenize(w)) for w in ("zeroing", " zeroing", " laziest")]
     assert lengths[None] > dense == lengths[tmp_path / "words.txt"]
-    english = {**SMALL, "calibration": [TEXT[1] * 3], "tokens": 270}
+    english = {**SMALL, "calibration": [TEXT[1] * 3], "sparsity": 1 - 270 / 378}
     umlauts = {}
     for scripts in (None, "Latin"):
         tokenizer = byte_level()
@@ -236,7 +230,7 @@ def test_tokens_of_words_and_characters_of_scripts_stay(tmp_path: Path) -> None:
 def test_a_reserved_token_that_the_text_holds_stays() -> None:
     tokenizer, reserved = byte_level(), {"<unused0>", "<unused1>"}
     tokenizer.add_tokens(sorted(reserved), special_tokens=True)
-    given = {**SMALL, "calibration": ["<unused1> fox " * 100], "tokens": 290}
+    given = {**SMALL, "calibration": ["<unused1> fox " * 100], "sparsity": 1 - 290 / 378}
     prune(model(len(tokenizer)), tokenizer=tokenizer, **given)
     assert tokenizer.get_vocab().keys() & reserved == {"<unused1>"}
 
@@ -256,7 +250,7 @@ def test_tokens_that_are_banned_or_weighted_are_numbered_anew(tmp_path: Path) ->
     config.suppress_tokens, config.begin_suppress_tokens = [lost], [lost, z]
     start = torch.zeros(1, 1, dtype=torch.long)
     before = tokenizer.decode(dense.generate(start, do_sample=False, max_new_tokens=6)[0, 1:])
-    given = {**SMALL, "calibration": ["a lazy dog " * 100], "tokens": 270}
+    given = {**SMALL, "calibration": ["a lazy dog " * 100], "sparsity": 1 - 270 / 378}
     prune(dense, tokenizer=tokenizer, output=tmp_path / "out", **given)
     small = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     after = tokenizer.decode(small.generate(start, do_sample=False, max_new_tokens=6)[0, 1:])
@@ -272,7 +266,7 @@ def test_tokens_that_are_banned_or_weighted_are_numbered_anew(tmp_path: Path) ->
 def test_an_end_of_text_that_merges_make_stays_with_its_path() -> None:
     tokenizer = byte_level()
     dense = model(len(tokenizer), end=tokenizer.convert_tokens_to_ids("Ġquicker"))
-    given = {**SMALL, "calibration": ["a lazy dog " * 100], "tokens": 270}
+    given = {**SMALL, "calibration": ["a lazy dog " * 100], "sparsity": 1 - 270 / 378}
     prune(dense, tokenizer=tokenizer, **given)
     end = tokenizer(" quicker", add_special_tokens=False)["input_ids"]
     assert end == [dense.config.eos_token_id] == [dense.generation_config.eos_token_id]
@@ -285,7 +279,7 @@ def test_a_model_that_is_cut_to_scripts_writes_no_others(tmp_path: Path) -> None
         dense = model(len(tokenizer))
         banned = tokenizer.convert_tokens_to_ids("<end>")
         dense.generation_config.suppress_tokens = [banned]
-        given = {**SMALL, "tokens": 300, "scripts": scripts}
+        given = {**SMALL, "sparsity": 1 - 300 / 378, "scripts": scripts}
         prune(dense, tokenizer=tokenizer, output=tmp_path / "out", overwrite=True, **given)
         small = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
         torch.manual_seed(0)
@@ -303,7 +297,7 @@ def test_the_model_with_fewer_tokens_is_trained_towards_the_dense_one(tmp_path: 
     tokenizer, given = byte_level(), {**SMALL, "calibration": ["fox " * 100]}
     dense = LanguageModel(model(len(tokenizer)), tokenizer, "dense")
     save_model(dense, tmp_path / "dense")
-    options: dict[str, Any] = {**given, "tokens": 290, "distill": 2}
+    options: dict[str, Any] = {**given, "sparsity": 1 - 290 / 378, "distill": 2}
     trained = prune(tmp_path / "dense", output=tmp_path / "trained", **options)
     assert [point.step for point in trained.distillation] == [0, 2]
     assert "the whole: trained in 2 steps" in (tmp_path / "trained" / "README.md").read_text()

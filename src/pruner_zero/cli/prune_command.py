@@ -7,7 +7,6 @@ from typing import Any
 from pruner_zero.cli import options
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.settings.prune_settings import PruneSettings
-from pruner_zero.settings.read_settings import read_settings
 
 IMPROVEMENT = (
     "a plain mask: leave out --metric, or give the .json file of a metric that a search found, for "
@@ -29,7 +28,6 @@ def prune(
     """Prune MODEL by a metric and save it. After an interruption, the same command continues."""
     from pruner_zero.pruning.prune import plan
     from pruner_zero.pruning.prune import prune as run
-    from pruner_zero.pruning.token_list import list_tokens
 
     if dry_run:
         made = plan(output=output, overwrite=overwrite, config=config, **settings)
@@ -39,12 +37,6 @@ def prune(
         ]
         lines = [*made.lines(), *(["matrices:", *shapes] if shapes else [])]
         print(json.dumps(made.to_json()) if as_json else "\n".join(lines))
-        return
-    if read_settings(PruneSettings, settings, config).list:
-        if output:
-            raise PrunerZeroError("--list writes no model: leave out --output")
-        listed = list_tokens(overwrite=overwrite, cache=cache, config=config, **settings)
-        print(json.dumps(listed.to_json()) if as_json else listed)
         return
     if output is None:
         raise PrunerZeroError("give the place of the result as --output, or add --dry-run")

@@ -94,7 +94,7 @@ def _pattern_of(settings: SearchSettings, language_model: LanguageModel | None =
     share = settings.sparsity or 0.0
     if settings.structure is not None:
         size = None if settings.parameters is None else read_parameters(settings.parameters)
-        units = EqualWidths(share, settings.structure, settings.multiple_of, parameters=size)
+        units = EqualWidths(share, settings.structure, parameters=size)
         return units.fit(language_model).pattern if language_model else units.pattern
     return SemiStructured.parse(settings.pattern) if settings.pattern else Unstructured(share)
 

@@ -90,8 +90,6 @@ def compare(
             "others: prune by --structure vocabulary and compare the bits per byte that evaluate "
             "gives"
         )
-    if "channels" not in units:
-        checked.refuse(("multiple_of",), "a method that removes channels")
     file = None if output is None else Path(output)
     table = file and read_unfinished(file, overwrite)
     resolved = checked.model_dump(mode="json")
@@ -169,8 +167,7 @@ def _parse(name: str, settings: CompareSettings) -> Recipe | None:
     if name == DENSE:
         return None
     zeros = {name: getattr(settings, name) for name in _ZEROS}
-    units = {"multiple_of": settings.multiple_of}
-    recipe = parse_recipe(WANDA if name == DEFAULT else name, units=units, **zeros)
+    recipe = parse_recipe(WANDA if name == DEFAULT else name, **zeros)
     # All methods have the same statistics, those of the dense model, but where they train blocks.
     return replace(recipe, name=name, dense_inputs=True)
 

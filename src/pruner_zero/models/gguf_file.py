@@ -21,8 +21,8 @@ from pruner_zero.models.gguf_source import (
     INSTEAD,
     SIZES,
     GgufSource,
-    check_may_differ,
     described_size,
+    why_alike,
 )
 from pruner_zero.progress import note
 
@@ -60,7 +60,8 @@ def save_gguf(
     kind: GgufType = asked or "F16"
     architecture, store = source.header.architecture, source.store
     if has_code(model.config):
-        check_may_differ(source, model.config.per_layer_attributes)
+        if why := why_alike(source, model.config.per_layer_attributes):
+            raise PrunerZeroError(f"{why}: write a folder")
         architecture, store = DECI, in_pairs
     if architecture == DECI:
         records = {**records, GGUF_FAMILY: family_of(source.header, source.name)}

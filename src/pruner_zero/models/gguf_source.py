@@ -55,16 +55,16 @@ class GgufSource:
         fields = self.header.fields.items()
         return {key: json.loads(text) for key, (text, *_) in fields if key.startswith(GGUF_RECORDS)}
 
-    def parameters_in(self, nbytes: int, asked: GgufType | None) -> int:
-        """How many parameters have room in a file of at most `nbytes` with matrices of that type.
+    def multiple(self, config: Any) -> int:
+        """A multiple of this many channels stays in each block of the smaller file.
 
-        Metadata and vectors are taken to be as large as those of the source.
+        That is 256 in the place of 32 where the file holds k-quants, whose rows are in blocks of
+        256, and the model's own numbers are multiples of it.
         """
-        items, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[asked or "F16"]]
         tensors = self.header.tensors.values()
-        vectors = sum(tensor.shape[0] for tensor in tensors if len(tensor.shape) == 1)
-        room = nbytes - min(tensor.start for tensor in tensors) - 4 * vectors
-        return int(room * items // size + vectors)
+        quants = any(gguf.GGML_QUANT_SIZES[tensor.type][0] == 256 for tensor in tensors)
+        own = (block.get("intermediate_size", 0) for block in block_sizes(config))
+        return 256 if quants and all(size % 256 == 0 for size in own) else 32
 
     def tensors(self, model: PreTrainedModel) -> dict[str, Tensor]:
         """The tensors of `model`, dense or pruned, by their names in the file, in its order.
@@ -105,23 +105,21 @@ def described_size(config: Any, field: str, architecture: str) -> int | list[int
     return size
 
 
-def check_may_differ(source: GgufSource, fields: Collection[str]) -> None:
-    """Raise PrunerZeroError where a file after `source` cannot have blocks of different sizes.
+def why_alike(source: GgufSource, fields: Collection[str]) -> str:
+    """Why a file after `source` cannot have blocks of different sizes; empty where it can.
 
     fields: of the configuration, those that may differ.
     """
     family = family_of(source.header, source.name)
     if family not in FAMILIES:
-        raise PrunerZeroError(
-            f"{source.name} is a {family}, and in its GGUF files all blocks have equal sizes: "
-            "choose --widths equal, or write a folder"
-        )
+        return f"{source.name} is a {family}, and in its GGUF files all blocks have equal sizes"
     biased = any(key.endswith("attn_q.bias") for key in source.header.tensors)
     if biased and "num_attention_heads" in fields:
-        raise PrunerZeroError(
+        return (
             f"{source.name} has biases of queries, and runtimes of its GGUF files need all heads "
-            "then: choose --structure channels, or write a folder"
+            "then"
         )
+    return ""
 
 
 def source_of(

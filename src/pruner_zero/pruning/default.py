@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pruner_zero.choices import Scope, Widths
+from pruner_zero.choices import Scope
 from pruner_zero.metric.metric import Metric
 from pruner_zero.models.matrices import Matrix, is_wide
 from pruner_zero.pruning.recipe import Race, Recipe, Scored, Text
@@ -24,8 +24,6 @@ PRICED = "O * W * X^1.35 * row_odds(W * X) * sqrt(P * row_odds(W))"
 # (benchmarks/why.md).
 # Source: weights over the norms of their columns, as in RIA (Zhang et al. 2024).
 IN_ROWS = (WANDA, "W * column_normalize(W) * X")
-# Of heads, found by a search (benchmarks/units.md).
-HEADS = "X * row_normalize(W * X)"
 
 
 def default(matrices: Sequence[Matrix], sparsity: float) -> Recipe:
@@ -59,14 +57,10 @@ def default_beside(matrices: Sequence[Matrix], pattern: Pattern, scope: Scope | 
     return replace(recipe, masks=Race(entries) if len(entries) > 1 else entries[0])
 
 
-def metric_of_units(structure: str | None, widths: Widths) -> str:
+def metric_of_units(structure: str | None) -> str:
     """The metric, or the rule, that chooses units where none is named."""
     rules: Mapping[Any, str] = RULES
-    if structure in rules:
-        return rules[structure]
-    if structure is None or "," in structure or widths == "free":
-        return FISHER
-    return HEADS if structure == "heads" else WANDA
+    return rules.get(structure, FISHER)
 
 
 def default_of_units(matrices: Sequence[Matrix], said: Recipe) -> Recipe:

@@ -53,9 +53,10 @@ def parse_recipe(
 
     Where whole units are removed, their kind replaces the scope, with their share if it is not
     `sparsity`, as in `wanda@channels=0.25`. `parameters`, such as "0.75" or "100M", has precedence
-    over `sparsity`; units: the options of their kind, multiple_of, tokens, keep and scripts, as in
-    `PruneSettings`. For weights exactly one of sparsity in [0, 1) and pattern, which is an N:M such
-    as "2:4" or any Pattern and leaves no choice of scope. Raises PrunerZeroError.
+    over `sparsity`; units: the options of their kind, keep and scripts, as in `PruneSettings`, and
+    free, whether blocks may keep different numbers. For weights exactly one of sparsity in [0, 1)
+    and pattern, which is an N:M such as "2:4" or any Pattern and leaves no choice of scope. Raises
+    PrunerZeroError.
     """
     name = text.strip()
     asked = {"reconstruct": reconstruct, "distill": distill}
@@ -78,10 +79,10 @@ def parse_recipe(
             "and heads by a metric"
         )
     cut = None
-    # Without a kind of units, a size is that of a budget, for which `prune` names widths.
-    if structure or (parameters and "widths" in units):
+    # Without a kind of units, a size is that of a budget, which `prune` alone has.
+    if structure or (parameters and "free" in units):
         left = None if parameters is None else read_parameters(parameters)
-        if left is None and sparsity is None and not units.get("tokens"):
+        if left is None and sparsity is None:
             raise _no_share(name)
         folds = "none" not in (written, update)
         cut = _cut(structure, 0.0 if left else sparsity or 0.0, left, body, folds, units)
@@ -152,20 +153,19 @@ def _cut(
         keep, scripts = units.get("keep"), units.get("scripts")
         words = () if keep is None else tuple(dict.fromkeys(load_corpus(keep).text.split()))
         named = () if scripts is None else read_scripts(scripts)
-        return Vocabulary(sparsity, parameters, units.get("tokens"), words, named)
-    several, multiple = structure is None or "," in structure, units.get("multiple_of", 32)
-    widths = units.get("widths", "equal")
-    if several or widths == "free":
+        return Vocabulary(sparsity, parameters, words, named)
+    free = bool(units.get("free"))
+    if structure is None or "," in structure or free:
         from pruner_zero.structure.budget import Budget
 
         kinds = structure.split(",") if structure else SOLD
         ordered = tuple(kind for kind in SOLD if kind in kinds)
         return Budget(
-            sparsity, "units", multiple, parameters, (), (), ordered, not structure, widths
+            sparsity, parameters=parameters, kinds=ordered, every=not structure, equal=not free
         )
     from pruner_zero.structure.units import EqualWidths
 
-    return EqualWidths(sparsity, cast(Structure, structure), multiple, parameters)
+    return EqualWidths(sparsity, cast(Structure, structure), parameters=parameters)
 
 
 def check_compares_weights(name: str, metric: Metric) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from math import isclose
-from typing import Any, cast
+from typing import Any
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.metric.metric import Metric
@@ -21,17 +21,18 @@ from pruner_zero.pruning.default import (
 from pruner_zero.pruning.notation import check_compares_weights, parse_recipe
 from pruner_zero.pruning.recipe import Recipe, Text
 from pruner_zero.settings.base import name_of, names_of
-from pruner_zero.settings.calibration import TOKENS, read_bytes
+from pruner_zero.settings.calibration import TOKENS
 from pruner_zero.settings.prune_settings import PruneSettings
 from pruner_zero.settings.read_settings import read_settings
 from pruner_zero.sparsity.pattern import Pattern
-from pruner_zero.structure.budget import Budget, check_widths
+from pruner_zero.structure.budget import Budget, why_equal
 from pruner_zero.structure.cut import Cut
+from pruner_zero.structure.units import CoupledUnits
 
 # The settings that `parse_recipe` takes under their names.
 _OPTIONS = (*("sparsity", "scope", "structure", "parameters", "reconstruct", "distill"),)
 # Those of one kind of unit.
-_OF_UNITS = ("multiple_of", "tokens", "keep", "scripts")
+_OF_UNITS = ("keep", "scripts")
 
 
 def read_recipe(
@@ -61,16 +62,13 @@ def read_recipe(
         check_compares_weights(str(metric), metric)
         checked = checked.model_copy(update={"scope": metric.scope})
     zeros = pattern if isinstance(pattern, Pattern) else checked.pattern
-    widths = checked.widths or ("free" if checked.metric is None else "equal")
-    units = {"widths": widths} | {name: getattr(checked, name) for name in _OF_UNITS}
+    units = {name: getattr(checked, name) for name in _OF_UNITS}
+    units["free"] = checked.metric is None
     options = {name: getattr(checked, name) for name in _OPTIONS}
     options["update"] = checked.update if isinstance(update, str | None) else update
-    if checked.bytes:
-        # Until the model is known, and with it how many parameters have room.
-        options["parameters"] = "0.5"
     named = checked.metric
     if named is None:
-        named = metric_of_units(checked.structure, widths) if checked.is_smaller else WANDA
+        named = metric_of_units(checked.structure) if checked.is_smaller else WANDA
     recipe = parse_recipe(named, pattern=zeros, units=units, **options)
     if recipe.cut and not checked.is_smaller:
         raise PrunerZeroError(
@@ -119,45 +117,38 @@ def plan_recipe(
 
 
 def _for_output(
-    cut: Cut | None, settings: PruneSettings, language_model: LanguageModel, source: Any
+    cut: Cut | None,
+    settings: PruneSettings,
+    language_model: LanguageModel,
+    source: GgufSource | None,
 ) -> Cut | None:
-    """The cut that the output can have, with the parameters that --bytes leaves room for.
+    """The cut that the output can have: without tokens, equal blocks or all heads if it must.
 
     Raises PrunerZeroError where it cannot have what was asked for.
     """
-    if cut is None:
-        return None
     model = language_model.model
-    if settings.bytes:
-        room = read_bytes(settings.bytes)
-        left = source.parameters_in(room, settings.gguf_type) if source else 0
-        each = min(parameter.itemsize for parameter in model.parameters())
-        many = max(2, left or room // each)
-        cut = cast(Cut, replace(cast(Any, cut), parameters=many, sparsity=0.0))
+    if source and isinstance(cut, CoupledUnits):
+        cut = replace(cut, multiple=source.multiple(model.config))
     if not isinstance(cut, Budget):
         return cut
     if settings.offload and settings.structure and "vocabulary" in cut.kinds:
         raise PrunerZeroError("--offload cannot remove tokens: leave vocabulary out of --structure")
     if settings.offload:
         cut = replace(cut, kinds=tuple(kind for kind in cut.kinds if kind != "vocabulary"))
-    if cut.widths == "equal":
+    if cut.equal:
         return cut
     said = ""
     for kinds in (cut.kinds, tuple(kind for kind in cut.kinds if kind != "heads")):
-        try:
-            check_widths(model, kinds, source)
-        except PrunerZeroError as error:
-            if settings.widths and settings.structure:
-                raise
-            said = said or str(error).partition(":")[0]
-            if settings.structure:
-                break
-        else:
+        why = why_equal(model, kinds, source)
+        if not why:
             if said:
                 note(f"{said}: all heads stay")
             return replace(cut, kinds=kinds)
+        said = said or why
+        if settings.structure:
+            break
     note(f"{said}: all blocks keep as many")
-    return replace(cut, widths="equal")
+    return replace(cut, equal=True)
 
 
 def needs_text(recipe: Recipe) -> bool:

@@ -123,10 +123,6 @@ def _prepare(
 ) -> "Plan":
     """All that comes before the first work. Raises PrunerZeroError for what can be seen by then."""
     checked, said, completed = read_recipe(model, metric, calibration, config, settings)
-    if checked.list:
-        raise PrunerZeroError(
-            "--list writes tokens and prunes nothing: leave out --dry-run, or call list_tokens"
-        )
     folder = None if output is None else check_output(output, overwrite, [checked.model], gguf=True)
     is_object = model is not None and not isinstance(model, str | Path)
     name = None if is_object else checked.model

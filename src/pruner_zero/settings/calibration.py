@@ -207,18 +207,6 @@ class MethodSettings(CalibrationSettings, SparsitySettings):
 _FACTORS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
 
 
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
-
-
-def read_bytes(text: str) -> int:
-    """The number of bytes that `text` names, such as 80MB. Raises ValueError for any other text."""
-    written = re.fullmatch(r"([0-9_]*\.?[0-9]+)\s*((?:[KMG]I?)?)B?", text.strip().upper())
-    number = float(written[1]) * _UNITS[written[2]] if written else 0.0
-    if not 1 <= number < float("inf"):
-        raise ValueError("write a number of bytes, such as 80MB or 1.2GB")
-    return int(number)
-
-
 def read_parameters(text: str) -> float:
     """The number of parameters that `text` names, such as 100M, or their share, such as 0.75.
 
@@ -231,31 +219,27 @@ def read_parameters(text: str) -> float:
     return number
 
 
-def check_structure(settings: Any, beside: Sequence[str]) -> None:
-    """Refuse, by a PrunerZeroError, `beside` with --structure, and settings of units without it."""
+def check_structure(settings: Any, beside: Sequence[str], mixed: bool = False) -> None:
+    """Refuse, by a PrunerZeroError, `beside` with --structure, and sizes that do not fit it.
+
+    mixed: whether several kinds of units may compete.
+    """
     several = "," in (settings.structure or ",")
-    left = (settings.parameters, getattr(settings, "bytes", None))
-    if not (settings.structure or any(left)):
-        settings.refuse(("multiple_of",), "--structure channels")
+    if not (settings.structure or settings.parameters):
         return
-    if not (settings.structure or hasattr(settings, "bytes")):
+    if not (settings.structure or mixed):
         raise PrunerZeroError(
             "--parameters applies to whole units alone: add --structure, or leave out --parameters"
         )
-    if several and (settings.sparsity is not None or not any(left)):
+    if several and (settings.sparsity is not None or not settings.parameters):
         raise PrunerZeroError(
-            "--parameters or --bytes, the size of the smaller model, takes the place of --sparsity "
-            "where units of several kinds compete: give it alone, or name one by --structure"
+            "--parameters, the size of the smaller model, takes the place of --sparsity where "
+            "units of several kinds compete: give it alone, or name one by --structure"
         )
-    if not several and settings.structure != "channels":
-        settings.refuse(("multiple_of",), "--structure channels")
-    sizes = [settings.sparsity, *left, getattr(settings, "tokens", None)]
-    if sum(size is not None for size in sizes) != 1:
-        others = ", or --tokens, how many stay" if settings.structure == "vocabulary" else ""
+    if (settings.sparsity is None) == (settings.parameters is None):
         raise PrunerZeroError(
-            f"--structure {settings.structure or 'of all kinds'} needs either --sparsity, the "
-            "share of units to remove, or the size of the smaller model, --parameters or "
-            f"--bytes{others}"
+            f"--structure {settings.structure} needs either --sparsity, the share of units to "
+            "remove, or --parameters, the size of the smaller model"
         )
     for name in beside:
         if getattr(settings, name):
@@ -270,12 +254,6 @@ def _checked(text: str) -> str:
     return text
 
 
-def _checked_bytes(text: str) -> str:
-    read_bytes(text)
-    return text
-
-
-Bytes = Annotated[str, Field(coerce_numbers_to_str=True), AfterValidator(_checked_bytes)]
 # As text, since it is a number or a share; YAML and Python may give a number.
 Parameters = Annotated[str, Field(coerce_numbers_to_str=True), AfterValidator(_checked)]
 
@@ -289,9 +267,4 @@ class SizeSettings(Settings):
         None,
         description="Remove units until the model has at most this number of parameters, such as "
         "100M, or this share of its parameters, such as 0.75, embeddings counted.",
-    )
-    multiple_of: int = Field(
-        32,
-        ge=1,
-        description="When channels are removed, every MLP keeps a multiple of this many channels.",
     )

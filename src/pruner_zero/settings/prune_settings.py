@@ -6,14 +6,13 @@ from typing import Annotated, ClassVar, get_args
 
 from pydantic import Field, model_validator
 
-from pruner_zero.choices import SOLD, Structure, Widths
+from pruner_zero.choices import SOLD, Structure
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.settings.base import FILES, MAIN, Cli, CommaSeparated, OutputSettings, PathText
+from pruner_zero.settings.base import MAIN, Cli, CommaSeparated, OutputSettings, PathText
 from pruner_zero.settings.calibration import (
     LONG,
     SHORT,
     TOKENS,
-    Bytes,
     CalibrationSettings,
     MethodSettings,
     SizeSettings,
@@ -94,26 +93,10 @@ class PruneSettings(OutputSettings, MethodSettings, SizeSettings):
         "that share them); blocks (those that change their input the least); experts of a "
         "mixture; or the vocabulary, of which the tokens go that occur least in --calibration. "
         f"Several of {', '.join(SOLD)} compete: those go that cost the predictions the least per "
-        "parameter. --sparsity is the share of units of a kind, or give --parameters.",
-    )
-    widths: Annotated[
-        Widths | None, Cli(panel=SizeSettings.panel, default="free where the family allows it")
-    ] = Field(
-        None,
-        description="Of channels and heads: free lets every block keep another number, which "
-        "a folder carries by a modelling file of its own (trust_remote_code), and a .gguf file by "
-        "the architecture deci; equal keeps the family as it is. With --metric equal is the "
-        "default.",
-    )
-    bytes: Annotated[Bytes | None, Cli(panel=SizeSettings.panel, default="as --sparsity says")] = (
-        Field(
-            None,
-            description="Remove units until the weights take at most this many bytes, such as "
-            "80MB: those of the .gguf file with --gguf-type, else those of the folder.",
-        )
-    )
-    tokens: Annotated[int | None, Cli(panel=SizeSettings.panel, default="as --sparsity says")] = (
-        Field(None, ge=1, description="With --structure vocabulary: how many tokens stay.")
+        "parameter. --sparsity is the share of units of a kind, or give --parameters. Without "
+        "--metric every block keeps its own number of channels and heads where the family allows "
+        "it, which a folder carries by a modelling file (trust_remote_code), and a .gguf file by "
+        "the architecture deci.",
     )
     keep: Annotated[
         PathText | None, Cli(panel=SizeSettings.panel, metavar="FILE", default="none")
@@ -121,13 +104,6 @@ class PruneSettings(OutputSettings, MethodSettings, SizeSettings):
         None,
         description="With --structure vocabulary: a text file whose words must be encoded as "
         "before; all of their tokens stay.",
-    )
-    list: Annotated[PathText | None, Cli(panel=FILES, metavar="FILE", default="none")] = Field(
-        None,
-        description="With --structure vocabulary: cut nothing, and write the numbers of the tokens "
-        "that the model expects most in --calibration to FILE, for the smaller head of a draft in "
-        "speculative decoding: as little-endian int32, or as d2t and t2d where FILE ends in "
-        ".safetensors.",
     )
     offload: Annotated[bool, MAIN] = Field(
         False, description="Leave the model on disk and read one block at a time."
@@ -142,8 +118,6 @@ class PruneSettings(OutputSettings, MethodSettings, SizeSettings):
                 f"--structure {self.structure}: choose one of {', '.join(get_args(Structure))}, or "
                 f"several of {', '.join(SOLD)}, with commas between them"
             )
-        if self.widths and not {"channels", "heads"} & {*self.kinds} and self.structure:
-            raise PrunerZeroError("--widths applies to channels and heads: leave it out")
         if self.structure in RULED and self.metric not in (None, RULES[self.structure]):
             raise PrunerZeroError(
                 f"--structure {self.structure} takes no metric: leave out --metric"
@@ -156,16 +130,10 @@ class PruneSettings(OutputSettings, MethodSettings, SizeSettings):
         if self.structure == "vocabulary":
             beside += ("update", "reconstruct")
         else:
-            self.refuse(("tokens", "keep", "list"), "--structure vocabulary")
+            self.refuse(("keep",), "--structure vocabulary")
         if self.structure in RULES:
             beside += ("offload",)
-        check_structure(self, beside)
-        for name in ("parameters", "bytes", "distill", "gguf_type") if self.list else ():
-            if getattr(self, name):
-                raise PrunerZeroError(
-                    f"--list writes --tokens N alone and no model: leave out "
-                    f"--{name.replace('_', '-')}"
-                )
+        check_structure(self, beside, mixed=True)
         return self
 
     @property
@@ -176,7 +144,7 @@ class PruneSettings(OutputSettings, MethodSettings, SizeSettings):
     @property
     def is_smaller(self) -> bool:
         """Whether whole units are removed."""
-        return bool(self.structure or self.parameters or self.bytes)
+        return bool(self.structure or self.parameters)
 
     @property
     def is_alone(self) -> bool:

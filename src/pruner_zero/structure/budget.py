@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pruner_zero.choices import SOLD, Structure, Widths
+from pruner_zero.choices import SOLD, Structure
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.block_sizes import block_sizes, set_block_sizes
 from pruner_zero.models.couplings import COUNTS, Coupling, find_couplings
-from pruner_zero.models.gguf_source import GgufSource, check_may_differ
+from pruner_zero.models.gguf_source import GgufSource, why_alike
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.matrices import size_of
 from pruner_zero.structure.experts import has_experts
@@ -38,8 +38,8 @@ class Budget(CoupledUnits):
     metric `fisher`, by how many nats per token the predictions diverge without it. That of a token
     is how often it is expected, times what its pieces cost more.
 
-    kinds: of the units that compete; those that the model has where `every`. widths: with "equal"
-    all blocks lose the same number of a kind. vocabulary: of the tokens that go.
+    kinds: of the units that compete; those that the model has where `every`. equal: whether all
+    blocks lose the same number of a kind. vocabulary: of the tokens that go.
     price: of all units that go, estimated, in nats per token.
     Source: prices of units by Fisher information, and a budget of cost for them, Kwon et al. 2022
     (2204.09656) for masks of one encoder; widths that differ between blocks, FLAP (An et al. 2024,
@@ -49,7 +49,7 @@ class Budget(CoupledUnits):
     unit: str = "units"
     kinds: tuple[Structure, ...] = SOLD
     every: bool = False
-    widths: Widths = "free"
+    equal: bool = False
     vocabulary: Vocabulary | None = field(default=None, repr=False)
     kept_tokens: tuple[int, ...] = field(default=(), repr=False)
     price: float | None = None
@@ -141,7 +141,7 @@ class Budget(CoupledUnits):
 
     def _groups(self) -> list[list[Coupling]]:
         """The couplings of which the same number of units goes."""
-        if self.widths == "free":
+        if not self.equal:
             return [[coupling] for coupling in self.couplings]
         kinds = dict.fromkeys(coupling.structure for coupling in self.couplings)
         return [[c for c in self.couplings if c.structure == kind] for kind in kinds]
@@ -225,17 +225,15 @@ class Budget(CoupledUnits):
         )
 
 
-def check_widths(
-    model: PreTrainedModel, kinds: Sequence[Structure], source: GgufSource | None
-) -> None:
-    """Raise PrunerZeroError where blocks of `model` cannot have their own numbers of `kinds`.
+def why_equal(model: PreTrainedModel, kinds: Sequence[Structure], source: GgufSource | None) -> str:
+    """Why blocks of `model` cannot have their own numbers of `kinds`; empty where they can.
 
     source: the file after which a GGUF file is made; None for a folder. A model that the
     configuration of such blocks describes is built without its weights.
     """
     family, fields = model.config.model_type, [f for k in kinds for f in COUNTS.get(k, ())]
-    if source:
-        check_may_differ(source, fields)
+    if source and (why := why_alike(source, fields)):
+        return why
     config = deepcopy(model.config)
     sizes = block_sizes(config)
     tried = family in _TRIED and all(name in sizes[0] for name in fields)
@@ -243,7 +241,5 @@ def check_widths(
         sizes[0].update({name: 2 * sizes[0][name] for name in fields})
         set_block_sizes(config, sizes)
     if fields and (not tried or without_weights(model, config) is None):
-        raise PrunerZeroError(
-            f"blocks of the {family} family cannot have their own numbers of units: choose "
-            "--widths equal"
-        )
+        return f"blocks of the {family} family cannot have their own numbers of units"
+    return ""

@@ -72,8 +72,8 @@ def units_left(
 
     fewest, step = first(counts), counts.step
     if not fewest:
-        smaller = f": choose a smaller --multiple-of than {step}" if step > 1 else ""
-        raise PrunerZeroError(f"none of the {count} {words} of a block can go{smaller}")
+        multiple = f", of which a multiple of {step} stays" * (step > 1)
+        raise PrunerZeroError(f"none of the {count} {words} of a block can go{multiple}")
     if asked.parameters:
         reachable = size(fewest), size(first(reversed(counts)))
         most = most_parameters(model, asked.parameters, reachable, words)

@@ -45,12 +45,12 @@ class Vocabulary(Cut):
     Most tokens of a large vocabulary never occur there: the probabilities that the model gives them
     say which of them belong to such text.
 
-    tokens: how many stay, which has precedence over `sparsity` and `parameters`. words: text
-    whose tokens all stay. scripts: those whose characters stay;
-    tokens of others that stay, such as bytes, are not written any more (`tokens_outside`), by
-    suppress_tokens of the generation configuration.
-    tokenizer, kept_tokens, smaller: that of the model, those of its tokens that stay, and what
-    `TokenTable.cut` makes of them, all found by `decide`. expected: what `expected_counts` gave.
+    words: text whose tokens all stay. scripts: those whose characters stay; tokens of others that
+    stay, such as bytes, are not written any more (`tokens_outside`), by suppress_tokens of the
+    generation configuration. tokens: how many stay, which has precedence over `sparsity` and
+    `parameters`, where a budget decides it. tokenizer, kept_tokens, smaller: that of the model,
+    those of its tokens that stay, and what `TokenTable.cut` makes of them, all found by `decide`.
+    expected: what `expected_counts` gave.
     Source: Load What You Need (Abdaoui et al. 2020, 2010.05609), which counts tokens too; here
     those on the path of merges to a kept token stay with it, and the model's own expectation counts
     too.
@@ -58,9 +58,9 @@ class Vocabulary(Cut):
 
     sparsity: float
     parameters: float | None = None
-    tokens: int | None = None
     words: tuple[str, ...] = field(default=(), repr=False)
     scripts: tuple[str, ...] = ()
+    tokens: int | None = None
     tokenizer: Any = field(default=None, repr=False)
     kept_tokens: tuple[int, ...] = field(default=(), repr=False)
     smaller: dict[str, Any] = field(default_factory=dict, repr=False)
@@ -88,10 +88,6 @@ class Vocabulary(Cut):
         check_tokenizer(language_model.tokenizer)
         model = language_model.model
         rows = self.rows(model)
-        if self.tokens and self.tokens >= rows:
-            raise PrunerZeroError(
-                f"--tokens {self.tokens}: the model has {rows} tokens, choose fewer"
-            )
         own = {id(parameter) for parameter in _tables(model)}
         for name, parameter in model.named_parameters():
             if parameter.shape[:1] == (rows,) and id(parameter) not in own:
@@ -99,7 +95,7 @@ class Vocabulary(Cut):
                     f"--structure vocabulary does not know {name}, which has a row for each token "
                     "too: leave out --structure"
                 )
-        return replace(self, sparsity=1 - self.tokens / rows) if self.tokens else self
+        return self
 
     @property
     def translation(self) -> Translation | None:
@@ -124,7 +120,7 @@ class Vocabulary(Cut):
             why = " and --keep or --scripts hold" if self.words or self.scripts else ""
             raise PrunerZeroError(
                 f"{size} of {rows} tokens would be left, and {len(always)} must stay so that every "
-                f"text can be encoded{why}: choose --tokens {len(always)} or more, or --sparsity "
+                f"text can be encoded{why}: choose --sparsity "
                 f"{1 - len(always) / rows:.4g} or less"
             )
         expected = self.expected
@@ -194,32 +190,6 @@ class Vocabulary(Cut):
             prices, self.each(model), 1, min(_LOT, max(1, len(prices) // 64))
         )
 
-    def listed(
-        self, language_model: LanguageModel, windows: Tensor, counts: Tensor
-    ) -> tuple[int, ...]:
-        """The tokens of a list for a draft, ascending: the model itself is not cut.
-
-        They are the special tokens, those of `words`, and those of the highest `counts` (rows of
-        the embedding,), of equal ones the lowest. Neither the paths of merges nor single bytes must
-        be among them: text is still encoded with all tokens. windows: the text; added tokens that
-        it holds are in use. Raises PrunerZeroError where the list would have too few tokens, or
-        all.
-        """
-        model = language_model.model
-        table, rows = _table(language_model)
-        always = table.special() | table.of_words(self.words) | needed_tokens(model)
-        always |= table.added.intersection(windows.unique().tolist())
-        values = counts.tolist()
-        others = table.names.keys() - always - table.added
-        order = sorted(others, key=lambda number: (-values[number], number))
-        size, most = self._size(model, rows, 0), min(len(always) + len(order), rows - 1)
-        if not len(always) <= size <= most:
-            raise PrunerZeroError(
-                f"a list of {size} of {rows} tokens: choose --tokens from {len(always)}, with all "
-                f"special tokens and the words of --keep, to {most}"
-            )
-        return tuple(sorted([*always, *order[: size - len(always)]]))
-
     def _size(self, model: PreTrainedModel, rows: int, fewest: int) -> int:
         """The number of tokens that may stay."""
         if self.tokens:
@@ -283,13 +253,10 @@ def _shares(occurs: Tensor, expected: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def expected_counts(
-    language_model: LanguageModel, windows: Tensor, *, likeliest: bool = False
-) -> Tensor:
+def expected_counts(language_model: LanguageModel, windows: Tensor) -> Tensor:
     """How often the model expects each token as the next one in `windows` (n, seqlen).
 
-    The sum of its probabilities over all positions: (rows of the embedding,) float64. likeliest:
-    how many times it is the most likely one.
+    The sum of its probabilities over all positions: (rows of the embedding,) float64.
     """
     model, device = language_model.model, language_model.device
     total = torch.zeros(model.get_input_embeddings().weight.shape[0], dtype=torch.float64)
@@ -297,10 +264,7 @@ def expected_counts(
         for window in track(windows, "expected counts", len(windows)):
             logits = model(window[None].to(device), use_cache=False).logits[0]
             for part in logits.split(positions_at_once(logits)):
-                if likeliest:
-                    total += part.argmax(-1).bincount(minlength=len(total)).cpu()
-                else:
-                    total += part.float().softmax(-1).sum(0).cpu()
+                total += part.float().softmax(-1).sum(0).cpu()
     return total
 
 
