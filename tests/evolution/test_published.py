@@ -50,15 +50,11 @@ def test_a_run_stopped_among_the_first_trees_has_a_population() -> None:
     assert {candidate.operation for candidate in algorithm.ask()} == {"random"}
 
 
-def test_it_searches_the_first_scope_of_its_space() -> None:
-    space = PUBLISHED_SPACE.model_copy(update={"scopes": ("global", "row")})
-    assert {candidate.scope for candidate in Published(space).ask()} == {"global"}
-
-
-def test_its_first_trees_have_the_terminals_of_its_space() -> None:
-    space = PUBLISHED_SPACE.model_copy(update={"terminals": ("W", "O")})
-    first = Published(space).ask()
-    assert frozenset("WO") == frozenset[str]().union(*(each.expression.terminals for each in first))
+def test_its_trees_are_of_the_first_scope_and_the_terminals_of_its_space() -> None:
+    changed = {"scopes": ("global", "row"), "terminals": ("W", "O")}
+    first = Published(PUBLISHED_SPACE.model_copy(update=changed)).ask()
+    assert {candidate.scope for candidate in first} == {"global"}
+    assert {"W", "O"} == set().union(*(each.expression.terminals for each in first))
 
 
 def test_only_the_best_trees_have_children_and_the_worst_trees_leave(

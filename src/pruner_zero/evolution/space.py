@@ -121,18 +121,14 @@ class SearchSpace(Settings):
             forms[shape].append(form)
         return {shape: tuple(of_shape) for shape, of_shape in forms.items()}
 
-    @cached_property
-    def choices(self) -> Mapping[tuple[Shape, int], tuple[Form, ...]]:
-        """The forms by shape and number of levels."""
-        return {
-            (shape, levels): tuple(
-                form
-                for form in self.forms[shape]
-                if all(self.least_depth[operand] < levels for operand in form.operands)
-            )
-            for shape in Shape
-            for levels in range(1, self.max_depth + 1)
-        }
+    def choices(self, shape: Shape, levels: int) -> list[Form]:
+        """The forms of a shape whose operands can be made with a level less."""
+        least = self.least_depth
+        return [
+            form
+            for form in self.forms[shape]
+            if all(least[operand] < levels for operand in form.operands)
+        ]
 
     def _forms_over(self, shapes: tuple[Shape, ...]) -> Iterator[tuple[Shape, Form]]:
         for name in self.operators:

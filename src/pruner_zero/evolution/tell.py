@@ -129,7 +129,8 @@ class _Points:
         """The plausible loss for each row of `exponents`."""
         design = _features(exponents - self.center)
         variance = np.einsum("ij,jk,ik->i", design, self._covariance, design)
-        return self.lowest + design @ self._coefficients - _OPTIMISM * np.sqrt(variance)
+        expected: _Array = self.lowest + design @ self._coefficients
+        return expected - _OPTIMISM * np.sqrt(variance)
 
 
 def _features(steps: _Array) -> _Array:

@@ -109,7 +109,7 @@ def apply_operator(generator: Generator, operator: Operator, *operands: Expressi
 def _subtree(
     generator: Generator, space: SearchSpace, shape: Shape, levels: int, full: bool, root: int = 0
 ) -> Expression:
-    choices = space.choices[shape, levels]
+    choices = space.choices(shape, levels)
     leaves = space.leaves[shape]
     wants_leaf = not full and not root and bool(generator.random() < _LEAF)
     if leaves and (not choices or wants_leaf):
