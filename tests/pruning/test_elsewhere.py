@@ -86,7 +86,7 @@ def test_blocks_of_a_model_on_two_devices_go_as_on_one(prose: str, tmp_path: Pat
     check_close(actual, expected)
 
 
-@pytest.mark.parametrize("metric", ["wanda@global", "sparsegpt", "pruner-zero+exact"])
+@pytest.mark.parametrize("metric", ["wanda@global", "sparsegpt", "pruner-zero+obs"])
 def test_a_model_on_two_devices_is_pruned_as_on_one(
     metric: str, prose: str, tmp_path: Path
 ) -> None:

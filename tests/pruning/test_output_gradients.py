@@ -33,7 +33,7 @@ def no_weight_sums(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("scope", ["row", "matrix"])
 def test_it_prunes_by_the_product_of_its_vectors(prose: str, scope: Any, tmp_path: Path) -> None:
     model, dense = language_model("llama"), language_model("llama")
-    options = {"calibration": [prose], "mode": "one-shot", "cache": tmp_path, **SMALL}
+    options = {"calibration": [prose], "cache": tmp_path, **SMALL}
     prune(model, "W * (O * X)^0.73", scope=scope, **options)
     windows = random_windows(Corpus("prose", prose), tiny_tokenizer(), 3, 24, 0).tokens
     inputs, matrices = plain_inputs(dense.model, windows), find_matrices(dense.model)
