@@ -352,7 +352,6 @@ def test_how_a_model_is_loaded_reaches_every_verb(
     ]
     for verb in verbs:
         assert "--revision" in cli(*verb, "--revision", "main").error, verb
-        assert "no-attention" in cli(*verb, "--attn-implementation", "no-attention").error, verb
 
 
 def test_a_shell_completes_options_and_their_values() -> None:

@@ -15,9 +15,6 @@ import pytest
 import yaml
 
 from pruner_zero import plugins
-from pruner_zero.metric.metric import NAMED
-from pruner_zero.metric.operators import OPERATORS
-from pruner_zero.text.source import SOURCES
 from tests.cli.conftest import Cli, cli
 from tests.conftest import save_tiny
 from tests.docs import examples
@@ -53,8 +50,6 @@ def workspace(tmp_path: Path, prose: str, monkeypatch: pytest.MonkeyPatch) -> It
             for group, entries in project["entry-points"].items()
         )
     )
-    for registry in (OPERATORS, NAMED, SOURCES):
-        monkeypatch.setattr(registry, "_loaded", {})
     monkeypatch.syspath_prepend(str(EXAMPLE / "src"))
     monkeypatch.syspath_prepend(str(site))
     plugins.forget()

@@ -7,7 +7,7 @@ from hypothesis import given
 
 from pruner_zero.metric.expression import Expression
 from pruner_zero.metric.grammar import parse
-from pruner_zero.metric.latex import to_latex, to_mathml
+from pruner_zero.metric.latex import to_mathml
 from pruner_zero.metric.metric import NAMED
 from tests.metric.strategies import expressions, lightly
 
@@ -48,7 +48,7 @@ from tests.metric.strategies import expressions, lightly
     ],
 )
 def test_mathematics(text: str, latex: str) -> None:
-    assert to_latex(parse(text)) == latex
+    assert parse(text).latex == latex
 
 
 MATHML = "{http://www.w3.org/1998/Math/MathML}"
@@ -91,13 +91,13 @@ def spoken(element: ElementTree.Element) -> str:
     ],
 )
 def test_the_formula_that_browsers_show(text: str, formula: str) -> None:
-    assert spoken(ElementTree.fromstring(to_mathml(parse(text)))) == formula
+    assert spoken(ElementTree.fromstring(to_mathml(parse(text).latex))) == formula
 
 
 @pytest.mark.parametrize("display", ["block", "inline"])
 def test_known_metrics_are_well_formed_formulas(display: str) -> None:
     for metric in NAMED.values():
-        text = to_mathml(parse(metric.text), display)
+        text = to_mathml(parse(metric.text).latex, display)
         math = ElementTree.fromstring(text)
         assert math.get("display") == display
         assert "\\" not in spoken(math), "a LaTeX command is left over"
@@ -107,11 +107,11 @@ def test_known_metrics_are_well_formed_formulas(display: str) -> None:
 @lightly
 @given(expressions())
 def test_every_formula_is_well_formed(expression: Expression) -> None:
-    latex = to_latex(expression)
+    latex = expression.latex
     assert latex.count("{") == latex.count("}")
     assert latex.count(r"\left") == latex.count(r"\right")
     assert "\n" not in latex
-    math = ElementTree.fromstring(to_mathml(expression))
+    math = ElementTree.fromstring(to_mathml(latex))
     for element in math.iter():
         wanted = {"mfrac": 2, "msup": 2, "msub": 2}.get(element.tag.removeprefix(MATHML))
         assert wanted in (None, len(element))

@@ -173,21 +173,8 @@ def test_no_other_weights_of_a_repository_are_fetched(
     assert "someone/tiny has no config.json" in refusal(lambda: load_model("someone/tiny"))
 
 
-@pytest.mark.parametrize("load", [load_model, load_offloaded])
-def test_the_attention_implementation_is_the_one_asked_for(load: Any, folder: Path) -> None:
-    assert load(folder).model.config._attn_implementation == "sdpa"
-    eager = load(folder, attn_implementation="eager")
-    assert eager.model.config._attn_implementation == "eager"
-    assert eager.fingerprint() == load(folder).fingerprint()
-    for name in ("eagre", "flash_attention_2"):
-        message = refusal(lambda name=name: load(folder, attn_implementation=name))  # type: ignore[misc]
-        assert "cannot be loaded" in message
-
-
-def test_a_model_object_gets_the_attention_implementation_too() -> None:
+def test_a_model_object_has_no_revision() -> None:
     model = tiny_model("llama")
-    as_language_model(model, tiny_tokenizer(), attn_implementation="eager")
-    assert model.config._attn_implementation == "eager"
     message = refusal(lambda: as_language_model(model, tiny_tokenizer(), revision="v2"))
     assert "--revision is for models of the hub" in message
 

@@ -84,12 +84,6 @@ def test_settings_of_written_text_fit_where_a_model_writes(given: dict[str, Any]
     assert settings.scripts in (None, "Latin", "Latin,Greek")
 
 
-def test_scripts_are_of_any_text_that_a_model_writes() -> None:
-    texts = {"calibration": "c4", "search_text": "self", "scripts": "Latin", "evaluations": 1}
-    search = read_settings(SearchSettings, {"model": "m", "sparsity": 0.5, **texts})
-    assert search.scripts == "Latin"
-
-
 def test_every_text_setting_takes_a_list_from_a_file() -> None:
     mixed = {"c4": 3, "b.txt": 1}
     words = ["c4=3", "b.txt"]

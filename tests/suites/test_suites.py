@@ -8,13 +8,9 @@ import torch
 from torch import Tensor
 
 from pruner_zero.execution.executor import Executor, SerialExecutor, Work
-from pruner_zero.metric.metric import NAMED, NamedMetric
 from pruner_zero.metric.operators import OPERATORS, Operator
-from pruner_zero.text.source import SOURCES, Role, TextSource
 from tests.suites.executors import ExecutorSuite
-from tests.suites.metrics import NamedMetricSuite
 from tests.suites.operators import OperatorSuite
-from tests.suites.texts import TextSourceSuite
 
 
 def claims_of(suite: Any) -> dict[str, Callable[[], None]]:
@@ -30,14 +26,6 @@ def failing(suite: Any) -> set[str]:
         except Exception:
             failed.add(name.removeprefix("test_"))
     return failed
-
-
-@pytest.mark.parametrize("name", NAMED)
-def test_every_named_metric_passes(name: str) -> None:
-    suite = NamedMetricSuite()
-    suite.metric = NAMED[name]
-    for test in claims_of(suite).values():
-        test()
 
 
 def _spoil(x: Tensor) -> Tensor:
@@ -56,7 +44,12 @@ POWER = "a_power_or_a_multiple_is_one"
 RESCALING = "a_rescaling_is_one"
 ORDERED = "the_order_of_operands_does_not_matter_where_it_commutes"
 TWINS = "twins_are_worth_nothing_where_it_says_so"
-NAME = "it_is_found_by_its_name"
+# Only built-in operators are found by their names.
+BY_NAME = {
+    "it_is_found_by_its_name",
+    "it_stays_itself_on_the_way_to_another_process",
+    "expressions_with_it_are_written_and_read_without_loss",
+}
 
 
 def half(apply: Callable[..., Tensor] = torch.abs, arity: int = 1, **facts: Any) -> Operator:
@@ -84,48 +77,16 @@ def half(apply: Callable[..., Tensor] = torch.abs, arity: int = 1, **facts: Any)
         (half(lambda x: x / x.norm() ** 0.5, reach="matrix", rescaling="scale"), RESCALING),
         (half(torch.sub, 2, commutative=True), ORDERED),
         (half(torch.mul, 2, twins=True), TWINS),
-        (half(inverse="nothing"), NAME),
     ],
 )
-def test_a_false_fact_of_an_operator_is_found(
-    broken: Operator, test: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(OPERATORS._loaded, "half", broken)
-    monkeypatch.setattr(type(OPERATORS), "plugged", {"half": "mine"})
+def test_a_false_fact_of_an_operator_is_found(broken: Operator, test: str | None) -> None:
     suite = OperatorSuite()
     suite.operator = broken
     failed = failing(suite)
+    assert failed >= BY_NAME
+    failed -= BY_NAME
     # What follows from a false power or rescaling is false as well.
     assert test in failed if test in (POWER, RESCALING) else failed == ({test} if test else set())
-
-
-def test_an_operator_that_is_not_installed_is_found() -> None:
-    suite = OperatorSuite()
-    suite.operator = half()
-    assert "it_is_found_by_its_name" in failing(suite)
-
-
-def test_a_broken_metric_is_found() -> None:
-    suite = NamedMetricSuite()
-    suite.metric = NamedMetric("mine", "W - W", "", "nobody")
-    assert len(failing(suite)) == len(claims_of(suite))
-
-
-@pytest.mark.parametrize(
-    ("documents", "test"),
-    [
-        (lambda role: ["the same"], "no_document_serves_two_roles"),
-        (lambda role: [f"{role} {torch.rand(()).item()}"], "it_is_the_same_text_each_time"),
-    ],
-)
-def test_a_broken_text_source_is_found(
-    documents: Callable[[Role], Iterable[str]], test: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    suite = TextSourceSuite()
-    suite.source = TextSource("mine", documents)
-    monkeypatch.setitem(SOURCES._loaded, "mine", suite.source)
-    monkeypatch.setattr(type(SOURCES), "plugged", {"mine": "mine"})
-    assert test in failing(suite)
 
 
 class _Backwards(SerialExecutor[Any, Any]):

@@ -10,24 +10,27 @@ from pruner_zero.calibration.self_text import self_windows
 from pruner_zero.choices import SELF
 from pruner_zero.models.language_model import LanguageModel, check_tokens, note_long_windows
 from pruner_zero.progress import note
-from pruner_zero.settings.calibration import WritingSettings
 from pruner_zero.text.mixture import Mixture, SelfText, Source, load_mixture
 from pruner_zero.text.token_windows import Windows, mix_windows, no_windows, random_windows
 
 
 def calibration_texts(
-    source: Source | Mapping[Any, float] | None, needed: bool, writing: WritingSettings
+    source: Source | Mapping[Any, float] | None,
+    needed: bool,
+    *,
+    prompts: str | None = None,
+    scripts: str | None = None,
 ) -> Mixture | None:
     """The calibration texts; where none is named but `needed`, text that the model writes itself.
 
-    None where no text is named and none is needed.
+    prompts, scripts: as in `load_text`. None where no text is named and none is needed.
     """
     if source is None:
         if not needed:
             return None
         note("no --calibration is given: the model writes the text itself (self)")
         source = SELF
-    return load_mixture(source, "calibration", prompts=writing.prompts, scripts=writing.scripts)
+    return load_mixture(source, "calibration", prompts=prompts, scripts=scripts)
 
 
 def open_calibration(

@@ -66,16 +66,12 @@ def list_metrics(as_json: AsJson = False) -> None:
     from pruner_zero.metric.metric import NAMED
     from pruner_zero.metric.operators import OPERATORS, PUBLISHED
 
-    # What installed packages add comes last.
-    metrics = {name: NAMED[name] for name in (*NAMED, *NAMED.plugged)}
-    operators = {name: OPERATORS[name] for name in (*OPERATORS, *OPERATORS.plugged)}
     sets = {name: "published" if name in PUBLISHED else "extended" for name in OPERATORS}
-    sets |= OPERATORS.plugged
     meanings = {name: terminal.meaning for name, terminal in TERMINALS.items()}
-    meanings |= {name: operator.described for name, operator in operators.items()}
+    meanings |= {name: operator.described for name, operator in OPERATORS.items()}
     if as_json:
         listing = {
-            "metrics": {name: metric.text for name, metric in metrics.items()},
+            "metrics": {name: metric.text for name, metric in NAMED.items()},
             "rules": {name: description for name, (description, _) in _rules().items()},
             "operators": sets,
             "terminals": list(TERMINALS),
@@ -83,13 +79,13 @@ def list_metrics(as_json: AsJson = False) -> None:
         }
         print(json.dumps(listing))
         return
-    rows = [(name, metric.citation, metric.text) for name, metric in metrics.items()]
+    rows = [(name, metric.citation, metric.text) for name, metric in NAMED.items()]
     rules = [(name, source, description) for name, (description, source) in _rules().items()]
     print_table(("name", "source", "expression"), rows + rules, left=3)
     print()
     print_table(("terminal", "meaning"), [(name, meanings[name]) for name in TERMINALS], left=2)
     print()
-    functions = [(name, sets[name], meanings[name]) for name in operators]
+    functions = [(name, sets[name], meanings[name]) for name in OPERATORS]
     print_table(("operator", "set", "meaning"), functions, left=3)
 
 

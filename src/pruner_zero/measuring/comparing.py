@@ -97,12 +97,11 @@ def compare(
         check_continued(file, table, {"settings": resolved})
     calibration = checked.calibration if calibration is None else calibration
     needed = any(needs_text(recipe) for recipe in chosen.values() if recipe)
-    texts = calibration_texts(calibration, needed or DEFAULT in chosen, checked)
+    texts = calibration_texts(calibration, needed or DEFAULT in chosen, prompts=checked.prompts)
     test_text = load_text(
         checked.text if text is None else text,
         role="test",
         prompts=checked.prompts,
-        scripts=checked.scripts,
     )
     if isinstance(test_text, SelfText) and checked.windows_eval is None:
         raise PrunerZeroError(

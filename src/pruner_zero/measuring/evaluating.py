@@ -22,8 +22,7 @@ from pruner_zero.models.predictions import check_same_tokens, compare_prediction
 from pruner_zero.settings.base import name_of
 from pruner_zero.settings.evaluate_settings import EvaluateSettings
 from pruner_zero.settings.read_settings import read_settings
-from pruner_zero.text.corpus import Corpus, load_corpus
-from pruner_zero.text.source import SOURCES
+from pruner_zero.text.corpus import SOURCES, Corpus, load_corpus
 from pruner_zero.text.token_windows import consecutive_windows
 
 Source = str | Path | LanguageModel | Any

@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
+from markupsafe import Markup
+
 from pruner_zero.errors import PrunerZeroError, did_you_mean, excerpt
+from pruner_zero.metric.latex import Formula, applied, number, to_mathml
 from pruner_zero.metric.operators import ATOM, OPERATORS, POWER, SIGN, Operator, Shape
+from pruner_zero.table import element
 
 MAX_DEPTH = 100
 MAX_SIZE = 10_000
@@ -162,8 +166,9 @@ class Expression:
 
     def meanings(self) -> dict[str, str]:
         """What each terminal and function in its text means: {"W": …, "mms": …}."""
-        text, used = str(self), self.operator_counts()
-        functions = {name: OPERATORS[name].described for name in used if f"{name}(" in text}
+        text = str(self)
+        used = (node.operator for node in self.walk() if isinstance(node, Call))
+        functions = {each.name: each.described for each in used if f"{each.name}(" in text}
         letters = {name: each.meaning for name, each in TERMINALS.items() if name in self.terminals}
         return letters | functions
 
@@ -213,12 +218,13 @@ class Expression:
     def __repr__(self) -> str:
         return f"parse({str(self)!r})"
 
-    def _repr_html_(self) -> str:
-        # Formulas are built on this module.
-        from pruner_zero.metric.latex import to_mathml
-        from pruner_zero.table import element
+    @property
+    def latex(self) -> str:
+        """The expression in maths mode, without dollar signs."""
+        return _formula(self).latex
 
-        formula = element("div", to_mathml(self, "inline"))
+    def _repr_html_(self) -> Markup:
+        formula = element("div", to_mathml(self.latex, "inline"))
         return element("div", formula, element("code", excerpt(self, 200)))
 
     __add__, __radd__ = _infix("add")
@@ -320,7 +326,7 @@ def _lift(value: Expression | float) -> Expression:
     return value if isinstance(value, Expression) else Constant(value)
 
 
-# The operator of each infix symbol, and how tightly it binds; those of other packages have none.
+# The operator of each infix symbol, and how tightly it binds.
 INFIX = {each.infix[0]: (each.name, each.infix[1]) for each in OPERATORS.values() if each.infix}
 
 
@@ -346,3 +352,12 @@ def _text(expression: Expression) -> tuple[str, int]:
 def _within(expression: Expression, level: int) -> str:
     text, binds = _text(expression)
     return text if binds >= level else f"({text})"
+
+
+def _formula(expression: Expression) -> Formula:
+    if isinstance(expression, Constant):
+        return number(expression.value)
+    if isinstance(expression, Call):
+        operands = [_formula(operand) for operand in expression.operands]
+        return applied(expression.operator, operands, expression.nonnegative)
+    return Formula(str(expression), ATOM, expression.nonnegative)

@@ -6,19 +6,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, get_args
 
-from markupsafe import Markup
 from torch import Tensor
 
 from pruner_zero.choices import Group
 from pruner_zero.errors import PrunerZeroError, did_you_mean, excerpt
 from pruner_zero.metric.expression import TERMINALS, Expression
 from pruner_zero.metric.grammar import ParseError, from_tree, load_json, parse, to_tree
-from pruner_zero.metric.latex import to_latex
 from pruner_zero.metric.operators import Shape
 from pruner_zero.metric.scoring import score
-from pruner_zero.plugins import Registry
 from pruner_zero.table import element
 
 MAX_BYTES = 10_000_000
@@ -67,7 +65,7 @@ _ALL = (
 )
 # fmt: on
 
-NAMED = Registry("metrics", NamedMetric, {metric.name: metric for metric in _ALL})
+NAMED = MappingProxyType({metric.name: metric for metric in _ALL})
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +168,7 @@ class Metric:
     @property
     def latex(self) -> str:
         """The expression as LaTeX, without dollar signs."""
-        return to_latex(self.expression)
+        return self.expression.latex
 
     def score(self, terminals: Mapping[str, Tensor]) -> Tensor:
         """The scores of one matrix, fp32 (out, in), the lowest pruned first.
@@ -195,4 +193,4 @@ class Metric:
     def _repr_html_(self) -> str:
         scope = f" @{self.scope}" if self.scope else ""
         caption = element("div", f"{self.name or ''}{scope}".strip())
-        return Markup(self.expression._repr_html_()) + caption
+        return self.expression._repr_html_() + caption

@@ -6,16 +6,16 @@ formulas, the search and the analysis read its facts here.
 
 import math
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, fields
 from enum import Enum
+from functools import partial
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm
-
-from pruner_zero.plugins import Registry
 
 Reach = Literal["element", "row", "column", "matrix"]
 Family = Literal["power", "matrix rescaling", "row or column rescaling", "transcendental", "other"]
@@ -72,7 +72,7 @@ class Operator:
     inverse: the name of an operator that undoes this one, as the paper's simplification sees it;
         one of the two has to state it.
     infix: the symbol between the operands, if any, and how tightly it binds. The text of an
-        operator of another package is a call all the same.
+        operator that is not built in is a call all the same.
     latex: the formula, and how tightly it binds; else the name with its operands in parentheses.
         #1 and #2 are the operands, (#1) gets parentheses where the operand binds less tightly,
         |#1| gets bars where the operand may be negative.
@@ -152,12 +152,16 @@ class Operator:
         outputs, inputs = zip(*(operand.value for operand in operands), strict=True)
         return Shape((any(outputs), any(inputs)))
 
-    def __reduce__(self) -> tuple[Callable[[str], "Operator"], tuple[str]]:
-        # Operators compare by identity, so another process has to get its registered operator.
-        return _registered, (self.name,)
+    def __reduce__(self) -> tuple[Callable[..., "Operator"], tuple[str, ...]]:
+        # Operators compare by identity, so another process has to get its own built-in operator.
+        if OPERATORS.get(self.name) is self:
+            return _built_in, (self.name,)
+        return partial(
+            Operator, **{each.name: getattr(self, each.name) for each in fields(self)}
+        ), ()
 
 
-def _registered(name: str) -> Operator:
+def _built_in(name: str) -> Operator:
     return OPERATORS[name]
 
 
@@ -277,5 +281,5 @@ _EXTENDED = (
 )
 # fmt: on
 
-OPERATORS = Registry("operators", Operator, {each.name: each for each in _PUBLISHED + _EXTENDED})
+OPERATORS = MappingProxyType({each.name: each for each in _PUBLISHED + _EXTENDED})
 PUBLISHED = tuple(each.name for each in _PUBLISHED)

@@ -47,7 +47,7 @@ def evaluate_stack(expression: Expression, terminals: Mapping[str, Tensor]) -> T
     """`evaluate` of n matrices of one shape at once: (n, out, in), from stacked statistics.
 
     Every operator is applied once to all of them, by `torch.func.vmap`, or to one after the other
-    where an operator of another package does not allow it. The scores may share memory with the
+    where an operator of the user's does not allow it. The scores may share memory with the
     statistics.
     """
     first = {name: values[0] for name, values in terminals.items()}

@@ -39,18 +39,17 @@ def load_model(
     dtype: Dtype = "auto",
     device: str = "auto",
     revision: str | None = None,
-    attn_implementation: str | None = None,
 ) -> LanguageModel:
     """Load a decoder-only language model and its tokenizer.
 
     source: a hub id, a folder, a `.gguf` file or `builtin:smollm2-135m`. Only safetensors and
     GGUF weights are read. dtype: that of the weights; "auto" keeps the checkpoint's. device: as in
-    `find_devices`. revision: branch, tag or commit of a hub model. attn_implementation: as in
-    transformers, which chooses where it is None. Raises PrunerZeroError, naming what to change.
+    `find_devices`. revision: branch, tag or commit of a hub model. Raises PrunerZeroError, naming
+    what to change.
     """
     devices = find_devices(device)
     path = locate_model(str(source), revision)
-    loaded = read_model(path, str(source), dtype, attn_implementation)
+    loaded = read_model(path, str(source), dtype)
     if devices.first.type == "cpu":
         _leave_file(loaded.model)
     place_model(loaded.model, devices)
@@ -72,7 +71,6 @@ def as_language_model(
     dtype: Dtype = "auto",
     device: str = "auto",
     revision: str | None = None,
-    attn_implementation: str | None = None,
 ) -> LanguageModel:
     """`model` itself where it is loaded already, with its `tokenizer`; loaded by name otherwise.
 
@@ -81,7 +79,7 @@ def as_language_model(
     model of transformers, or comes without a tokenizer or with a revision.
     """
     if isinstance(model, str | Path):
-        return load_model(model, dtype, device, revision, attn_implementation)
+        return load_model(model, dtype, device, revision)
     if not isinstance(model, LanguageModel):
         if not isinstance(model, PreTrainedModel):
             inner = isinstance(getattr(model, "module", None), PreTrainedModel)
@@ -94,8 +92,6 @@ def as_language_model(
         name = model.name_or_path or type(model).__name__
         model = LanguageModel(model.eval(), tokenizer, name)
     _check_no_revision("a model object", revision)
-    if attn_implementation is not None:
-        model.model.set_attn_implementation(attn_implementation)
     if dtype != "auto":
         cast_weights(model.model, getattr(torch, dtype))
     if device != "auto":

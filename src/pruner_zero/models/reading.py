@@ -30,7 +30,6 @@ def read_model(
     path: Path,
     name: str,
     dtype: Dtype = "auto",
-    attn_implementation: str | None = None,
     *,
     weights: bool = True,
 ) -> LanguageModel:
@@ -73,7 +72,6 @@ def read_model(
             family, source["config"] = causal_class(config), config
         model, report = family.from_pretrained(
             dtype=asked or "auto",
-            attn_implementation=attn_implementation,
             device_map=None if weights else {"": "meta"},
             # Kernels of the hub replace layers, and know no "meta".
             use_kernels=False,

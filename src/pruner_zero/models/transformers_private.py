@@ -81,11 +81,9 @@ def convert_group(
     }
 
 
-def built_like(model: PreTrainedModel, attn_implementation: str | None) -> PreTrainedModel:
+def built_like(model: PreTrainedModel) -> PreTrainedModel:
     """A model of the class, configuration and dtype of `model`, with weights of its own."""
-    built: PreTrainedModel = type(model)._from_config(
-        model.config, dtype=model.dtype, attn_implementation=attn_implementation
-    )
+    built: PreTrainedModel = type(model)._from_config(model.config, dtype=model.dtype)
     return built
 
 

@@ -131,8 +131,7 @@ class OffloadedModel(LanguageModel):
         It is saved to the new `folder` and read from there.
         """
         self.save_blocks(blocks, folder)
-        attention = self.model.config._attn_implementation
-        model = load_offloaded(folder, device=str(self.home), attn_implementation=attention)
+        model = load_offloaded(folder, device=str(self.home))
         with model._loaded(model.model.parameters()):
             yield model
 
@@ -191,7 +190,6 @@ def load_offloaded(
     dtype: Dtype = "auto",
     device: str = "auto",
     revision: str | None = None,
-    attn_implementation: str | None = None,
 ) -> OffloadedModel:
     """The model `source` with its weights left on disk, to be read block by block.
 
@@ -210,11 +208,11 @@ def load_offloaded(
             "leave out --offload"
         )
     with quiet():
-        checked = read_model(path, name, dtype, attn_implementation, weights=False)
+        checked = read_model(path, name, dtype, weights=False)
         bare = checked.model
         shards = Shards(path, bare)
         with init_empty_weights(include_buffers=False):
-            model = built_like(bare, attn_implementation)
+            model = built_like(bare)
     model.generation_config = bare.generation_config
     copy_conversions(bare, model)
     stored = _place(model, bare, shards)

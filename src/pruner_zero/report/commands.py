@@ -14,7 +14,7 @@ from pruner_zero.settings.compare_settings import CLASSICS, CompareSettings
 from pruner_zero.settings.prune_settings import PruneSettings
 from pruner_zero.settings.recover_settings import RecoverSettings
 from pruner_zero.settings.search_settings import SearchSettings
-from pruner_zero.text.source import SOURCES
+from pruner_zero.text.corpus import SOURCES
 
 _VERBS: Mapping[type, tuple[str, type[Settings]]] = {
     Study: ("search", SearchSettings),

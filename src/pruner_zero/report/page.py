@@ -12,7 +12,7 @@ from pruner_zero.errors import PrunerZeroError, excerpt
 from pruner_zero.evolution.study import Study
 from pruner_zero.files import check_file, write_atomic
 from pruner_zero.metric.expression import Call, Expression
-from pruner_zero.metric.latex import to_latex, to_mathml
+from pruner_zero.metric.latex import to_mathml
 from pruner_zero.report import commands, figures
 from pruner_zero.report.results import (
     ComparisonRun,
@@ -81,7 +81,6 @@ def page(results: Sequence[Result], command: str) -> str:
         "form": lambda value, spec: "" if value is None else format(value, spec),
         "shares": lambda row, names: ["" if (v := row[n]) is None else f"{v:+.1%}" for n in names],
         "label": _label,
-        "latex": to_latex,
         "mathml": to_mathml,
         "shortened": lambda text: clean(excerpt(text, 200)),
     }

@@ -135,11 +135,6 @@ class ModelSettings(Settings):
         "cuda:0,cuda:1 over which the blocks are spread, or mps, which is untried.",
     )
     revision: str | None = Field(None, description="Branch, tag or commit of a model from the hub.")
-    attn_implementation: Annotated[
-        str | None, Cli(metavar="NAME", default="as transformers chooses")
-    ] = Field(
-        None, description="Implementation of attention, such as eager, sdpa or flash_attention_2."
-    )
     threads: Annotated[int | None, Cli(default="as many as torch chooses")] = Field(
         None, ge=1, le=1024, description="CPU threads that torch computes with."
     )
@@ -147,8 +142,7 @@ class ModelSettings(Settings):
     @property
     def loading(self) -> dict[str, Any]:
         """The keyword arguments of `load_model`."""
-        names = ("dtype", "device", "revision", "attn_implementation")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in ("dtype", "device", "revision")}
 
 
 class OutputSettings(ModelSettings):

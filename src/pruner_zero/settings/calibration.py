@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator, mo
 
 from pruner_zero.choices import SELF, WRITTEN_TEXTS, Scope, check_sparsity
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.settings.base import MAIN, TEXT_HELP, Cli, CommaSeparated, PathText, Settings
+from pruner_zero.settings.base import MAIN, TEXT_HELP, Cli, PathText, Settings
 
 SELF_HELP = (
     "text that the {model} writes, which is kept in the cache: documents, or dialogues where they "
@@ -100,12 +100,6 @@ class WritingSettings(Settings):
         description="self is the model's answers to these prompts: the lines of a text file, or a "
         ".jsonl or .json file of texts or lists of messages.",
     )
-    scripts: Annotated[CommaSeparated | None, Cli(metavar="NAMES", default="all")] = Field(
-        None,
-        description="Scripts that the model writes in, such as Latin,Greek; digits and signs "
-        "belong to all. With --structure vocabulary their characters stay, and the smaller model "
-        "writes no tokens of others.",
-    )
 
     @model_validator(mode="after")
     def _check_writing(self) -> Self:
@@ -117,8 +111,6 @@ class WritingSettings(Settings):
         written = {name for each in texts for name in written_of(each)}
         if SELF not in written:
             self.refuse(("prompts",), f"the text {SELF}")
-        if not written and getattr(self, "structure", None) != "vocabulary":
-            self.refuse(("scripts",), "text that a model writes")
         return self
 
 

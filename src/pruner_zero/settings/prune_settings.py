@@ -18,6 +18,7 @@ from pruner_zero.settings.calibration import (
     SizeSettings,
     are_written,
     check_structure,
+    written_of,
 )
 
 METHOD = "METRIC[@SCOPE][+UPDATE]"
@@ -105,6 +106,14 @@ class PruneSettings(OutputSettings, MethodSettings, SizeSettings):
         description="With --structure vocabulary: a text file whose words must be encoded as "
         "before; all of their tokens stay.",
     )
+    scripts: Annotated[
+        CommaSeparated | None, Cli(panel=SizeSettings.panel, metavar="NAMES", default="all")
+    ] = Field(
+        None,
+        description="Scripts that the model writes in, such as Latin,Greek; digits and signs "
+        "belong to all. With --structure vocabulary their characters stay, and the smaller model "
+        "writes no tokens of others.",
+    )
     offload: Annotated[bool, MAIN] = Field(
         False, description="Leave the model on disk and read one block at a time."
     )
@@ -130,6 +139,8 @@ class PruneSettings(OutputSettings, MethodSettings, SizeSettings):
         if self.structure == "vocabulary":
             beside += ("update", "reconstruct")
         else:
+            if self.calibration is not None and not written_of(self.calibration):
+                self.refuse(("scripts",), "text that a model writes")
             self.refuse(("keep",), "--structure vocabulary")
         if self.structure in RULES:
             beside += ("offload",)

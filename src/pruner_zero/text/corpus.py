@@ -10,9 +10,12 @@ from typing import cast
 from pruner_zero.choices import WRITTEN_TEXTS
 from pruner_zero.errors import PrunerZeroError, did_you_mean
 from pruner_zero.text.documents import STREAMS, SUFFIXES, read_jsonl, read_parquet, read_stream
-from pruner_zero.text.source import ROLES, SOURCES, Role
+from pruner_zero.text.hub import HUB_TEXTS
+from pruner_zero.text.pydoc import PYDOC
+from pruner_zero.text.source import ROLES, Role
 
 BLANK_LINE = "\n\n"
+SOURCES = {source.name: source for source in (PYDOC, *HUB_TEXTS)}
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,8 @@ class Corpus:
 def load_corpus(source: str | Path | Iterable[str] | Corpus, role: Role = "calibration") -> Corpus:
     """Load the corpus `source`.
 
-    - `builtin:pydoc`, `wikitext2`, `c4`, `ptb` or a text source of a plug-in: the part for
-      `role`, or the part named after a slash (`wikitext2/test`, `builtin:pydoc/all`). A file of
-      the same name needs `./`.
+    - `builtin:pydoc`, `wikitext2`, `c4` or `ptb`: the part for `role`, or the part named after a
+      slash (`wikitext2/test`, `builtin:pydoc/all`). A file of the same name needs `./`.
     - a `.txt`, `.raw` or `.md` file: its text as it stands.
     - a `.jsonl` or `.parquet` file: the strings under `text`, joined by a blank line.
     - strings: joined by a blank line.

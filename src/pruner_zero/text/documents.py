@@ -1,7 +1,9 @@
 """Documents read from local files; errors name the line or byte that cannot be read."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from pruner_zero.errors import PrunerZeroError
 
@@ -34,37 +36,52 @@ def read_stream(path: Path) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
+def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """The place and the JSON value of each line of `path`; blank lines are skipped.
+
+    Raises PrunerZeroError, naming the line, where one is not JSON.
+    """
+    # Not str.splitlines, which would also cut at U+2028 inside a string.
+    for number, line in enumerate(read_stream(path).split("\n"), start=1):
+        if line.strip():
+            place = f"{path}, line {number}"
+            yield place, read_json(line, place)
+
+
+def read_json(text: str, place: str) -> Any:
+    """The JSON value that `text` is. Raises PrunerZeroError, naming the `place`, for other text."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if "\n" in text else ""
+        raise PrunerZeroError(
+            f"{place} is not JSON ({error.msg}, {line}column {error.colno}): mend or remove it"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        # A number of more than 4300 digits, or brackets nested too deep.
+        raise PrunerZeroError(
+            f"{place} holds a number too long or brackets too deep: mend or remove it"
+        ) from error
+
+
 def read_jsonl(path: Path) -> list[str]:
     """The string under `text` of each line's JSON object; blank lines are skipped.
 
     Raises PrunerZeroError with the line number where a line is not such an object.
     """
-    # Not str.splitlines, which would also cut at U+2028 inside a string.
-    lines = enumerate(read_stream(path).split("\n"), start=1)
-    return [_text_of(line, f"{path}, line {number}") for number, line in lines if line.strip()]
+    return [_text_of(row, place) for place, row in json_lines(path)]
 
 
-def _text_of(line: str, where: str) -> str:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise PrunerZeroError(
-            f"{where} is not JSON ({error.msg}, column {error.colno}): mend or remove the line"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        # A number of more than 4300 digits, or brackets nested too deep.
-        raise PrunerZeroError(
-            f"{where} holds a number too long or brackets too deep: mend or remove the line"
-        ) from error
+def _text_of(row: Any, place: str) -> str:
     if not isinstance(row, dict):
-        raise PrunerZeroError(f'{where} is not a JSON object: write it as {{"{_KEY}": ...}}')
+        raise PrunerZeroError(f'{place} is not a JSON object: write it as {{"{_KEY}": ...}}')
     if _KEY not in row:
         raise PrunerZeroError(
-            f"{where} has no key '{_KEY}': rename one of its keys ({', '.join(row) or 'none'})"
+            f"{place} has no key '{_KEY}': rename one of its keys ({', '.join(row) or 'none'})"
         )
     text = row[_KEY]
     if not isinstance(text, str):
-        raise PrunerZeroError(f"{where}: '{_KEY}' is {type(text).__name__}, not a string: mend it")
+        raise PrunerZeroError(f"{place}: '{_KEY}' is {type(text).__name__}, not a string: mend it")
     return text
 
 

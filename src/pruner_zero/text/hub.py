@@ -24,51 +24,51 @@ class Part:
     count: int | None = None
 
 
-@dataclass(frozen=True)
-class HubCorpus:
+def _hub_text(
+    name: str,
+    where: Mapping[str, str],
+    parts: Mapping[Role, Part],
+    *,
+    column: str = "text",
+    local: str,
+    separator: str = "\n\n",
+) -> TextSource:
     """A corpus on the hub.
 
     where: what `datasets.load_dataset` takes to find it. column: that of the documents. local: a
-    file name to suggest where the hub cannot be reached.
+    file name to suggest where the hub cannot be reached. Its documents raise PrunerZeroError where
+    `datasets` is not installed, the hub cannot be reached, or it lacks the corpus; with
+    HF_HUB_OFFLINE set, `datasets` reads its cache alone.
     """
+    instead = f"pass a local file such as {local}, or builtin:pydoc"
 
-    name: str
-    where: Mapping[str, str]
-    column: str
-    local: str
-    parts: Mapping[Role, Part]
-
-    def documents(self, role: Role) -> list[str]:
-        """The documents for `role`.
-
-        With HF_HUB_OFFLINE set, `datasets` reads its cache alone. Raises PrunerZeroError where
-        `datasets` is not installed, the hub cannot be reached, or it lacks the corpus.
-        """
-        instead = f"pass a local file such as {self.local}, or builtin:pydoc"
+    def documents(role: Role) -> list[str]:
         try:
             import datasets
         except ImportError as error:
             raise PrunerZeroError(
-                f"{self.name} needs the datasets library: pip install datasets, or {instead}"
+                f"{name} needs the datasets library: pip install datasets, or {instead}"
             ) from error
-        away = f"{self.name} needs the Hugging Face hub, which cannot be reached: {instead}"
+        away = f"{name} needs the Hugging Face hub, which cannot be reached: {instead}"
         if not hub_reachable():
             raise PrunerZeroError(away)
-        part = self.parts[role]
+        part = parts[role]
         streamed = {"data_files": {part.split: part.file}, "streaming": True} if part.file else {}
         try:
-            rows = datasets.load_dataset(**self.where, split=part.split, **streamed)
+            rows = datasets.load_dataset(**where, split=part.split, **streamed)
             stop = None if part.count is None else part.first + part.count
             chosen = islice(rows, part.first, stop)
-            return [row[self.column] for row in track(chosen, self.name, part.count)]
+            return [row[column] for row in track(chosen, name, part.count)]
         except ConnectionError as error:
             raise PrunerZeroError(away) from error
         except Exception as error:
             # `datasets` lets every error of its storage and transport layers through.
             raise PrunerZeroError(
-                f"{self.name} could not be loaded from the Hugging Face hub ({one_line(error)}): "
+                f"{name} could not be loaded from the Hugging Face hub ({one_line(error)}): "
                 f"{instead}"
             ) from error
+
+    return TextSource(name, documents, separator)
 
 
 _C4_TRAIN = "en/c4-train.00000-of-01024.json.gz"
@@ -78,36 +78,19 @@ _BY_SPLIT: Mapping[Role, Part] = {
     "search": Part("validation"),
     "test": Part("test"),
 }
-_WIKITEXT2 = HubCorpus(
-    "wikitext2",
-    {"path": "Salesforce/wikitext", "name": "wikitext-2-raw-v1"},
-    column="text",
-    local="wiki.valid.raw",
-    parts=_BY_SPLIT,
-)
 # The papers report perplexity on the first 1100 validation documents, joined by spaces; the search
 # takes the documents after them. The papers cut each calibration window from one document, and so
 # from long documents only; here windows are cut from the joined stream.
-_C4 = HubCorpus(
-    "c4",
-    {"path": "allenai/c4"},
-    column="text",
-    local="c4-validation.jsonl",
-    parts={
-        "calibration": Part("train", _C4_TRAIN, count=4096),
-        "search": Part("validation", _C4_VALIDATION, first=1100, count=1100),
-        "test": Part("validation", _C4_VALIDATION, count=1100),
-    },
-)
+_C4_PARTS: Mapping[Role, Part] = {
+    "calibration": Part("train", _C4_TRAIN, count=4096),
+    "search": Part("validation", _C4_VALIDATION, first=1100, count=1100),
+    "test": Part("validation", _C4_VALIDATION, count=1100),
+}
+_WIKITEXT2 = {"path": "Salesforce/wikitext", "name": "wikitext-2-raw-v1"}
 # The repository is a script, which `datasets` 4 no longer runs; the rows are here as parquet.
-_PTB = HubCorpus(
-    "ptb",
-    {"path": "ptb-text-only/ptb_text_only", "revision": "refs/convert/parquet"},
-    column="sentence",
-    local="ptb.valid.txt",
-    parts=_BY_SPLIT,
+_PTB = {"path": "ptb-text-only/ptb_text_only", "revision": "refs/convert/parquet"}
+HUB_TEXTS = (
+    _hub_text("wikitext2", _WIKITEXT2, _BY_SPLIT, local="wiki.valid.raw"),
+    _hub_text("c4", {"path": "allenai/c4"}, _C4_PARTS, local="c4-validation.jsonl", separator=" "),
+    _hub_text("ptb", _PTB, _BY_SPLIT, column="sentence", local="ptb.valid.txt", separator=" "),
 )
-
-WIKITEXT2 = TextSource("wikitext2", _WIKITEXT2.documents)
-C4 = TextSource("c4", _C4.documents, separator=" ")
-PTB = TextSource("ptb", _PTB.documents, separator=" ")

@@ -1,11 +1,11 @@
 """Prompts that a model answers, read from a file."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pruner_zero.errors import PrunerZeroError
+from pruner_zero.text.documents import json_lines, read_json, read_stream
 
 # The messages before an answer, each with a role and its content.
 Prompt = Sequence[Mapping[str, str]]
@@ -21,37 +21,26 @@ def read_prompts(file: str | Path) -> tuple[Prompt, ...]:
     """
     path = Path(file)
     try:
-        text = path.read_text("utf-8")
-    except OSError as error:
-        raise PrunerZeroError(f"--prompts: cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise PrunerZeroError(f"--prompts: {path} is not in UTF-8: {error.reason}") from error
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if path.suffix == ".json":
-        entries = _decode(text, path, 1)
-        if not isinstance(entries, list):
-            raise PrunerZeroError(f"--prompts: {path} holds no list: give a list of prompts")
-        prompts = [_prompt(entry, f"entry {n} of {path}") for n, entry in enumerate(entries, 1)]
-    elif path.suffix == ".jsonl":
-        where = [
-            (_decode(line, path, number), f"line {number} of {path}") for number, line in lines
-        ]
-        prompts = [_prompt(entry, place) for entry, place in where]
-    else:
-        prompts = [_prompt(line.strip(), "") for _, line in lines]
+        prompts = tuple(_prompt(entry, place) for place, entry in _entries(path))
+    except PrunerZeroError as error:
+        raise PrunerZeroError(f"--prompts: {error}") from error
     if not prompts:
         raise PrunerZeroError(f"--prompts: {path} holds no prompts: give one a line")
-    return tuple(prompts)
+    return prompts
 
 
-def _decode(text: str, path: Path, line: int) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        number = line + error.lineno - 1
-        raise PrunerZeroError(
-            f"--prompts: line {number} of {path} is no JSON: {error.msg}"
-        ) from error
+def _entries(path: Path) -> Iterable[tuple[str, Any]]:
+    """The place of each entry of a file, and what it holds."""
+    if path.suffix == ".jsonl":
+        return json_lines(path)
+    text = read_stream(path)
+    if path.suffix != ".json":
+        lines = enumerate(text.split("\n"), 1)
+        return [(f"{path}, line {number}", line.strip()) for number, line in lines if line.strip()]
+    entries = read_json(text, str(path))
+    if not isinstance(entries, list):
+        raise PrunerZeroError(f"{path} holds no list: give a list of prompts")
+    return [(f"{path}, entry {number}", entry) for number, entry in enumerate(entries, 1)]
 
 
 def _prompt(entry: Any, place: str) -> Prompt:
@@ -62,7 +51,7 @@ def _prompt(entry: Any, place: str) -> Prompt:
     if isinstance(entry, list) and entry and all(map(_is_message, entry)):
         return tuple({name: message[name] for name in ("role", "content")} for message in entry)
     raise PrunerZeroError(
-        f"--prompts: {place} is no prompt: give a text, or a list of messages with role and "
+        f"{place} is no prompt: give a text, or a list of messages with role and "
         "content, or either in an object, under text or messages"
     )
 

@@ -3,14 +3,12 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 
 from pruner_zero.errors import PrunerZeroError
-
-if TYPE_CHECKING:
-    from pruner_zero.text.corpus import Corpus
+from pruner_zero.text.corpus import Corpus
 
 # Random windows are drawn from this many characters at the beginning of a corpus: more than all
 # of WikiText-2's training text, and under half a minute of tokenizing for a huge corpus.
@@ -115,7 +113,7 @@ def start_of(tokenizer: Tokenizer) -> tuple[int, ...]:
 
 
 def random_windows(
-    corpus: "Corpus",
+    corpus: Corpus,
     tokenizer: Tokenizer,
     windows: int,
     seqlen: int,
@@ -148,7 +146,7 @@ def random_windows(
 
 
 def consecutive_windows(
-    corpus: "Corpus",
+    corpus: Corpus,
     tokenizer: Tokenizer,
     seqlen: int,
     windows: int | None = None,
@@ -209,7 +207,7 @@ def tokens_sha256(tokens: torch.Tensor) -> str:
 
 
 def _origin(
-    corpus: "Corpus", start: tuple[int, ...], tokenizer: Tokenizer, stream: torch.Tensor
+    corpus: Corpus, start: tuple[int, ...], tokenizer: Tokenizer, stream: torch.Tensor
 ) -> tuple[str, str, str, int]:
     """Name, hash, joining and number of tokens of a corpus whose windows begin with `start`."""
     first = f", {tokenizer.decode(start)} first" if start else ""
@@ -217,7 +215,7 @@ def _origin(
 
 
 def _encode(
-    corpus: "Corpus",
+    corpus: Corpus,
     text: str,
     tokenizer: Tokenizer,
     windows: int | None,
@@ -245,7 +243,7 @@ def _encode(
 
 
 def _too_few(
-    corpus: "Corpus", tokens: int, most: int, windows: int, seqlen: int, options: str
+    corpus: Corpus, tokens: int, most: int, windows: int, seqlen: int, options: str
 ) -> PrunerZeroError:
     return PrunerZeroError(
         f"corpus {corpus.name} has {tokens} tokens, which hold {most} windows of {seqlen} and "
