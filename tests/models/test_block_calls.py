@@ -20,7 +20,7 @@ from pruner_zero.models.block_calls import (
     run_batch,
     run_block,
     run_blocks,
-    run_fast,
+    run_windows,
 )
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import load_model
@@ -79,7 +79,7 @@ def test_fast_runs_of_every_block_give_each_window_in_float32(
     expected, calls = record_block_calls(model, windows), record_block_calls(model, windows)
     hidden = calls.hidden
     for block, arguments in zip(find_blocks(model), calls.arguments, strict=True):
-        hidden = run_fast(block, hidden, arguments, [])
+        hidden = run_windows(block, hidden, arguments, fast=True)
     assert len(hidden) == len(windows)
     for window, output in enumerate(hidden):
         apart = through_blocks(model, expected, window)
@@ -293,15 +293,17 @@ class Loop(nn.ModuleList):
 
 
 def assert_refused(load: Any, folder: Path, allowed: Between, refused: Between) -> None:
-    loaded = load(folder)
-    for block in find_blocks(loaded.model):
-        block.forward = partial(with_a_sum, block.forward)
-    layers = loaded.model.model.layers = Loop(loaded.model.model.layers)
-    layers.between = allowed
-    loaded.block_calls(tiny_windows())
-    layers.between = refused
+    def of(between: Between) -> LanguageModel:
+        loaded: LanguageModel = load(folder)
+        for block in find_blocks(loaded.model):
+            block.forward = partial(with_a_sum, block.forward)
+        layers = loaded.model.model.layers = Loop(loaded.model.model.layers)
+        layers.between = between
+        return loaded
+
+    of(allowed).block_calls(tiny_windows())
     with pytest.raises(PrunerZeroError, match="blocks of the llama family cannot be run one after"):
-        loaded.block_calls(tiny_windows())
+        of(refused).block_calls(tiny_windows())
 
 
 def with_a_sum(before: Callable[..., Tensor], hidden: Tensor, **kwargs: Any) -> Any:

@@ -37,12 +37,12 @@ def test_json_has_texts_and_messages(tmp_path: Path) -> None:
         ("a.txt", " \n", "holds no prompts"),
         ("a.json", "[]", "holds no prompts"),
         ("a.json", '"Why?"', "holds no list"),
-        ("a.json", '["Why?",\n,]', "line 2 of"),
-        ("a.jsonl", '"Why?"\n\n{', "line 3 of"),
-        ("a.jsonl", '"Why?"\n[]', "line 2 of"),
-        ("a.jsonl", '" "', "line 1 of"),
+        ("a.json", '["Why?",\n,]', "line 2, column 1"),
+        ("a.jsonl", '"Why?"\n\n{', "line 3 is not JSON"),
+        ("a.jsonl", '"Why?"\n[]', "line 2 is no prompt"),
+        ("a.jsonl", '" "', "line 1 is no prompt"),
         ("a.jsonl", '{"words": "Why?"}', "under text or messages"),
-        ("a.json", '["Why?", [{"role": "user"}]]', "entry 2 of"),
+        ("a.json", '["Why?", [{"role": "user"}]]', "entry 2 is no prompt"),
     ],
 )
 def test_what_is_no_prompt_is_refused(name: str, text: str, message: str, tmp_path: Path) -> None:
@@ -54,6 +54,6 @@ def test_what_is_no_prompt_is_refused(name: str, text: str, message: str, tmp_pa
 
 
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
-    assert "cannot read" in refusal(lambda: read_prompts(tmp_path / "none.txt"))
+    assert "cannot be read" in refusal(lambda: read_prompts(tmp_path / "none.txt"))
     (tmp_path / "b.txt").write_bytes(b"\xff")
-    assert "is not in UTF-8" in refusal(lambda: read_prompts(tmp_path / "b.txt"))
+    assert "is not UTF-8" in refusal(lambda: read_prompts(tmp_path / "b.txt"))

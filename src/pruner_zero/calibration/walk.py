@@ -13,7 +13,6 @@ from pruner_zero.models.block_calls import (
     DISCARDED,
     Activations,
     BlockCalls,
-    run_fast,
     run_windows,
     shares_state,
 )
@@ -82,12 +81,14 @@ class Stream:
     ) -> None:
         self.hidden, self.arguments, self.as_tuple = hidden, calls.arguments, calls.as_tuple
         self._storage: Storage = storage or (lambda _index: [])
-        self._run = run_fast if fast else run_windows
+        self._fast = fast
 
     def advance(self, block: nn.Module, index: int) -> None:
         """Run one loaded block; its outputs are the input of the next one."""
         outputs = self._storage(index + 1)
-        self.hidden = self._run(block, self.hidden, self.arguments[index], outputs)
+        self.hidden = run_windows(
+            block, self.hidden, self.arguments[index], outputs, fast=self._fast
+        )
 
     def collect(
         self,

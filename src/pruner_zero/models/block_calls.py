@@ -1,7 +1,7 @@
 """Running one decoder block with the arguments that its model calls it with."""
 
 from collections import UserDict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -38,7 +38,7 @@ class Activations(Protocol):
 # How many tokens of one window `check_block_calls` runs, and the largest difference it allows, as a
 # share of the largest value.
 _CHECKED_TOKENS, _TOLERANCE = 16, 1e-2
-# How many tokens `run_fast` runs at once: weights are cast for each call.
+# How many tokens a fast run of a block takes at once: weights are cast for each call.
 _FAST_TOKENS = 1024
 
 # Discards every appended tensor.
@@ -77,24 +77,22 @@ def record_block_calls(
     hidden = [] if hidden is None else hidden
     arguments: list[list[Arguments]] = [[] for _ in blocks]
 
-    def bypass(index: int) -> Callable[..., Any]:
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            nonlocal as_tuple
-            incoming, rest = split_arguments(args, kwargs)
-            if index == 0:
-                hidden.append(incoming)
-            if as_tuple is None:
-                as_tuple = isinstance(first(*args, **kwargs), tuple | list)
-            earlier = arguments[index][0] if arguments[index] else arguments[max(index - 1, 0)]
-            arguments[index].append(_share(rest, earlier))
-            if index == len(blocks) - 1:
-                raise _StopForwardError
-            return (incoming, None) if as_tuple else incoming
-
-        return forward
+    def bypass(index: int, *args: Any, **kwargs: Any) -> Any:
+        nonlocal as_tuple
+        incoming, rest = split_arguments(args, kwargs)
+        if index == 0:
+            hidden.append(incoming)
+        if as_tuple is None:
+            as_tuple = isinstance(first(*args, **kwargs), tuple | list)
+        earlier = arguments[index][0] if arguments[index] else arguments[max(index - 1, 0)]
+        arguments[index].append(_share(rest, earlier))
+        if index == len(blocks) - 1:
+            raise _StopForwardError
+        return (incoming, None) if as_tuple else incoming
 
     device = next(model.parameters()).device
-    with torch.no_grad(), in_float32(model), _forwards_replaced(blocks, bypass):
+    replaced = forwards_replaced(blocks, lambda index: partial(bypass, index))
+    with torch.no_grad(), in_float32(model), replaced:
         for window in windows:
             with suppress(_StopForwardError):
                 model(window[None].to(device), use_cache=False)
@@ -103,22 +101,19 @@ def record_block_calls(
 
 
 @torch.no_grad()
-def check_block_calls(model: PreTrainedModel, windows: Tensor, *, bypass: bool = False) -> None:
+def check_block_calls(model: PreTrainedModel, windows: Tensor) -> None:
     """Raise PrunerZeroError where `model` does more with its blocks than run each after the other.
 
     Statistics are collected block by block, so that they would be wrong where blocks pass on a
     second value, or run twice. Compared is the last block's output for the first tokens of
-    `windows` (n, tokens). bypass: only the first block and what is outside the blocks, but for the
-    head, have weights; compared are the calls of bypassed blocks, which do not show what blocks
-    keep in attributes for each other.
+    `windows` (n, tokens).
     """
     if not len(windows):
         return
     tokens = windows[:1, :_CHECKED_TOKENS].to(next(model.parameters()).device)
     try:
         with in_float32(model):
-            equal = _calls_are_a_chain if bypass else _outputs_are_equal
-            alike = equal(model, tokens)
+            alike = _outputs_are_equal(model, tokens)
     except PrunerZeroError:
         raise
     # A model's own code can raise anything where its blocks are called apart.
@@ -152,60 +147,6 @@ def _outputs_are_equal(model: PreTrainedModel, tokens: Tensor) -> bool:
     return not bool(worst > _TOLERANCE * hidden.abs().max())
 
 
-def _calls_are_a_chain(model: PreTrainedModel, tokens: Tensor) -> bool:
-    """Whether each block is called once, in order, with the first value that the last one returned.
-
-    Its other arguments must be the same whatever blocks return.
-    """
-    blocks, head = find_blocks(model), model.get_output_embeddings()
-    output = blocks[0].forward
-    returned: Any = None
-
-    def calls(change: Callable[[Tensor], Tensor]) -> tuple[list[int], list[Tensor]]:
-        """The called blocks, −1 for one that gets another value, and all other arguments.
-
-        change: maps the input of a bypassed block to its output.
-        """
-        chain: list[int] = []
-        others: list[Tensor] = []
-        last: Tensor | None = None
-
-        def called(index: int, *args: Any, **kwargs: Any) -> Any:
-            nonlocal returned, last
-            if returned is None:
-                returned = output(*args, **kwargs)
-            incoming, rest = split_arguments(args, kwargs)
-            # Weights that are not finite are found, and named, elsewhere.
-            same = last is None or torch.equal(incoming.nan_to_num(), last.nan_to_num())
-            chain.append(index if same else -1)
-            others.extend(_tensors(rest))
-            last = change(incoming)
-            # A copy, since models may write to what blocks return.
-            if not isinstance(returned, tuple | list):
-                return last.clone()
-            return (last.clone(), *pytree.tree_map_only(Tensor, change, returned[1:]))
-
-        stopped = nullcontext() if head is None else head.register_forward_pre_hook(_stop)
-        replaced = _forwards_replaced(blocks, lambda index: partial(called, index))
-        with replaced, stopped, suppress(_StopForwardError):
-            model(tokens, use_cache=False)
-        return chain, others
-
-    (chain, plain), (_, changed) = calls(lambda value: value), calls(_shifted)
-    return chain == list(range(len(blocks))) and all(
-        _equal(*pair) for pair in zip(plain, changed, strict=True)
-    )
-
-
-def _shifted(value: Tensor) -> Tensor:
-    """A tensor of another mean and of other norms, also after a layer norm."""
-    return value + torch.linspace(1, 2, value.numel()).view(value.shape).to(value)
-
-
-def _stop(*_: Any) -> None:
-    raise _StopForwardError
-
-
 def shares_state(calls: BlockCalls) -> bool:
     """Whether blocks get an object through which one passes keys and values on to later ones."""
     of_window = (arguments[0] for arguments in calls.arguments if arguments)
@@ -224,7 +165,7 @@ def blocks_replaced(
     def forward(*_args: Any, **_kwargs: Any) -> Any:
         return (hidden, None) if as_tuple else hidden
 
-    return _forwards_replaced(find_blocks(model), lambda _index: forward)
+    return forwards_replaced(find_blocks(model), lambda _index: forward)
 
 
 def run_blocks(model: nn.Module, windows: Tensor) -> tuple[Tensor, bool]:
@@ -251,7 +192,7 @@ def blocks_recomputed(model: nn.Module) -> AbstractContextManager[None]:
     """
     blocks = find_blocks(model)
     once: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
-    return _forwards_replaced(
+    return forwards_replaced(
         blocks, lambda index: partial(checkpoint, blocks[index].forward, **once)
     )
 
@@ -296,7 +237,7 @@ def run_batch(block: nn.Module, hidden: Sequence[Tensor], arguments: Sequence[Ar
     In one call where their `arguments` are the same, and have a first dimension that any number of
     windows share; else window by window.
     """
-    if _hold_for_all(arguments):
+    if len(hidden) > 1 and _hold_for_all(arguments):
         return run_block(block, torch.cat(list(hidden)), arguments[0])
     return torch.cat([run_block(block, *call) for call in zip(hidden, arguments, strict=True)])
 
@@ -314,30 +255,22 @@ def _hold_for_all(arguments: Sequence[Arguments]) -> bool:
 
 def run_windows(
     block: nn.Module,
-    hidden: Iterable[Tensor],
-    arguments: Iterable[Arguments],
+    hidden: Activations,
+    arguments: Sequence[Arguments],
     outputs: Activations | None = None,
+    *,
+    fast: bool = False,
 ) -> Activations:
     """The outputs of `block` for each window of `hidden`, appended to `outputs` if given.
 
-    arguments: of each window, as for `run_block`.
+    arguments: of each window, as for `run_block`. fast: products in bfloat16 where that is fast,
+    and several windows in one call; the activations that blocks add to are in float32 all the same.
     """
     outputs = [] if outputs is None else outputs
-    with in_float32(block):
-        for window, rest in zip(hidden, arguments, strict=True):
-            outputs.append(run_block(block, window, rest))
-    return outputs
-
-
-def run_fast(
-    block: nn.Module, hidden: Activations, arguments: Sequence[Arguments], outputs: Activations
-) -> Activations:
-    """`run_windows` with products in bfloat16 where that is fast, and several windows in one call.
-
-    The activations that blocks add to are in float32 all the same.
-    """
-    together = max(1, _FAST_TOKENS // hidden[0].shape[1])
-    with fast_products(block, next(block.parameters()).device), in_float32(block):
+    together = max(1, _FAST_TOKENS // hidden[0].shape[1]) if fast else 1
+    device = next(block.parameters()).device
+    products = fast_products(block, device) if fast else nullcontext()
+    with products, in_float32(block):
         for start in range(0, len(hidden), together):
             rows = range(start, min(start + together, len(hidden)))
             inputs = [hidden[row] for row in rows]
@@ -395,7 +328,7 @@ def _equal(left: Tensor, right: Tensor) -> bool:
 
 
 @contextmanager
-def _forwards_replaced(
+def forwards_replaced(
     blocks: Sequence[nn.Module], forward: Callable[[int], Callable[..., Any]]
 ) -> Iterator[None]:
     """Within the context, `forward(index)` is called in the place of each block."""

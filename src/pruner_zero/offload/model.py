@@ -1,11 +1,12 @@
 """A language model that stays on disk: weights are read block by block, and saved from files."""
 
 import ctypes
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from accelerate import init_empty_weights
@@ -22,12 +23,14 @@ from pruner_zero.models.block_calls import (
     Activations,
     BlockCalls,
     check_block_calls,
+    forwards_replaced,
     record_block_calls,
     shares_state,
 )
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import PREFIX, cast_weights, locate_model
 from pruner_zero.models.matrices import Matrix, find_blocks, set_tensor
+from pruner_zero.models.next_token import in_float32
 from pruner_zero.models.quiet import quiet
 from pruner_zero.models.reading import read_model
 from pruner_zero.models.transformers_private import as_stored, built_like, copy_conversions
@@ -42,7 +45,8 @@ class OffloadedModel(LanguageModel):
     Elsewhere, each parameter of `model` is a placeholder with its shape and dtype that takes no
     memory: all elements are one NaN, so that a use by mistake shows in the result. stored: the
     name in `shards` by the name of a parameter; tied parameters have the same. home: the device
-    that weights are read to.
+    that weights are read to. loaded: the ids of the parameters that are in memory. checked: not
+    empty once `check_block_calls` passed.
     """
 
     on_disk: ClassVar[bool] = True
@@ -51,6 +55,7 @@ class OffloadedModel(LanguageModel):
     stored: dict[str, str]
     home: torch.device = CPU
     loaded: set[int] = field(default_factory=set, repr=False)
+    checked: list[bool] = field(default_factory=list, repr=False)
 
     @property
     def device(self) -> torch.device:
@@ -90,8 +95,10 @@ class OffloadedModel(LanguageModel):
         unused = set() if head is None else set(map(id, head.parameters()))
         unused -= set(map(id, self.model.get_input_embeddings().parameters()))
         needed = [parameter for parameter in self._outside() if id(parameter) not in unused]
-        with self._loaded(needed), self.block(0):
-            check_block_calls(self.model, windows, bypass=True)
+        with self._loaded(needed), self._blocks_read_when_called():
+            if not self.checked:
+                check_block_calls(self.model, windows)
+                self.checked.append(True)
             first = record_block_calls(self.model, windows[:1])
             if shares_state(first) or any(len(states) != 1 for states in first.hidden):
                 raise PrunerZeroError(
@@ -158,6 +165,18 @@ class OffloadedModel(LanguageModel):
         named = [*self.model.named_parameters(), *self.model.named_buffers()]
         tensors = {name: tensor.data for name, tensor in named if id(tensor) in chosen}
         return as_stored(self.model, tensors)
+
+    def _blocks_read_when_called(self) -> AbstractContextManager[None]:
+        """Within the context, the weights of each block are in memory while it is called."""
+        blocks = find_blocks(self.model)
+
+        def forward(index: int, before: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            with self.block(index) as block, in_float32(block):
+                return before(*args, **kwargs)
+
+        return forwards_replaced(
+            blocks, lambda index: partial(forward, index, blocks[index].forward)
+        )
 
     def _outside(self) -> list[nn.Parameter]:
         inside = _tensor_ids(find_blocks(self.model))
