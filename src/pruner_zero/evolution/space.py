@@ -2,8 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from itertools import product
-from typing import NamedTuple
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -26,13 +24,6 @@ _NESTED: Mapping[Family, int] = {
     "transcendental": 1,
     "row or column rescaling": 2,
 }
-
-
-class Form(NamedTuple):
-    """An operator with the shapes of its operands, without the exponent of a power."""
-
-    operator: Operator
-    operands: tuple[Shape, ...]
 
 
 class SearchSpace(Settings):
@@ -76,10 +67,10 @@ class SearchSpace(Settings):
             raise ValueError("no weight can be told from another without one of W, G, S")
         return names
 
-    def allows(self, expression: Expression, shape: Shape = Shape.MATRIX) -> bool:
-        """Whether the space has this expression of this shape."""
+    def allows(self, expression: Expression) -> bool:
+        """Whether the space has this expression, which gives a score for each weight."""
         return (
-            expression.shape is shape
+            expression.shape is Shape.MATRIX
             and expression.size <= self.max_size
             and expression.depth <= self.max_depth
             and all(self._allows_node(node) for _, node in positions(expression))
@@ -103,41 +94,6 @@ class SearchSpace(Settings):
             shape: tuple(name for name in self.terminals if TERMINALS[name].shape is shape)
             for shape in Shape
         }
-
-    @cached_property
-    def least_depth(self) -> Mapping[Shape, int]:
-        """The fewest levels of an expression of each shape; without the shapes that none has."""
-        least = {shape: 1 for shape in Shape if self.leaves[shape]}
-        for depth in range(2, len(Shape) + 1):
-            for shape, _ in self._forms_over(tuple(least)):
-                least.setdefault(shape, depth)
-        return least
-
-    @cached_property
-    def forms(self) -> Mapping[Shape, tuple[Form, ...]]:
-        """The ways to make each shape with one operator."""
-        forms: dict[Shape, list[Form]] = {shape: [] for shape in Shape}
-        for shape, form in self._forms_over(tuple(self.least_depth)):
-            forms[shape].append(form)
-        return {shape: tuple(of_shape) for shape, of_shape in forms.items()}
-
-    def choices(self, shape: Shape, levels: int) -> list[Form]:
-        """The forms of a shape whose operands can be made with a level less."""
-        least = self.least_depth
-        return [
-            form
-            for form in self.forms[shape]
-            if all(least[operand] < levels for operand in form.operands)
-        ]
-
-    def _forms_over(self, shapes: tuple[Shape, ...]) -> Iterator[tuple[Shape, Form]]:
-        for name in self.operators:
-            operator = OPERATORS[name]
-            powers = operator.exponent == "operand"
-            for operands in product(shapes, repeat=operator.expressions):
-                if not is_constant(operator, operands):
-                    whole = (*operands, Shape.SCALAR) if powers else operands
-                    yield operator.shape(*whole), Form(operator, operands)
 
 
 def simplest(expression: Expression, scope: Group, space: SearchSpace) -> Expression:

@@ -30,7 +30,7 @@ Mutation = Callable[[Generator, Expression, SearchSpace], Child]
 T = TypeVar("T")
 
 # The most draws of a random expression and of a child, until the space allows it.
-_DRAWS, _TRIES = 1000, 20
+_DRAWS, _TRIES = 2000, 40
 # The fewest and most levels of the random expressions that a search starts with.
 START_DEPTH = (2, 4)
 # The chance that a path of a grown tree ends before the limit of levels.
@@ -40,35 +40,40 @@ _RELATIVE = 0.35
 
 
 def random_expression(
-    generator: Generator,
-    space: SearchSpace,
-    shape: Shape = Shape.MATRIX,
-    depth: tuple[int, int] = (2, 5),
+    generator: Generator, space: SearchSpace, depth: tuple[int, int] = (2, 5)
 ) -> Expression:
-    """A random expression of the given shape that the space allows.
+    """A random expression that the space allows, and that gives a score for each weight.
 
     Ramped half and half: the limit of levels is drawn from `depth`, and whether every path
-    reaches it (full) or may end earlier, below the root (grow). Every subtree is generated for
-    its shape, so that every expression gives a score for each weight.
+    reaches it (full) or may end earlier, below the root (grow).
     Raises PrunerZeroError where the space has no such expression.
-    Source: ramped half and half (Koza 1992); strongly typed programs (Montana 1995).
+    Source: Koza 1992.
     """
-    least = space.least_depth.get(shape)
-    if least is None or least > space.max_depth:
-        raise PrunerZeroError(
-            f"no {shape.name.lower()} of at most {space.max_depth} levels can be made of these "
-            "terminals"
-        )
     for _ in range(_DRAWS):
-        levels = int(generator.integers(max(least, depth[0]), max(least, *depth) + 1))
+        levels = min(int(generator.integers(depth[0], depth[1] + 1)), space.max_depth)
         full = bool(generator.random() < 0.5)
-        expression = _subtree(generator, space, shape, min(levels, space.max_depth), full, root=1)
-        if space.allows(expression, shape):
+        expression = _random_tree(generator, space, levels, full, root=True)
+        if space.allows(expression):
             return expression
     raise PrunerZeroError(
         f"no expression of {depth[0]} to {depth[1]} levels found within max_size "
         f"{space.max_size} and max_depth {space.max_depth}: allow more"
     )
+
+
+def _random_tree(
+    generator: Generator, space: SearchSpace, levels: int, full: bool, root: bool = False
+) -> Expression:
+    """A tree of any shape."""
+    ends = not full and not root and bool(generator.random() < _LEAF)
+    if levels == 1 or ends or not space.operators:
+        return Terminal(pick(generator, space.terminals))
+    operators = [OPERATORS[name] for name in space.operators]
+    # Drawn evenly: first the number of operands, then the operator.
+    count = pick(generator, sorted({operator.expressions for operator in operators}))
+    operator = pick(generator, [each for each in operators if each.expressions == count])
+    operands = [_random_tree(generator, space, levels - 1, full) for _ in range(count)]
+    return apply_operator(generator, operator, *operands)
 
 
 def plain_products(space: SearchSpace) -> Iterator[Expression]:
@@ -106,34 +111,13 @@ def apply_operator(generator: Generator, operator: Operator, *operands: Expressi
     return Call(operator, operands)
 
 
-def _subtree(
-    generator: Generator, space: SearchSpace, shape: Shape, levels: int, full: bool, root: int = 0
-) -> Expression:
-    choices = space.choices(shape, levels)
-    leaves = space.leaves[shape]
-    wants_leaf = not full and not root and bool(generator.random() < _LEAF)
-    if leaves and (not choices or wants_leaf):
-        return Terminal(leaves[generator.integers(len(leaves))])
-    # Drawn evenly: first the arity, then the operator, then the shapes of its operands.
-    arity = pick(generator, sorted({len(form.operands) for form in choices}))
-    forms = [form for form in choices if len(form.operands) == arity]
-    operator = pick(generator, list(dict.fromkeys(form.operator for form in forms)))
-    form = pick(generator, [form for form in forms if form.operator is operator])
-    operands = [_subtree(generator, space, operand, levels - 1, full) for operand in form.operands]
-    return apply_operator(generator, form.operator, *operands)
-
-
 def _tried(draw: Mutation) -> Mutation:
     """`draw`, repeated until the space allows the child and it is not the parent."""
 
     @wraps(draw)
     def mutate(generator: Generator, parent: Expression, space: SearchSpace) -> Child:
         for _ in range(_TRIES):
-            try:
-                child = draw(generator, parent, space)
-            except PrunerZeroError:
-                # The space is so narrow that no random subtree fits into it.
-                return None
+            child = draw(generator, parent, space)
             if child is not None and child != parent and space.allows(child):
                 return child
         return None
@@ -143,21 +127,12 @@ def _tried(draw: Mutation) -> Mutation:
 
 @_tried
 def grow(generator: Generator, expression: Expression, space: SearchSpace) -> Child:
-    """One more operator: around a node, with a small tree beside it, or in place of a leaf."""
+    """One more operator: around a node, with a small tree beside it where it takes two."""
     index, node = pick(generator, list(positions(expression)))
-    if not node.operands and generator.random() < 0.3:
-        tree = random_expression(generator, space, node.shape, depth=(2, 3))
-        return expression.replace(index, tree)
-    around = [form for form in space.forms[node.shape] if node.shape in form.operands]
-    if not around:
-        return None
-    form = pick(generator, around)
-    slot = pick(generator, [i for i, shape in enumerate(form.operands) if shape is node.shape])
-    operands = [
-        node if i == slot else random_expression(generator, space, shape, depth=(1, 2))
-        for i, shape in enumerate(form.operands)
-    ]
-    return expression.replace(index, apply_operator(generator, form.operator, *operands))
+    operator = OPERATORS[pick(generator, space.operators)]
+    operands = [_random_tree(generator, space, 2, False) for _ in range(operator.expressions)]
+    operands[int(generator.integers(len(operands)))] = node
+    return expression.replace(index, apply_operator(generator, operator, *operands))
 
 
 @_tried
