@@ -26,15 +26,15 @@ BEST := runs/demo/search/best.json
 
 demo: $(BIN)/.installed
 	$(BIN)/pruner-zero search $(MODEL) --sparsity 0.5 $(CALIBRATION) --search-text builtin:pydoc \
-		--search-windows 6 --final-windows 6 --evaluations 144 --sampled-weights 2000000 \
+		--search-windows 6 --final-windows 6 --evaluations 144 \
 		-o runs/demo/search
 	$(BIN)/pruner-zero prune $(MODEL) --metric $(BEST) --update obs \
-		--sparsity 0.5 --mode one-shot $(CALIBRATION) -o runs/demo/model --overwrite
+		--sparsity 0.5 $(CALIBRATION) -o runs/demo/model --overwrite
 	$(BIN)/pruner-zero prune $(MODEL) --structure channels --sparsity 0.25 --metric wanda \
-		--mode one-shot $(CALIBRATION) -o runs/demo/smaller --overwrite
+		$(CALIBRATION) -o runs/demo/smaller --overwrite
 	$(BIN)/pruner-zero compare $(MODEL) \
 		--methods "dense,wanda,pruner-zero,sparsegpt,$(BEST)" \
-		--sparsity 0.5 --mode one-shot $(CALIBRATION) $(TEXT) --windows-eval 8 \
+		--sparsity 0.5 $(CALIBRATION) $(TEXT) --windows-eval 8 \
 		-o runs/demo/compare.json
 	$(BIN)/pruner-zero evaluate runs/demo/model $(TEXT) $(MEASURED) \
 		-o runs/demo/model.json

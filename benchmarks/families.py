@@ -2,7 +2,7 @@
 
     python benchmarks/families.py
 
-Writes benchmarks/families.md. A tiny random model of each family is pruned, saved, loaded by
+Writes the table of families.md. A tiny random model of each family is pruned, saved, loaded by
 transformers alone and run; the page lists each refusal with the reason that the program gives.
 """
 
@@ -21,7 +21,7 @@ from pruner_zero import PrunerZeroError, prune
 from pruner_zero.choices import Structure
 from pruner_zero.structure.blocks import check_dropped
 from pruner_zero.text.corpus import Corpus
-from tables import HERE, markdown, script_parser, write_page
+from tables import HERE, markdown, script_parser, write_table
 
 sys.path.insert(0, str(HERE.parent))
 
@@ -68,18 +68,8 @@ def _can_go(model: Any, index: int) -> bool:
     return True
 
 
-def page(architectures: Iterable[str] = ARCHITECTURES) -> str:
-    """The page in Markdown."""
-    lines = [
-        "# Families that become smaller",
-        "",
-        "Made by `python benchmarks/families.py`: of every kind of model in the tests a tiny random"
-        f" one, of {DEPTH} blocks, loses half of its channels or heads, a third of its blocks, or a"
-        " quarter of its experts, by `prune --structure`, is saved, loaded by transformers alone,"
-        " and run: it computes the same. *some*: only some blocks can be removed, since the"
-        " configuration must state the kind of each kept block.",
-        "",
-    ]
+def table(architectures: Iterable[str] = ARCHITECTURES) -> str:
+    """The table of the page, and the reasons of the refusals below it."""
     rows = []
     refused: dict[str, list[str]] = defaultdict(list)
     with TemporaryDirectory() as folder:
@@ -93,11 +83,10 @@ def page(architectures: Iterable[str] = ARCHITECTURES) -> str:
                     refused[f"{structure}: {outcome}"].append(architecture)
             rows.append(cells)
     reasons = [f"- {reason} ({', '.join(several)})" for reason, several in refused.items()]
-    table = markdown(("family", *SHARES), rows)
-    return "\n".join([*lines, table, "What the refusals say:", "", *reasons, ""])
+    return "\n".join([markdown(("family", *SHARES), rows), *reasons])
 
 
 if __name__ == "__main__":
     script_parser(__doc__).parse_args()
     disable_progress_bar()
-    write_page("families", page())
+    write_table("families", table())

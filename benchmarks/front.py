@@ -7,7 +7,8 @@
 
 `types` writes F16, Q8_0 and Q4_0 by this program, Q4_K_M and Q3_K_M by llama.cpp's quantizer.
 `measure` takes any GGUF file that loads, also of another model; NAME is the model beside whose
-dense F16 file it stands. `page` writes front.md and front.svg. news.txt is that of proof.py.
+dense F16 file it stands. `page` writes front.svg and the
+table of front.md. news.txt is that of proof.py.
 """
 
 import argparse
@@ -38,7 +39,7 @@ from pruner_zero.models.load import load_model
 from pruner_zero.provenance import provenance
 from pruner_zero.text.corpus import Corpus, load_corpus
 from pruner_zero.text.token_windows import consecutive_windows, start_of
-from tables import HERE, markdown, results, script_parser, write_page
+from tables import HERE, markdown, results, script_parser, write_table
 
 RESULTS, PYDOC = results("front.json"), "builtin:pydoc/test"
 TYPES: Sequence[GgufType] = ("F16", "Q8_0", "Q4_0")
@@ -133,25 +134,18 @@ def bits_per_byte(model: LanguageModel, text: Corpus) -> dict[str, Any]:
 
 
 def write_front(_: argparse.Namespace) -> None:
-    """Write the page and its picture."""
-    points, tables = json.loads(RESULTS.read_text()), ""
+    """Write the table and the picture of the page."""
+    points, rows = json.loads(RESULTS.read_text()), []
     names = list(dict.fromkeys(point["name"] for point in points))
     figure = Figure(figsize=(4.3 * len(names), 4.2), layout="tight")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         chosen = sorted((p for p in points if p["name"] == name), key=lambda p: -p["bytes"])
         losses = above(chosen, name)
-        tables += f"\n## {name}\n\n{table(chosen, losses)}"
+        rows += rows_of(chosen, losses)
         draw(axes, name, chosen, [fmean(each) for each in losses])
     save(figure, HERE / "front.svg")
-    write_page(
-        "front",
-        "# Quality per byte\n\nMade by `python benchmarks/front.py types FILE.gguf FOLDER`, `python"
-        " benchmarks/front.py measure NAME FILE.gguf …` and `python benchmarks/front.py page`: bits"
-        f" per byte of {PIECES} pieces of {CHARACTERS} characters from the beginning of each text,"
-        " and how much more they are than those of the dense model in F16. A piece is a window, so"
-        " that every tokenizer has the same text. **Bold**: no smaller file of the table has a mean"
-        " as low.\n\n![Bits per byte by bytes of the file](front.svg)\n" + tables,
-    )
+    header = ["", "MB", "million parameters", *points[0]["texts"], "mean"]
+    write_table("front", markdown(header, rows))
 
 
 def above(points: Sequence[Point], name: str) -> list[list[float]]:
@@ -164,18 +158,18 @@ def above(points: Sequence[Point], name: str) -> list[list[float]]:
     return [[100 * (b / d - 1) for b, d in zip(row, base, strict=True)] for row in values]
 
 
-def table(points: Sequence[Point], losses: Sequence[Sequence[float]]) -> str:
-    """The files of a model, the largest first, with what each text loses."""
+def rows_of(points: Sequence[Point], losses: Sequence[Sequence[float]]) -> list[list[str]]:
+    """The files of a model, the largest first, with what each text loses; bold: none beats it."""
     means, rows = [fmean(each) for each in losses], []
     for point, each, mean in zip(points, losses, means, strict=True):
         others = zip(points, means, strict=True)
         behind = any(other["bytes"] < point["bytes"] and loss <= mean for other, loss in others)
-        shown = f"{point['label']}, {point['type']}"
+        shown = f"{point['name']}, {point['label']}, {point['type']}"
         sizes = [f"{point[key] / 1e6:.1f}" for key in ("bytes", "parameters")]
         texts = zip(point["texts"].values(), each, strict=True)
         cells = [f"{text['bits_per_byte']:.3f} ({loss:+.1f} %)" for text, loss in texts]
         rows.append([shown if behind else f"**{shown}**", *sizes, *cells, f"{mean:+.1f} %"])
-    return markdown(["", "MB", "million parameters", *points[0]["texts"], "mean"], rows)
+    return rows
 
 
 def draw(axes: Axes, name: str, points: Sequence[Point], means: Sequence[float]) -> None:

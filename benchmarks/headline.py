@@ -22,10 +22,7 @@ CLASSIC, OURS = "#9aa5b1", "#0b5cad"
 ROWS = {
     "wanda": ("Wanda", False),
     "sparsegpt": ("SparseGPT", False),
-    "wanda-with-swaps": ("Wanda + swaps", True),
-    "wanda-with-least-squares": ("Wanda + least squares", True),
     "evolved-on-smollm2": ("evolved mask", True),
-    "evolved-on-smollm2-with-least-squares": ("evolved + least squares", True),
     "default": ("default", True),
 }
 

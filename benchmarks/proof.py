@@ -1,4 +1,4 @@
-"""Models × methods × {texts, divergence, last words, tasks}, a cell a file, and the page of them.
+"""Models × methods × {texts, divergence, last words, tasks}, a cell a file, and their table.
 
     python benchmarks/proof.py smollm2 builtin:smollm2-135m --calibration wiki.valid.raw \\
         --texts wikitext=wiki.test.raw pydoc=builtin:pydoc/test news=news.txt \\
@@ -33,7 +33,6 @@ from typing import Any
 
 from pruner_zero import prune
 from pruner_zero.calibration.self_text import self_windows
-from pruner_zero.devices import torch_threads
 from pruner_zero.files import write_atomic
 from pruner_zero.measuring.perplexity import perplexity
 from pruner_zero.measuring.tasks import evaluate_tasks, load_tasks
@@ -44,17 +43,18 @@ from pruner_zero.settings.evaluate_settings import EvaluateSettings
 from pruner_zero.text.corpus import load_corpus
 from pruner_zero.text.token_windows import Windows, consecutive_windows
 from tables import (
-    HERE,
     Groups,
     blocks_in_bfloat16,
     cloze,
     compared,
+    cut,
     markdown,
     passages,
     results,
     rounded,
     script_parser,
     spread,
+    write_table,
 )
 
 CELLS = results("proof")
@@ -67,14 +67,8 @@ PASSAGES = 500
 TASKS = ("local_piqa", "local_arc_easy", "local_hellaswag")
 # The first questions of each task, which all cells were asked.
 FIRST = (400, 400, 200)
-ACCURACIES = ("acc", "acc_norm")
-NOTES = results("proof-notes.md")
-# The part of the notes below the tables begins here.
-RESULTS = "## What holds, and what does not"
-# The methods that all others are compared with, question by question.
-BASES = ("Wanda", "SparseGPT")
-# What `prune` does where no metric is named, and the words of rows by what it did before.
-DEFAULT, EARLIER = "default", "earlier default"
+# What `prune` does where no metric is named.
+DEFAULT = "default"
 CARRIED = "W * (O * X)^0.75@global"
 # The metric of an earlier default, with scores in part relative to the norm of their row.
 RELATIVE = "W * (O * X)^0.73 * row_normalize(W * X^0.73)^0.33@global"
@@ -98,9 +92,6 @@ MASKS: Mapping[str, Mapping[str, str]] = {
     },
     "70": {"Wanda": "wanda"},
 }
-# One step after each of these masks.
-STEPPED = ("magnitude", "Wanda", "RIA", "published tree", "evolved on SmolLM2")
-STEPS: Mapping[str, str] = {"with swaps": "+refine", "with least squares": "+exact"}
 ZEROS: Mapping[str, Mapping[str, Any]] = {
     "50": {"sparsity": 0.5},
     "2-4": {"pattern": "2:4"},
@@ -113,9 +104,6 @@ UNITS: Mapping[str, Mapping[str, Any]] = {
 }
 # By which heads go, with the refit and 40 steps of distillation.
 OF_HEADS: Mapping[str, str] = {"Wanda": "wanda", "evolved": "X * row_normalize(W * X)"}
-# The cells that others are compared with, by the header of the column; None where not filled.
-Bases = Mapping[str, dict[str, Any] | None]
-
 TITLES = {
     "50": "50 %",
     "2-4": "2:4",
@@ -123,6 +111,12 @@ TITLES = {
     "channels-25": "a quarter of the channels removed",
     "heads-33": "a third of the key-value heads removed",
 }
+
+
+HEADER = (
+    *("model and method", "wikitext", "pydoc", "news", "bits per byte", "divergence"),
+    *("last words", "beside Wanda", "right choice", "beside Wanda", "minutes"),
+)
 
 
 @dataclass(frozen=True)
@@ -151,23 +145,18 @@ def all_cells() -> Iterator[Cell]:
     yield Cell("dense")
     for zeros in ZEROS:
         yield Cell("default", zeros, DEFAULT, "self")
-    of_own_text = {"windows": 64, "mode": "one-shot"}
-    yield Cell("Wanda, its own text", "50", "wanda", "self", of_own_text)
+    yield Cell("Wanda, its own text", "50", "wanda", "self", {"windows": 64})
     for zeros, masks in MASKS.items():
         for words, metric in masks.items():
             yield Cell(words, zeros, metric)
         yield Cell("SparseGPT", zeros, "sparsegpt")
-    for zeros, masks in MASKS.items():
-        for label in [label for label in STEPPED if len(masks) > 1]:
-            for step, suffix in STEPS.items():
-                yield Cell(f"{label} {step}", zeros, masks[label] + suffix)
     yield Cell("default", "channels-25", DEFAULT, "self")
     for label, metric in OF_HEADS.items():
         yield Cell(label, "heads-33", f"{metric}+distill=40", "self")
 
 
 def main() -> None:
-    """Fill the cells of a model that are missing, or write the page."""
+    """Fill the cells of a model that are missing, and write the table."""
     parser = script_parser(__doc__)
     parser.add_argument("model", help="a name for the files, or `page`")
     parser.add_argument("source", nargs="?", help="what prune takes as MODEL")
@@ -190,12 +179,10 @@ def main() -> None:
     parser.add_argument("--pruned", nargs="*", default=[], metavar="CELL=FOLDER")
     parser.add_argument("--only", nargs="*", help="names of cells, all where left out")
     parser.add_argument("--dtype", default="auto", help="of the weights, such as bfloat16")
-    parser.add_argument("--threads", type=int, help="CPU threads, as many as torch chooses")
     given = parser.parse_args()
     if given.model != "page":
-        with torch_threads(given.threads):
-            fill_cells(given)
-    write_atomic(HERE / "proof.md", page())
+        fill_cells(given)
+    write_table("proof", table())
 
 
 def fill_cells(given: argparse.Namespace) -> None:
@@ -220,8 +207,7 @@ def fill_cells(given: argparse.Namespace) -> None:
             row = fill(cell, folder, old, given)
             file.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(file, json.dumps(row) + "\n")
-            if given.texts:
-                print(texts_table([row]), predictions_table([row], {}), sep="\n", flush=True)
+            print(" | ".join(cells_of(row, {}, None)), flush=True)
 
 
 def lacking(row: Mapping[str, Any], given: argparse.Namespace) -> set[str]:
@@ -326,146 +312,56 @@ def ask(model: LanguageModel, folder: Path, items: Sequence[int] | None) -> dict
     return answers
 
 
-def page() -> str:
-    """The page of all cells."""
-    reading, _, results = NOTES.read_text().partition(RESULTS)
-    text = (
-        "# Texts, divergence and tasks\n\nMade by `python benchmarks/proof.py smollm2"
-        " builtin:smollm2-135m --calibration wiki.valid.raw --texts wikitext=wiki.test.raw"
-        " pydoc=builtin:pydoc/test news=news.txt --windows-eval 8 --tasks zero-shot --items 400 400"
-        f" 200`, and the same for each model, with the differences named below.\n\n{reading}"
-    )
+def table() -> str:
+    """All cells: for each model and pattern the dense model, then the methods, best first."""
+    shown = []
     for folder in sorted(path for path in CELLS.iterdir() if path.is_dir()):
         rows = {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
-        if "dense" not in rows:
-            continue
-        for zeros, shown in TITLES.items():
-            chosen = {name: row for name, row in rows.items() if name.startswith(f"{zeros}-")}
-            if chosen:
-                text += f"## {folder.name}, {shown}\n\n{tables(chosen, rows['dense'], zeros)}\n"
-    return f"{text}\n{RESULTS}{results}"
+        # Of the same tokens, so that all have the same bytes.
+        bits = {
+            text["tokens_sha256"]: text["bits_per_byte"] / fmean(text["losses"])
+            for row in rows.values()
+            for text in row["texts"].values()
+            if "bits_per_byte" in text
+        }
+        for zeros, title in TITLES.items():
+            chosen = [row for name, row in rows.items() if name.startswith(f"{zeros}-")]
+            wanda = rows.get(f"{zeros}-wanda")
+            for row in sorted(chosen, key=mean_loss):
+                label = f"{folder.name}, {title}: {row['label']}"
+                shown.append([label, *cells_of(row, bits, wanda)[1:]])
+        if "dense" in rows:
+            label = f"{folder.name}: dense"
+            shown.append([label, *cells_of(rows["dense"], bits, rows.get("50-wanda"))[1:]])
+    return markdown(*cut(HEADER, shown))
 
 
-def tables(rows: Mapping[str, dict[str, Any]], dense: dict[str, Any], zeros: str) -> str:
-    """The tables of one model and pattern: texts, one step, tasks, moved answers.
-
-    Earlier forms of the default have tables of their own after those of all other methods.
-    """
-    bases = {f"over {label}": rows.get(f"{zeros}-{label.lower()}") for label in BASES}
-    stepped = [f"{label} {step}" for label in STEPPED for step in STEPS]
-    methods = [row for row in rows.values() if row["label"] not in stepped]
-    present = [row for row in methods if EARLIER not in row["label"]]
-    shown = measured_tables(present, dense, bases)
-    if len(methods) < len(rows):
-        shown.insert(1, steps_table({row["label"]: row for row in rows.values()}))
-    if len(present) < len(methods):
-        earlier = [row for row in methods if EARLIER in row["label"]]
-        shown += ["### Earlier forms of the default\n", *measured_tables(earlier, dense, bases)]
-    return "\n".join(shown)
-
-
-def measured_tables(
-    rows: Sequence[dict[str, Any]], dense: dict[str, Any], bases: Bases
+def cells_of(
+    row: Mapping[str, Any], bits: Mapping[str, float], wanda: Mapping[str, Any] | None
 ) -> list[str]:
-    """The tables of texts, and where they were measured of last words, tasks and moved answers."""
-    shown = [texts_table([dense, *sorted(rows, key=mean_loss)])]
-    closed = [row for row in rows if "cloze" in row]
-    if closed:
-        of_words = sorted(closed, key=lambda row: spread(last_words(row))[0])
-        shown.append(predictions_table([dense, *of_words], bases))
-    asked = [row for row in rows if "tasks" in row]
-    # The page of a run that was cut before the dense model was asked has no tasks.
-    if asked and "tasks" in dense:
-        bases = {n: base if base and "tasks" in base else None for n, base in bases.items()}
-        of_tasks = sorted(asked, key=lambda row: (-questions(row), -average(row, "prob")))
-        of_moved = sorted(asked, key=lambda row: first(moved(row, dense)))
-        shown.append(tasks_table([dense, *of_tasks], bases))
-        shown.append(moved_table(of_moved, dense, bases))
-    return shown
+    """The cells of a row, empty where something was not measured.
 
-
-def texts_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Perplexities, the mean of the bits per byte, divergence and minutes, a row a method.
-
-    Divergences that were not measured together with the agreement are of other windows.
+    bits: bits per byte of a loss of one nat, by the hash of the tokens. wanda: the cell that last
+    words and right choices are compared with, passage by passage and question by question.
     """
-    # A cell without bits has the same tokens, and so the same bytes, as one with them.
-    bits = {
-        text["tokens_sha256"]: text["bits_per_byte"] / fmean(text["losses"])
-        for row in rows
-        for text in row["texts"].values()
-        if "bits_per_byte" in text
-    }
-    cells = []
-    for row in rows:
-        texts = row["texts"].values()
-        values = [f"{text['perplexity']:.2f}" for text in texts]
-        if bits:
-            each = [bits.get(t["tokens_sha256"], math.nan) * fmean(t["losses"]) for t in texts]
-            values.append("" if math.isnan(fmean(each)) else f"{fmean(each):.3f}")
-        mark = "" if "agreement" in row else " *"
-        values.append(f"{row['divergence']:.3f}{mark}" if "divergence" in row else "")
-        values.append(f"{row['seconds']['seconds'] / 60:.0f}" if "seconds" in row else "")
-        cells.append([row["label"], *values])
-    header = ["method", *rows[0]["texts"], *["bits per byte"] * bool(bits)]
-    return markdown([*header, "divergence", "minutes"], cells)
-
-
-def predictions_table(rows: Sequence[dict[str, Any]], bases: Bases) -> str:
-    """Last words, and how far the predictions are from the dense model's, a row a method."""
-    cells = []
-    for row in rows:
-        if "cloze" not in row:
-            continue
+    texts = list(row["texts"].values())
+    cells = [row["label"], *(f"{text['perplexity']:.2f}" for text in texts)]
+    each = [bits.get(text["tokens_sha256"], math.nan) * fmean(text["losses"]) for text in texts]
+    cells.append("" if math.isnan(fmean(each)) else f"{fmean(each):.3f}")
+    known = all("divergences" in text for text in texts)
+    cells.append(f"{fmean(fmean(text['divergences']) for text in texts):.3f}" if known else "")
+    if "cloze" in row:
         nats, error = spread(last_words(row))
-        values = [f"{nats:.2f} ± {error:.2f}"]
-        for base in bases.values():
-            other = last_words(base) if base and "cloze" in base else None
-            values.append(compared(last_words(row), other, 1, 2))
-        values.append(f"{100 * spread(last_words(row, 'right'))[0]:.1f}")
-        texts = row["texts"].values()
-        for name, scale, digits in (("divergences", 1, 3), ("agreements", 100, 1)):
-            means = [sum(text[name]) / len(text[name]) for text in texts]
-            values.append(f"{scale * sum(means) / len(means):.{digits}f}")
-        values.append(f"{100 * row['agreement']:.1f}" if "agreement" in row else "")
-        cells.append([row["label"], *values])
-    header = ["last words", "nats", *bases, "right", "divergence, texts", "agreement, texts"]
-    return markdown([*header, "agreement, written"], cells)
-
-
-def steps_table(rows: Mapping[str, dict[str, Any]]) -> str:
-    """Perplexities on the texts, a row a metric, a column what follows its mask."""
-    cells = []
-    for label in STEPPED:
-        names = (label, *(f"{label} {step}" for step in STEPS))
-        # A run that was cut has filled some of them.
-        texts = [rows[name]["texts"] if name in rows else {} for name in names]
-        values = [[f"{text['perplexity']:.1f}" for text in each.values()] for each in texts]
-        cells.append([label, *map(" / ".join, values)])
-    return markdown(["one step", "mask alone", *STEPS], cells)
-
-
-def tasks_table(rows: Sequence[dict[str, Any]], bases: Bases) -> str:
-    """The probabilities of the right choices and accuracies, a row a method."""
-    cells = []
-    for row in rows:
-        values = [f"{100 * first(right(row)):.1f}", str(questions(row))]
-        values.append(f"{100 * average(row, 'prob'):.1f}")
-        values += [compared(right(row), base and right(base)) for base in bases.values()]
-        values += [f"{100 * average(row, name):.1f}" for name in ACCURACIES]
-        cells.append([row["label"], *values])
-    header = ["tasks", f"first {sum(FIRST)}", "questions", "right choice", *bases, *ACCURACIES]
-    return markdown(header, cells)
-
-
-def moved_table(rows: Sequence[dict[str, Any]], dense: dict[str, Any], bases: Bases) -> str:
-    """How far the probabilities are from the dense model's, a row a method."""
-    cells = []
-    for row in rows:
-        answers = moved(row, dense)
-        values = [compared(answers, base and moved(base, dense)) for base in bases.values()]
-        cells.append([row["label"], f"{100 * first(answers):.1f}", str(questions(row)), *values])
-    return markdown(["moved answers", f"first {sum(FIRST)}", "questions", *bases], cells)
+        base = last_words(wanda) if wanda and "cloze" in wanda else None
+        cells += [f"{nats:.2f} ± {error:.2f}", compared(last_words(row), base, 1, 2)]
+    else:
+        cells += ["", ""]
+    if "tasks" in row:
+        base = right(wanda) if wanda and "tasks" in wanda else None
+        cells += [f"{100 * first(right(row)):.1f}", compared(right(row), base)]
+    else:
+        cells += ["", ""]
+    return [*cells, f"{row['seconds']['seconds'] / 60:.0f}" if "seconds" in row else ""]
 
 
 def mean_loss(row: Mapping[str, Any]) -> float:
@@ -473,14 +369,9 @@ def mean_loss(row: Mapping[str, Any]) -> float:
     return sum(math.log(text["perplexity"]) for text in row["texts"].values()) / len(row["texts"])
 
 
-def questions(row: Mapping[str, Any]) -> int:
-    """The number of questions that a cell was asked."""
-    return sum(task["documents"] for task in row["tasks"].values())
-
-
-def last_words(row: Mapping[str, Any], name: str = "nats") -> Groups:
-    """The nats of the last words, or another value of each, by text and passage."""
-    return {text: passages[name] for text, passages in row["cloze"].items()}
+def last_words(row: Mapping[str, Any]) -> Groups:
+    """The nats of the last words, by text and passage."""
+    return {text: passages["nats"] for text, passages in row["cloze"].items()}
 
 
 def right(row: Mapping[str, Any]) -> Groups:
@@ -488,25 +379,10 @@ def right(row: Mapping[str, Any]) -> Groups:
     return {task: row["tasks"][task]["probabilities"] for task in TASKS}
 
 
-def moved(row: Mapping[str, Any], dense: Mapping[str, Any]) -> Groups:
-    """By task and question, how far the right choice's probability is from the dense model's.
-
-    Source: answers that change, in the place of accuracy alone: Dutta et al. 2024 (2407.09141),
-    who count the questions whose answer becomes wrong or right.
-    """
-    pairs = {task: zip(right(row)[task], right(dense)[task], strict=False) for task in TASKS}
-    return {task: [abs(mine - other) for mine, other in pairs[task]] for task in TASKS}
-
-
 def first(answers: Groups) -> float:
     """The mean over the tasks, on the `FIRST` questions."""
     means = [sum(answers[task][:n]) / n for task, n in zip(TASKS, FIRST, strict=True)]
     return float(sum(means)) / len(means)
-
-
-def average(row: Mapping[str, Any], name: str) -> float:
-    """The mean of a number over the tasks."""
-    return float(sum(task[name] for task in row["tasks"].values())) / len(row["tasks"])
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ In PyTorch models of two shapes with random weights, on which speed does not dep
 with the dense shape. For llama.cpp, SmolLM2-135M and Gemma 3 270M are pruned in several ways,
 written as GGUF files, and run by the public runtime. Every model continues a prompt greedily in
 llama.cpp from its F16 file and in transformers from the same weights; the script compares the two
-texts. Writes results/speed.json, results/llama-cpp.json and speed.md.
+texts. Writes results/speed.json, results/llama-cpp.json and the tables
+of speed.md.
 """
 
 import argparse
@@ -36,7 +37,7 @@ from pruner_zero.models.load import load_model
 from pruner_zero.models.matrices import find_matrices
 from pruner_zero.provenance import provenance
 from pruner_zero.sparsity.selection import SemiStructured, Unstructured
-from tables import markdown, results, script_parser, write_page
+from tables import markdown, results, script_parser, write_table
 
 TORCH, LLAMA_CPP = results("speed.json"), results("llama-cpp.json")
 MODEL = "builtin:smollm2-135m"
@@ -94,7 +95,7 @@ SHAPES: dict[tuple[str, str], dict[str, dict[str, int]]] = {
 
 
 def main() -> None:
-    """Measure, and write the page."""
+    """Measure, and write the tables."""
     parser = script_parser(__doc__)
     parser.add_argument("what", choices=["torch", "llama.cpp", "page"])
     parser.add_argument("gemma", nargs="?", type=Path, help="the GGUF file of Gemma 3 270M")
@@ -105,7 +106,7 @@ def main() -> None:
     elif given.what == "llama.cpp":
         run_llama_cpp(given)
     of_torch, of_llama_cpp = (json.loads(file.read_text()) for file in (TORCH, LLAMA_CPP))
-    write_page("speed", page(of_torch, of_llama_cpp))
+    write_tables(of_torch, of_llama_cpp)
 
 
 def run_torch(given: argparse.Namespace) -> None:
@@ -240,8 +241,8 @@ def ask(path: Path, prompt: str | list[int], count: int) -> dict[str, Any]:
     return {"text": answer["choices"][0]["text"], "timings": answer["timings"]}
 
 
-def page(of_torch: Mapping[str, Any], of_llama_cpp: Mapping[str, Any]) -> str:
-    """The page: how much faster, beside the ratio of sizes."""
+def write_tables(of_torch: Mapping[str, Any], of_llama_cpp: Mapping[str, Any]) -> None:
+    """Write both tables: how much faster, beside the ratio of sizes."""
     faster = [
         [name, *(f"×{row[kind]:.2f} (×{row[f'fewer_{kind}']:.2f})" for kind in KINDS)]
         for name, row in of_torch.items()
@@ -259,24 +260,8 @@ def page(of_torch: Mapping[str, Any], of_llama_cpp: Mapping[str, Any]) -> str:
         same = row["transformers"] == row["llama.cpp"] if "llama.cpp" in row else None
         rows.append([*cells, {True: "yes", False: "no", None: ""}[same]])
     header = ["", "million parameters", "fewer", "MB", "prefill", "faster", "decode", "faster"]
-    return (
-        "# The speed of smaller models\n\nMade by `python benchmarks/speed.py torch` and `python"
-        " benchmarks/speed.py llama.cpp gemma-3-270m-q4_k_m.gguf`: one thread of a CPU,"
-        f" batch 1, medians of {TURNS} turns in which the models follow one another. *Prefill*: a"
-        f" pass over {PREFILL} tokens; *decode*: the tokens after them, one by one, 32 in PyTorch"
-        f" and {DECODE} in llama.cpp. Result files: [PyTorch](results/{TORCH.name}),"
-        f" [llama.cpp](results/{LLAMA_CPP.name}).\n\n## In PyTorch\n\nHow many times as fast as"
-        " the dense model, and in brackets how many times fewer multiplications, without those of"
-        " attention, and in prefill without the head, which is needed for one token. Random"
-        " weights; 135 M: the shape of SmolLM2-135M in float32, 1.1 B: that of TinyLlama in"
-        " bfloat16. The machine was busy with other work, so that single rows are off by a tenth"
-        f" or two.\n\n{markdown(('removed', *KINDS), faster)}\n## In llama.cpp\n\nWhat was removed"
-        " from which model, and the type of the GGUF file that this program wrote, run by the"
-        " public runtime. *Fewer*, *faster*: beside the dense model in a file of the same type."
-        " *Prefill*, *decode*: tokens a second (lowest to highest). *Same text*: the first"
-        f" {GREEDY} greedy tokens are those that transformers generates from the same weights."
-        f"\n\n{markdown([*header, 'same text'], rows)}"
-    )
+    write_table("speed", markdown(("removed", *KINDS), faster), "torch")
+    write_table("speed", markdown([*header, "same text"], rows), "llama.cpp")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,7 @@
 """What the scripts of benchmarks share: tables, paired differences, last words, bfloat16."""
 
 import argparse
-import json
 import math
-import os
-import platform
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,14 +17,13 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from pruner_zero.errors import PrunerZeroError
+from pruner_zero.files import write_atomic
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.sampling import start_token
 
 HERE = Path(__file__).parent
 # The fewest and the most words of a passage, and the fewest letters of its last word.
 WORDS, LETTERS = (64, 128), 3
-# The texts of bits per byte, in the order of the files.
-TEXTS = ("WikiText-2", "Python docs", "news")
 # Values by task and question, or by text and passage.
 Groups = Mapping[str, Sequence[float]]
 
@@ -42,41 +38,14 @@ def results(name: str) -> Path:
     return HERE / "results" / name
 
 
-def bits_per_byte(folder: str, column: str, labels: Mapping[str, Mapping[str, str]]) -> str:
-    """A table for each model: bits per byte, and how much higher they are than the dense model's.
-
-    folder: under results, with a folder for each model and in it a file of `evaluate --output` for
-    each of its labels, the first of which is dense. column: the header of the labels.
-    """
-    parts = []
-    for model, names in labels.items():
-        rows: list[list[str]] = []
-        dense: list[float] = []
-        for name, label in names.items():
-            texts = json.loads((results(folder) / model / f"{name}.json").read_text())["texts"]
-            bits = [text["bits_per_byte"] for text in texts]
-            dense = dense or bits
-            pairs = zip(bits, dense, strict=True)
-            rows.append([label, *(f"{b:.3f} ({100 * (b / d - 1):+.1f} %)" for b, d in pairs)])
-        parts.append(f"\n## {model}\n\n" + markdown([column, *TEXTS], rows))
-    return "".join(parts)
-
-
-def write_page(name: str, text: str) -> None:
-    """Write a page of benchmarks, with its notes (results/NAME-notes.md) at the end."""
-    notes = results(f"{name}-notes.md")
-    parts = [text.rstrip(), *([notes.read_text().rstrip()] if notes.exists() else [])]
-    (HERE / f"{name}.md").write_text("\n\n".join(parts) + "\n")
-
-
-def machine() -> dict[str, Any]:
-    """The facts of this machine that measured seconds depend on."""
-    return {
-        "platform": platform.platform(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
+def write_table(page: str, table: str, name: str = "") -> None:
+    """Write a table into a page of benchmarks, between `<!-- table NAME -->` and `<!-- end -->`."""
+    file, mark = HERE / f"{page}.md", f"<!-- table {name} -->".replace("  ", " ")
+    before, found, rest = file.read_text().partition(mark)
+    if not found:
+        raise ValueError(f"{file} has no mark {mark}")
+    after = rest.partition("<!-- end -->")[2]
+    write_atomic(file, f"{before}{mark}\n\n{table.rstrip()}\n\n<!-- end -->{after}")
 
 
 def cut(header: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:

@@ -11,7 +11,6 @@ from pruner_zero.metric.expression import TERMINALS
 from pruner_zero.metric.metric import NAMED
 from pruner_zero.metric.operators import OPERATORS, PUBLISHED
 from pruner_zero.settings.base import Settings
-from pruner_zero.sparsity.steps.step import STEPS
 
 # Where the settings of the verbs that take --config are.
 SETTINGS = {
@@ -28,14 +27,19 @@ def verbs() -> list[str]:
     return [name for name, _ in _walk(typer.main.get_command(app), ())]
 
 
+def all_commands() -> str:
+    """Every command below a heading of its own."""
+    return "\n\n".join(f"## {name}\n\n{command(name)}" for name in verbs())
+
+
 def command(name: str) -> str:
-    """The help of one command as Markdown: usage, a table for each panel, settings of --config."""
+    """The help of one command as Markdown: usage, a row an option or setting of --config."""
     node = dict(_walk(typer.main.get_command(app), ()))[name]
     context: Any = None
     for part in ("pruner-zero", *name.split()):
         context = typer.Context(node, info_name=part, parent=context)
-    lines = [_text(node.help or ""), "", "```text", _usage(node, name, context), "```", ""]
-    panels: dict[str, list[str]] = {}
+    lines = [f"`{_usage(node, name, context)}`: {_text(node.help or '')}", ""]
+    lines += ["| option | meaning |", "|---|---|"]
     for parameter in node.params:
         # As --help-all does.
         parameter.hidden = False
@@ -44,10 +48,7 @@ def command(name: str) -> str:
             record = (parameter.make_metavar(context), getattr(parameter, "help", None) or "")
         # Brackets are escaped, since Typer reads help as Rich's markup.
         names, meaning = (_cell(text.replace("\\[", "[")) for text in record)
-        row = f"| `{names}` | {_text(meaning)} |"
-        panels.setdefault(getattr(parameter, "rich_help_panel", None) or "Options", []).append(row)
-    for panel, rows in panels.items():
-        lines += [f"| {panel} | |", "|---|---|", *rows, ""]
+        lines.append(f"| `{names}` | {_text(meaning)} |")
     if name in SETTINGS:
         lines += _settings(name, {parameter.name for parameter in node.params})
     return "\n".join(lines)
@@ -76,15 +77,6 @@ def operators() -> str:
     return "\n".join(lines)
 
 
-def steps() -> str:
-    """The steps that can follow a mask, as a Markdown table."""
-    lines = ["| step | what it does | needs |", "|---|---|---|"]
-    for name, step in STEPS.items():
-        needs = "the Gram matrix of the inputs" if step.needs_gram else "–"
-        lines.append(f"| `+{name}` | {step.help} | {needs} |")
-    return "\n".join(lines)
-
-
 def terminals() -> str:
     """The terminals, as a Markdown table."""
     lines = ["| terminal | varies over | meaning |", "|---|---|---|"]
@@ -110,16 +102,10 @@ def _settings(verb: str, options: set[str]) -> list[str]:
     module, name = SETTINGS[verb]
     kind: type[Settings] = getattr(importlib.import_module(module), name)
     rest = {field: info for field, info in kind.model_fields.items() if field not in options}
-    if not rest:
-        return ["Every setting of a `--config` file is an option, with `_` for `-`."]
-    lines = [
-        "A `--config` file has these options as settings, with `_` for `-`, and these alone:",
-        "",
-        "| setting | meaning |",
-        "|---|---|",
+    return [
+        f"| `{field}`, in a `--config` file alone | {_text(info.description or '')} |"
+        for field, info in rest.items()
     ]
-    lines += [f"| `{field}` | {_text(info.description or '')} |" for field, info in rest.items()]
-    return lines
 
 
 def _cell(text: str) -> str:

@@ -15,13 +15,6 @@ ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").rglob("*.md")))
 
 
-def include(argument: str) -> str:
-    """A file of the repository as a fenced block."""
-    path = ROOT / argument
-    language = {".py": "python"}.get(path.suffix, path.suffix[1:])
-    return f'```{language} title="{argument}"\n{path.read_text()}```'
-
-
 def table(argument: str) -> str:
     """The table of a page, below the heading that follows `#` if there is one."""
     page, _, heading = argument.partition("#")
@@ -43,12 +36,10 @@ def table_of(page: Path, heading: str = "") -> str:
 
 
 KINDS: dict[str, Callable[[str], str]] = {
-    "command": commands.command,
+    "commands": lambda _: commands.all_commands(),
     "metrics": lambda _: commands.metrics(),
     "operators": lambda _: commands.operators(),
-    "steps": lambda _: commands.steps(),
     "terminals": lambda _: commands.terminals(),
-    "include": include,
     "table": table,
     "walk": lambda _: walk.picture(),
 }

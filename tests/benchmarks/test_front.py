@@ -31,6 +31,7 @@ def front(
     monkeypatch.setattr(module, "RESULTS", tmp_path / "front.json")
     for each in (module, tables):
         monkeypatch.setattr(each, "HERE", tmp_path)
+    (tmp_path / "front.md").write_text("before\n\n<!-- table -->\n<!-- end -->\n\nafter\n")
     return module
 
 
@@ -105,14 +106,15 @@ def test_the_page_shows_what_is_above_dense_and_which_files_no_smaller_one_beats
     (tmp_path / "front.json").write_text(json.dumps(points))
     run(front, "page")
     page = (tmp_path / "front.md").read_text()
-    assert page.startswith("# Quality per byte\n\nMade by `python benchmarks/front.py ")
+    assert page.startswith("before\n\n<!-- table -->\n\n|")
+    assert page.endswith("|\n\n<!-- end -->\n\nafter\n")
     one = "1.100 (+10.0 %)"
-    assert f"| **dense, Q4_K_M** | 12.0 | 2.0 | {one} | {one} | +10.0 % |" in page
-    assert "| cut, Q8_0 | 13.0 |" in page
-    assert "| **another model, IQ1_S** | 11.0 |" in page
+    assert f"| **Tiny, dense, Q4_K_M** | 12.0 | 2.0 | {one} | {one} | +10.0 % |" in page
+    assert "| Tiny, cut, Q8_0 | 13.0 |" in page
+    assert "| **Tiny, another model, IQ1_S** | 11.0 |" in page
     sizes = [line.split(" | ")[1] for line in page.splitlines() if ", " in line and "|" in line]
     assert sizes == ["40.0", "13.0", "12.0", "11.0", "10.0"]
-    assert "## Other" in page
+    assert "| **Other, dense, F16** |" in page
     picture = (tmp_path / "front.svg").read_text()
     assert picture.startswith("<?xml")
     assert "another model" in picture

@@ -20,7 +20,6 @@ from pruner_zero.choices import Dtype
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import load_model
-from pruner_zero.models.matrices import check_finite
 from pruner_zero.models.predictions import compare_predictions
 from tests.tiny import tiny_tokenizer
 from tests.tiny_models import tiny_model, tiny_windows
@@ -56,7 +55,6 @@ def given(llama_folder: Path, text_file: Path) -> argparse.Namespace:
         pruned=[],
         only=["dense", "50-wanda"],
         dtype="auto",
-        threads=1,
     )
 
 
@@ -158,35 +156,6 @@ def test_a_cell_of_a_model_in_either_dtype_is_filled(
     assert [len(rows["dense"]["cloze"][name]["nats"]) for name in TEXTS] == [3, 2]
 
 
-def test_tables_have_last_words_of_the_cells_that_have_them(
-    proof: ModuleType, given: argparse.Namespace, tmp_path: Path
-) -> None:
-    dense, wanda = filled(proof, given, tmp_path).values()
-    older = {key: value for key, value in dense.items() if key != "cloze"} | {"label": "older"}
-    shown = proof.tables({"50-wanda": wanda, "50-older": older}, dense, "50")
-    texts, words = shown.split("| last words |")
-    assert "older" in texts
-    assert "older" not in words
-    assert re.search(r"\| Wanda \| \d+\.\d\d ± \d+\.\d\d \|  \|  \| 0\.0 \|", words)
-    assert "| last words |" not in proof.tables({"50-older": older}, older, "50")
-
-
-def test_bits_per_byte_of_a_cell_without_them_are_those_of_the_same_tokens(
-    load_benchmark: Load,
-) -> None:
-    def row(label: str, tokens: str, losses: list[float], **more: float) -> dict[str, object]:
-        text = {"perplexity": 1.0, "losses": losses, "tokens_sha256": tokens, **more}
-        return {"label": label, "texts": {"news": text}}
-
-    # 2 nats a token are 1 bit a byte.
-    known = row("known", "a", [1.0, 3.0], bits_per_byte=1.0)
-    table = load_benchmark("proof").texts_table(
-        [known, row("same", "a", [4.0, 2.0]), row("other", "b", [2.0, 2.0])]
-    )
-    cells = [line.split(" | ")[2] for line in table.splitlines()[2:]]
-    assert cells == ["1.000", "1.500", ""]
-
-
 def test_a_folder_that_is_there_is_measured_and_completes_a_cell(
     proof: ModuleType, given: argparse.Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,7 +171,8 @@ def test_a_folder_that_is_there_is_measured_and_completes_a_cell(
         windows=1,
         output=folder,
     )
-    older = {key: value for key, value in whole.items() if key != "cloze"} | {"tasks": {"kept": 1}}
+    tasks = {task: {"documents": 1, "probabilities": [0.5]} for task in proof.TASKS}
+    older = {key: value for key, value in whole.items() if key != "cloze"} | {"tasks": tasks}
     file.write_text(json.dumps(older))
     given.only = ["50-wanda"]
     monkeypatch.setattr(proof, "prune", None)
@@ -210,36 +180,28 @@ def test_a_folder_that_is_there_is_measured_and_completes_a_cell(
     assert json.loads(file.read_text()) == older
     given.pruned, given.only = [f"50-wanda={folder}", f"50-mine={folder}"], ["50-wanda", "50-mine"]
     proof.fill_cells(given)
-    assert json.loads(file.read_text()) == {**whole, "tasks": {"kept": 1}}
+    assert json.loads(file.read_text()) == {**whole, "tasks": tasks}
     mine = json.loads(file.with_name("50-mine.json").read_text())
     assert (mine["label"], mine["cloze"]) == ("mine", whole["cloze"])
 
 
-def test_a_row_of_why_is_of_a_model_in_bfloat16_too(
-    load_benchmark: Load, llama_folder: Path, prose: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    why = load_benchmark("why")
-    windows = tiny_windows()
-    monkeypatch.setattr(why, "judged", lambda dense, texts: {"random": windows})
-    monkeypatch.setattr(why, "KEPT", 100)
-    settings = {"metric": "wanda", "calibration": why.TEXT, "windows": 2, "seqlen": 32}
-    model = load_model(llama_folder, "bfloat16")
-    row = why.fill(model, "row", {**settings, "sparsity": 0.5}, {why.TEXT: prose})
-    assert 0 < row["divergence"]["random"] < 10
-    check_finite(model.model.named_parameters())
-
-
-def test_tasks_are_shown_once_the_dense_model_was_asked(
+def test_the_table_has_what_was_measured_and_differences_from_wanda(
     proof: ModuleType, given: argparse.Namespace, tmp_path: Path
 ) -> None:
     dense, wanda = filled(proof, given, tmp_path).values()
-    answers = {"documents": 2, "acc": 0.5, "acc_norm": 0.5, "prob": 0.5}
-    tasks = {task: {**answers, "probabilities": [0.4, 0.6]} for task in proof.TASKS}
-    # A base that was not asked has no differences.
-    rows = {"50-wanda": wanda, "50-asked": {**wanda, "label": "asked", "tasks": tasks}}
-    assert "| tasks |" not in proof.tables(rows, dense, "50")
-    shown = proof.tables(rows, {**dense, "tasks": tasks}, "50")
-    assert "| asked | 0.3 | 6 | 50.0 |  |  | 50.0 | 50.0 |" in shown
+    answers = {"documents": 2, "probabilities": [0.4, 0.6]}
+    tasks = dict.fromkeys(proof.TASKS, answers)
+    better = {task: {**answers, "probabilities": [0.5, 0.7]} for task in proof.TASKS}
+    # Tokens without bits have those of the same tokens elsewhere.
+    texts = wanda["texts"].values()
+    bits = {text["tokens_sha256"]: 0.5 for text in texts}
+    shown = proof.cells_of({**wanda, "tasks": better}, bits, {**wanda, "tasks": tasks})
+    losses = [sum(text["losses"]) / len(text["losses"]) for text in texts]
+    assert shown[3] == f"{sum(losses) / len(losses) / 2:.3f}"
+    assert re.fullmatch(r"\d+\.\d\d ± \d+\.\d\d", shown[5])
+    assert shown[6:9] == ["", "0.4", "+10.0 ± 0.0"]
+    older = {key: value for key, value in dense.items() if key != "cloze"}
+    assert proof.cells_of(older, {}, None)[3:] == ["", "0.000", "", "", "", "", ""]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -37,18 +37,12 @@ _WINDOWS = ("--windows", "2", "--seqlen", "16")
 TINY: dict[str, tuple[str, ...]] = {
     "prune": _WINDOWS,
     "compare": (*_WINDOWS, "--windows-eval", "2"),
-    # As many as hold the prompts of --generate.
-    "evaluate": ("--windows", "16", "--seqlen", "16"),
+    "evaluate": ("--windows", "2", "--seqlen", "16"),
     "search": (*_WINDOWS, "--search-windows", "2", "--evaluations", "12", "--workers", "1"),
-    "recover": ("--steps", "2", "--batch", "1", "--seqlen", "16", "--validation-windows", "2"),
+    "recover": ("--steps", "2", "--batch", "1", "--seqlen", "16"),
 }
 # Added to the --config file of a search, which is made where there is none.
-TINY_SEARCH: dict[str, Any] = {
-    "few_windows": 1,
-    "sampled_weights": 8,
-    "judge_dtype": "float32",
-    "algorithm_settings": {"initial": 12, "batch": 6},
-}
+TINY_SEARCH: dict[str, Any] = {"algorithm_settings": {"initial": 12, "batch": 6}}
 
 # Languages of blocks that hold nothing to run.
 INERT = ("text",)

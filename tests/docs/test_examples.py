@@ -6,15 +6,13 @@ run is skipped here with its reason.
 
 import json
 import os
-import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
-from pruner_zero import plugins
 from tests.cli.conftest import Cli, cli
 from tests.conftest import save_tiny
 from tests.docs import examples
@@ -23,40 +21,20 @@ from tests.docs.hooks import ROOT
 
 __all__ = ["cli"]
 
-EXAMPLE = ROOT / "examples" / "pruner-zero-example"
 ALL = [block for page in PAGES for block in blocks(page)]
 RUNNING = [page for page in PAGES if any(block.page == page and not block.not_run for block in ALL)]
 
 
 @pytest.fixture
-def workspace(tmp_path: Path, prose: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The reader's folder, with the example package installed."""
+def workspace(tmp_path: Path, prose: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The reader's folder."""
     # Of six blocks, a tenth is one.
     save_tiny(tmp_path / examples.MODEL, blocks=6)
     for name in examples.TEXTS:
         document = json.dumps({"text": prose}) if name.endswith(".jsonl") else prose
         (tmp_path / name).write_text(document)
     monkeypatch.chdir(tmp_path)
-    site = tmp_path / "site"
-    info = site / "pruner_zero_example-0.1.dist-info"
-    info.mkdir(parents=True)
-    project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["project"]
-    (info / "METADATA").write_text(
-        f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
-    )
-    (info / "entry_points.txt").write_text(
-        "".join(
-            f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in entries.items())
-            for group, entries in project["entry-points"].items()
-        )
-    )
-    monkeypatch.syspath_prepend(str(EXAMPLE / "src"))
-    monkeypatch.syspath_prepend(str(site))
-    plugins.forget()
-    yield tmp_path
-    sys.modules.pop("pruner_zero_example", None)
-    monkeypatch.undo()
-    plugins.forget()
+    return tmp_path
 
 
 @pytest.mark.parametrize("page", RUNNING, ids=lambda page: str(page.relative_to(ROOT)))
