@@ -129,8 +129,8 @@ class _Points:
         """The plausible loss for each row of `exponents`."""
         design = _features(exponents - self.center)
         variance = np.einsum("ij,jk,ik->i", design, self._covariance, design)
-        expected: _Array = self.lowest + design @ self._coefficients
-        return expected - _OPTIMISM * np.sqrt(variance)
+        losses: _Array = self.lowest + design @ self._coefficients - _OPTIMISM * np.sqrt(variance)
+        return losses
 
 
 def _features(steps: _Array) -> _Array:
