@@ -267,21 +267,16 @@ class _RoomyLayer(DynamicLayer):  # type: ignore[misc]
         super().__init__()
         self.capacity = capacity
 
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.dtype, self.device = key_states.dtype, key_states.device
-        self.room = [
-            states.new_empty(*states.shape[:2], self.capacity, states.shape[3])
-            for states in (key_states, value_states)
-        ]
-        self.keys, self.values = (room[:, :, :0] for room in self.room)
-        self.is_initialized = True
-
     def update(
         self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any
     ) -> tuple[Tensor, Tensor]:
+        start = self.get_seq_length()
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        start = self.get_seq_length()
+            self.room = [
+                states.new_empty(*states.shape[:2], self.capacity, states.shape[3])
+                for states in (key_states, value_states)
+            ]
         end = start + key_states.shape[-2]
         for room, states in zip(self.room, (key_states, value_states), strict=True):
             room[:, :, start:end] = states
