@@ -123,13 +123,10 @@ class Blocks(Cut):
     def goes(self, name: str) -> bool:
         return name in self.names
 
-    def size(self, model: PreTrainedModel) -> tuple[int, int]:
+    def lost(self, model: PreTrainedModel) -> Iterator[tuple[nn.Parameter, int]]:
         blocks = find_blocks(model)
-        numbers, nbytes = size_of(model)
         for index in self.dropped:
-            of_block = size_of(blocks[index])
-            numbers, nbytes = numbers - of_block[0], nbytes - of_block[1]
-        return numbers, nbytes
+            yield from ((parameter, parameter.numel()) for parameter in blocks[index].parameters())
 
     def cut(self, model: PreTrainedModel) -> None:
         drop_blocks(model, self.dropped)

@@ -1,12 +1,12 @@
 """One budget: units of every kind compete, and those that cost the least per parameter go."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pruner_zero.choices import SOLD, Structure
@@ -147,33 +147,23 @@ class Budget(CoupledUnits):
         return [[c for c in self.couplings if c.structure == kind] for kind in kinds]
 
     def _goods(self, model: Any, scores: Mapping[str, Tensor] | None = None) -> list[Good]:
-        """What each group has on offer, as `_good`."""
+        """The units of each group that may go; their prices are 0 without `scores`."""
         goods = []
         for group in self._groups():
-            of_each = [self._good(model, coupling, scores) for coupling in group]
-            first = of_each[0]
-            prices = torch.stack([good.prices for good in of_each]).sum(0)
-            parameters = sum(good.parameters for good in of_each)
-            goods.append(Good(prices, parameters, first.first, first.step))
+            count, channels = group[0].count, group[0].structure == "channels"
+            step = self.multiple if channels else 1
+            least = max(step, step * round(count * _LEAST / step)) if channels else 1
+            prices = torch.zeros(count, dtype=torch.float64)
+            if scores is not None:
+                prices = torch.stack([_prices(coupling, scores) for coupling in group]).sum(0)
+            parameters = sum(
+                parameter.numel() // count
+                for coupling in group
+                for _, parameter, _ in coupling.tensors(model)
+            )
+            cheapest = prices[: max(0, count - least)]
+            goods.append(Good(cheapest, parameters, count % step or step, step))
         return goods
-
-    def _good(
-        self, model: Any, coupling: Coupling, scores: Mapping[str, Tensor] | None = None
-    ) -> Good:
-        """The units of `coupling` that may go; their prices are 0 without `scores`."""
-        parameters = sum(p.numel() for _, p, _ in coupling.tensors(model)) // coupling.count
-        step = self.multiple if coupling.structure == "channels" else 1
-        share = _LEAST if coupling.structure == "channels" else 0
-        least = max(step, step * round(coupling.count * share / step))
-        prices = torch.zeros(coupling.count, dtype=torch.float64)
-        if scores is not None:
-            if coupling.consumer not in scores:
-                raise PrunerZeroError(
-                    f"calibration left statistics of {coupling.consumer} zero: give more text"
-                )
-            prices = totals_of(scores[coupling.consumer], coupling).cpu()
-        cheapest = prices.sort()[0][: max(0, coupling.count - least)]
-        return Good(cheapest, parameters, coupling.count % step or step, step)
 
     @property
     def reads(self) -> int:
@@ -183,13 +173,10 @@ class Budget(CoupledUnits):
     def translation(self) -> Translation | None:
         return self.vocabulary.translation if self.kept_tokens and self.vocabulary else None
 
-    def size(self, model: PreTrainedModel) -> tuple[int, int]:
-        numbers, nbytes = super().size(model)
+    def lost(self, model: PreTrainedModel) -> Iterator[tuple[nn.Parameter, int]]:
+        yield from super().lost(model)
         if self.kept_tokens and self.vocabulary:
-            less = zip(size_of(model), self.vocabulary.size(model), strict=True)
-            gone = [before - after for before, after in less]
-            numbers, nbytes = numbers - gone[0], nbytes - gone[1]
-        return numbers, nbytes
+            yield from self.vocabulary.lost(model)
 
     def cut(self, model: PreTrainedModel) -> None:
         super().cut(model)
@@ -223,6 +210,15 @@ class Budget(CoupledUnits):
             f"{100 * self.sparsity:.3g}% of the parameters: {said}, which cost about "
             f"{self.price:.2f} nats per token before the rest is trained"
         )
+
+
+def _prices(coupling: Coupling, scores: Mapping[str, Tensor]) -> Tensor:
+    """The prices of the units of `coupling`, ascending."""
+    if coupling.consumer not in scores:
+        raise PrunerZeroError(
+            f"calibration left statistics of {coupling.consumer} zero: give more text"
+        )
+    return totals_of(scores[coupling.consumer], coupling).cpu().sort()[0]
 
 
 def why_equal(model: PreTrainedModel, kinds: Sequence[Structure], source: GgufSource | None) -> str:

@@ -100,9 +100,16 @@ class Cut(ABC):
         """Whether the matrix `name` is cut out whole, where `decide` has chosen."""
         raise NotImplementedError(f"{self.unit} are no whole matrices: {name}")
 
+    @abstractmethod
+    def lost(self, model: Any) -> Iterator[tuple[nn.Parameter, int]]:
+        """The parameters that `cut` makes smaller, and how many of their values go."""
+
     def size(self, model: nn.Module) -> tuple[int, int]:
         """The parameters of the model after `cut`, and their bytes, before anything is cut."""
-        return size_of(model)
+        numbers, nbytes = size_of(model)
+        for parameter, count in self.lost(model):
+            numbers, nbytes = numbers - count, nbytes - count * parameter.itemsize
+        return numbers, nbytes
 
     @abstractmethod
     def cut(self, model: Any) -> None:

@@ -5,7 +5,7 @@ configuration with one expert less: tensors that become smaller belong to the ex
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -20,7 +20,7 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.matrices import find_blocks, find_matrices, set_tensor
 from pruner_zero.structure.cut import Cut
-from pruner_zero.structure.removal import size_left, take_units, units_left, without_weights
+from pruner_zero.structure.removal import take_units, units_left, without_weights
 from pruner_zero.structure.units import signed_squares
 from pruner_zero.text.token_windows import Windows
 
@@ -237,9 +237,11 @@ class Experts(Cut):
         block = next(mixture.block for mixture in self.mixtures.blocks if mixture.experts == owner)
         return int(local.rstrip("]").rpartition("[")[2]) not in self.stay[block]
 
-    def size(self, model: PreTrainedModel) -> tuple[int, int]:
-        names = (name for mixture in self.mixtures.blocks for name in mixture.tensors)
-        return size_left(model, names, self.mixtures.count, self.kept)
+    def lost(self, model: PreTrainedModel) -> Iterator[tuple[nn.Parameter, int]]:
+        parameters, count = dict(model.named_parameters()), self.mixtures.count
+        for name in (name for mixture in self.mixtures.blocks for name in mixture.tensors):
+            if name in parameters:
+                yield parameters[name], parameters[name].numel() // count * (count - self.kept)
 
     def cut(self, model: PreTrainedModel) -> None:
         mixtures, stay, before = self.mixtures, self.stay, tensors_of(model)

@@ -18,21 +18,6 @@ from pruner_zero.structure.cut import Cut
 REFUSALS = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, StrictDataclassError)
 
 
-def size_left(
-    model: PreTrainedModel, names: Iterable[str], count: int, kept: int
-) -> tuple[int, int]:
-    """The result of `size_of` after all but `kept` of `count` slices of the tensors are cut out.
-
-    names: of the tensors, of which only parameters are counted.
-    """
-    numbers, nbytes = size_of(model)
-    parameters = dict(model.named_parameters())
-    for parameter in (parameters[name] for name in names if name in parameters):
-        cut = parameter.numel() // count * (count - kept)
-        numbers, nbytes = numbers - cut, nbytes - cut * parameter.itemsize
-    return numbers, nbytes
-
-
 def take_units(tensor: Tensor, places: Tensor, count: int, axis: int) -> Tensor:
     """The slices at `places` of the `count` equal ones of `tensor` along `axis`."""
     slices = tensor.unflatten(axis, (count, -1))

@@ -1,13 +1,14 @@
 """Channels and heads: units of every block, which are masked until the model is saved."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from pruner_zero.choices import Structure
@@ -16,7 +17,6 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.block_sizes import block_sizes, set_block_sizes
 from pruner_zero.models.couplings import COUNTS, Coupling, find_couplings
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.matrices import size_of
 from pruner_zero.sparsity.least_squares import COLUMNS
 from pruner_zero.sparsity.pattern import Pattern
 from pruner_zero.sparsity.selection import keep_highest
@@ -29,28 +29,6 @@ from pruner_zero.structure.removal import (
     without_weights,
 )
 from pruner_zero.tensor_file import TensorFile, write_tensors
-
-
-def counts_left(config: PreTrainedConfig, structure: Structure, kept: int) -> dict[str, int]:
-    """The fields of the configuration of a model with `kept` units in a block, with new values."""
-    count = getattr(config, COUNTS[structure][0])
-    fields = {field: getattr(config, field) * kept // count for field in COUNTS[structure]}
-    if structure == "heads":
-        # Where the configuration has no head width, it is the model width over the number of heads.
-        width = getattr(config, "head_dim", None)
-        fields["head_dim"] = width or config.hidden_size // config.num_attention_heads
-    return fields
-
-
-def is_loadable(config: PreTrainedConfig, structure: Structure, kept: int) -> bool:
-    """Whether transformers accepts the configuration of a model with `kept` units in a block."""
-    try:
-        changed = {**config.to_dict(), **counts_left(config, structure, kept)}
-        type(config).from_dict(changed)
-    except REFUSALS:
-        return False
-    return True
-
 
 # Rows whose squares are added up at a time, so that their doubles stay in the processor's cache.
 _ROWS = 32
@@ -124,13 +102,10 @@ class CoupledUnits(Cut):
         """The matrices that lose rows or columns."""
         return [name for c in self.couplings for name in (*c.producers, c.consumer)]
 
-    def size(self, model: PreTrainedModel) -> tuple[int, int]:
-        numbers, nbytes = size_of(model)
+    def lost(self, model: PreTrainedModel) -> Iterator[tuple[nn.Parameter, int]]:
         for coupling, kept in zip(self.couplings, self.kept, strict=True):
             for _, parameter, _ in coupling.tensors(model):
-                gone = parameter.numel() // coupling.count * (coupling.count - kept)
-                numbers, nbytes = numbers - gone, nbytes - gone * parameter.itemsize
-        return numbers, nbytes
+                yield parameter, parameter.numel() // coupling.count * (coupling.count - kept)
 
     @torch.no_grad()
     def cut(self, model: PreTrainedModel) -> None:
@@ -175,21 +150,23 @@ class CoupledUnits(Cut):
         set_block_sizes(config, self._sizes(config))
         return config
 
-    def check_described(self, model: PreTrainedModel) -> None:
-        """Raise PrunerZeroError where the configuration cannot describe what `cut` leaves.
+    def described(self, model: PreTrainedModel) -> PreTrainedModel | None:
+        """The smaller model without its weights; None where transformers refuses to build it."""
+        with suppress(*REFUSALS):
+            return without_weights(model, self.smaller_config(model))
+        return None
 
-        The model that it describes is built without its weights, and their shapes are compared.
-        """
+    def check_described(self, model: PreTrainedModel) -> None:
+        """Raise PrunerZeroError where the configuration cannot describe what `cut` leaves."""
         expected = {name: list(tensor.shape) for name, tensor in model.named_parameters()}
         for coupling, kept in zip(self.couplings, self.kept, strict=True):
             for name, parameter, axis in coupling.tensors(model):
                 expected[name][axis] = parameter.shape[axis] // coupling.count * kept
-        config = self.smaller_config(model)
-        smaller = without_weights(model, config)
+        smaller = self.described(model)
         tensors = smaller.named_parameters() if smaller else ()
         if {name: list(tensor.shape) for name, tensor in tensors} != expected:
             raise PrunerZeroError(
-                f"--structure {self.unit} cannot remove any of the {config.model_type} "
+                f"--structure {self.unit} cannot remove any of the {model.config.model_type} "
                 "family, whose configuration cannot describe the smaller model: choose another "
                 "size, or leave out --structure"
             )
@@ -218,20 +195,20 @@ class EqualWidths(CoupledUnits):
         couplings = tuple(find_couplings(model, self.unit))
         count = couplings[0].count
         step = self.multiple if self.unit == "channels" else 1
-        nothing = (0,) * len(couplings)
-        rest = replace(self, couplings=couplings, kept=nothing).size(model)[0]
-        unit = (size_of(model)[0] - rest) // count
+
+        def keeping(kept: int) -> Self:
+            return replace(self, couplings=couplings, kept=(kept,) * len(couplings))
+
         kept = units_left(
             model,
             self,
             count,
             range(step, count, step),
-            lambda kept: rest + unit * kept,
+            lambda kept: keeping(kept).size(model)[0],
             WORDS[self.unit],
-            lambda kept: is_loadable(model.config, self.unit, kept),
+            lambda kept: keeping(kept).described(model) is not None,
         )
-        of_each = (kept,) * len(couplings)
-        fitted = replace(self, sparsity=1 - kept / count, couplings=couplings, kept=of_each)
+        fitted = replace(keeping(kept), sparsity=1 - kept / count)
         fitted.check_described(model)
         return fitted
 

@@ -1,7 +1,7 @@
 """Removing tokens: rows of the embedding and of the head go, and the tokenizer is cut with them."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -110,7 +110,12 @@ class Vocabulary(Cut):
         Raises PrunerZeroError where more tokens must stay than may.
         """
         model = language_model.model
-        table, rows = _table(language_model)
+        table, rows = TokenTable(language_model.tokenizer), self.rows(model)
+        if table.count > rows:
+            raise PrunerZeroError(
+                f"the tokenizer has {table.count} tokens and the model embeds {rows}: use the "
+                "tokenizer that belongs to the model"
+            )
         always = table.always() | table.needed(self.words, self.scripts, needed_tokens(model))
         occurs = occurrences(windows, rows).mean(0)
         # A reserved token that the text holds is in use.
@@ -201,12 +206,9 @@ class Vocabulary(Cut):
         most = most_parameters(model, self.parameters, reachable, "tokens")
         return rows - -(-(whole - most) // each)
 
-    def size(self, model: PreTrainedModel) -> tuple[int, int]:
-        numbers, nbytes = size_of(model)
+    def lost(self, model: PreTrainedModel) -> Iterator[tuple[nn.Parameter, int]]:
         for table in _tables(model):
-            gone = (table.shape[0] - len(self.kept_tokens)) * table[0].numel()
-            numbers, nbytes = numbers - gone, nbytes - gone * table.itemsize
-        return numbers, nbytes
+            yield table, (table.shape[0] - len(self.kept_tokens)) * table[0].numel()
 
     def cut(self, model: PreTrainedModel) -> None:
         rows, stay = self.rows(model), self.kept_tokens
@@ -302,21 +304,6 @@ def cost_of_pieces(
         ]
         more, missing = more + losses[1] - losses[0], missing + lost
     return max(more / missing, 0.0) if missing else _COST
-
-
-def _table(language_model: LanguageModel) -> tuple[TokenTable, int]:
-    """The tokens of the tokenizer, and how many the model embeds.
-
-    Raises PrunerZeroError where these are fewer.
-    """
-    table = TokenTable(language_model.tokenizer)
-    rows = language_model.model.get_input_embeddings().weight.shape[0]
-    if table.count > rows:
-        raise PrunerZeroError(
-            f"the tokenizer has {table.count} tokens and the model embeds {rows}: use the "
-            "tokenizer that belongs to the model"
-        )
-    return table, rows
 
 
 def _tables(model: PreTrainedModel) -> list[nn.Parameter]:
