@@ -1,7 +1,6 @@
 """Whole blocks go by influence, and the model that is left loads anywhere."""
 
 import json
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,6 @@ from torch.nn.functional import cosine_similarity
 from transformers import PreTrainedModel
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.measuring.comparing import compare
-from pruner_zero.measuring.evaluating import evaluate
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.matrices import find_blocks, find_matrices
 from pruner_zero.pruning.prune import prune
@@ -178,20 +175,6 @@ def test_nothing_is_folded_without_an_update(prose: str) -> None:
     assert torch.equal(logits(model), logits(dense))
 
 
-def test_compare_folds_dropped_blocks_unless_told_otherwise(prose: str) -> None:
-    methods = ("block-influence@blocks=0.34", "block-influence@blocks=0.34+none")
-    options: dict[str, Any] = {"calibration": [prose], "text": [prose], "windows_eval": 2}
-    options |= {"windows": 3, "seqlen": 24, "sparsity": 0.5, "tokenizer": tiny_tokenizer()}
-    rows = compare(tiny_model("llama", blocks=DEPTH), methods, **options).rows
-    for row, update in zip(rows, (None, "none"), strict=True):
-        model = tiny_model("llama", blocks=DEPTH)
-        pruned(model, prose, update=update)
-        kept = LanguageModel(model.eval(), tiny_tokenizer(), "tiny")
-        alone = evaluate(kept, [prose], windows=2, seqlen=24)
-        assert row["loss"] == pytest.approx(alone.loss, rel=1e-6)
-    assert rows[0]["loss"] != rows[1]["loss"]
-
-
 @pytest.mark.parametrize("architecture", WITH_BIASES)
 def test_blocks_that_add_biases_are_refused(architecture: str, prose: str) -> None:
     model = tiny_model(architecture, blocks=DEPTH)
@@ -203,16 +186,6 @@ def test_blocks_that_add_biases_are_refused(architecture: str, prose: str) -> No
 def test_blocks_whose_kinds_no_configuration_could_tell_are_refused(architecture: str) -> None:
     with pytest.raises(PrunerZeroError, match="its configuration cannot describe those that stay"):
         drop_blocks(tiny_model(architecture, blocks=DEPTH), [0])
-
-
-def test_a_configuration_that_refuses_fewer_blocks_is_named(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(
-        "pruner_zero.structure.blocks.without_weights", lambda _model, _config: None
-    )
-    with pytest.raises(PrunerZeroError, match="its configuration cannot describe those that stay"):
-        drop_blocks(tiny_model("llama", blocks=DEPTH), [2])
 
 
 @pytest.mark.parametrize(
@@ -238,17 +211,6 @@ def test_each_impossible_combination_is_refused_in_one_line(
     with pytest.raises(PrunerZeroError, match=line) as caught:
         pruned(tiny_model("llama", blocks=DEPTH), prose, **settings)
     assert "\n" not in str(caught.value)
-
-
-def test_an_impossible_share_is_refused_before_the_model_writes_a_text(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def too_late(*given: Any) -> None:
-        raise AssertionError("calibration began")
-
-    monkeypatch.setattr(import_module("pruner_zero.pruning.prune"), "open_calibration", too_late)
-    with pytest.raises(PrunerZeroError, match="would drop 0"):
-        prune(language_model("llama", blocks=DEPTH), structure="blocks", sparsity=0.05)
 
 
 def test_blocks_of_a_model_whose_outputs_overflow_are_not_judged() -> None:

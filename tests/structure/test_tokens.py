@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import (
@@ -159,17 +158,6 @@ def test_tokens_come_in_order_with_their_paths() -> None:
     assert len(path - always) > 2
     assert set(table.choose([long], table.count, always)) == always | path
     assert set(table.choose([long], len(always) + 1, always)) == always
-
-
-def test_tokens_come_by_how_often_they_occur_and_are_expected() -> None:
-    table, tokenizer = TABLES["byte level"], MADE["byte level"]
-    coded = tokenizer("the quick fox, the fox", add_special_tokens=False)["input_ids"]
-    occurs = torch.bincount(torch.tensor(coded), minlength=table.count + 3) / len(coded)
-    expected = torch.rand(table.count + 3, generator=torch.Generator().manual_seed(0)).double()
-    order = table.in_order(shares := occurs + expected / expected.sum())
-    assert sorted(order) == sorted(table.names)
-    of_each = [float(shares[number]) for number in order]
-    assert of_each == sorted(of_each, reverse=True)
 
 
 def test_special_tokens_are_numbered_anew_wherever_they_are_named() -> None:

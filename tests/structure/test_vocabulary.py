@@ -92,28 +92,6 @@ def test_the_folder_loads_by_plain_transformers(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "metric.json").exists()
 
 
-def test_numbers_that_name_no_token_stay_as_they_are() -> None:
-    tokenizer = byte_level()
-    smaller = model(len(tokenizer))
-    smaller.config.pad_token_id = -1
-    smaller.scale = torch.nn.Parameter(torch.ones(()))
-    prune(smaller, tokenizer=tokenizer, sparsity=0.2, **SMALL)
-    assert smaller.config.pad_token_id == -1
-    assert smaller.config.vocab_size == len(tokenizer)
-
-
-def test_tokens_that_occur_more_often_stay() -> None:
-    """Each word has fewer tokens where it is the text than where the other one is."""
-    lengths: dict[str, dict[str, int]] = {}
-    for text in ("fox", "zero"):
-        tokenizer = byte_level()
-        given = {**SMALL, "calibration": [text * 500], "sparsity": 0.3}
-        prune(model(len(tokenizer)), tokenizer=tokenizer, **given)
-        lengths[text] = {word: len(tokenizer.tokenize(word)) for word in ("fox", "zero")}
-    assert lengths["fox"]["fox"] < lengths["zero"]["fox"]
-    assert lengths["zero"]["zero"] < lengths["fox"]["zero"]
-
-
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
