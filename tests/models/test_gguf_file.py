@@ -200,14 +200,6 @@ def test_a_pruned_file_can_be_recovered_to_a_file(
     assert GGUF_RECOVERY not in fields(tmp_path / "again.gguf")
 
 
-def test_a_pruned_file_can_be_pruned_again(source: Callable[[str], Path], tmp_path: Path) -> None:
-    first, again = tmp_path / "first.gguf", tmp_path / "again.gguf"
-    pruned(source("llama"), "vocabulary", first)
-    pruned(first, "channels", again)
-    assert json.loads(fields(again)[GGUF_PRUNING])["settings"]["structure"] == "channels"
-    assert fields(again)["tokenizer.ggml.tokens"] == fields(first)["tokenizer.ggml.tokens"]
-
-
 def test_the_built_in_model_is_a_gguf_file(
     source: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
