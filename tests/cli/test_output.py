@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import pruner_zero
 from pruner_zero.metric.expression import TERMINALS
@@ -328,17 +327,6 @@ def test_a_plain_mask_is_noted_with_the_options_that_improve_it(
     assert "plain mask" not in cli(*options, "-o", tmp_path / "d", "--distill", 1).err
 
 
-def test_threads_are_set_for_the_run_alone(
-    cli: Cli, llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    counts: list[int] = []
-    before = torch.get_num_threads()
-    monkeypatch.setattr(torch, "set_num_threads", counts.append)
-    cli("prune", llama_folder, "--metric", "magnitude", *HALF, "--threads", 3, "-o", tmp_path / "o")
-    # For the estimate, and for the run.
-    assert counts == [3, before, 3, before]
-
-
 def test_how_a_model_is_loaded_reaches_every_verb(
     cli: Cli, llama_folder: Path, text_file: Path, tmp_path: Path
 ) -> None:
@@ -356,7 +344,7 @@ def test_how_a_model_is_loaded_reaches_every_verb(
 
 def test_a_shell_completes_options_and_their_values() -> None:
     words = {"_PRUNER_ZERO_COMPLETE": "complete_bash", "COMP_CWORD": "3"}
-    for typed, completed in (("prune m --refi", "--refine"), ("prune m --dtype", "--dtype")):
+    for typed, completed in (("prune m --offl", "--offload"), ("prune m --dtype", "--dtype")):
         process = subprocess.run(
             [Path(sys.executable).with_name("pruner-zero")],
             env={**os.environ, **words, "COMP_WORDS": f"pruner-zero {typed}"},

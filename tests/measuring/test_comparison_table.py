@@ -119,7 +119,7 @@ def test_neither_the_machine_nor_a_package_ends_a_table(
     with reported_to(heard):
         # Methods may be added, and their order changed.
         methods = "magnitude,wanda,dense,gblm"
-        table = compare(loaded(), methods, threads=1, device="cpu", **options)
+        table = compare(loaded(), methods, device="cpu", **options)
     assert heard.lines == [f"{options['output']} has 2 of 4 rows already", "wanda …", "gblm …"]
     assert [table.rows[2], table.rows[0]] == earlier["rows"]
     (other,) = table.provenance["continued"]

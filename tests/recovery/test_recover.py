@@ -1,7 +1,6 @@
 """`recover` as a whole: better models, the same zeros, and a folder that describes the run."""
 
 import json
-from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,6 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import load_model
 from pruner_zero.models.matrices import find_matrices
-from pruner_zero.progress import Progress, reported_to
 from pruner_zero.provenance import provenance
 from pruner_zero.recovery.recover import check_pruned, recover
 from pruner_zero.recovery.recover_result import RecoverResult
@@ -151,23 +149,6 @@ def test_without_a_text_the_teacher_writes_it(
     written = self_windows(load_model(llama_folder), 12, 16, seed=0).tokens
     for described, windows in ((result.training, written[:11]), (result.validation, written[11:])):
         assert described["tokens_sha256"] == tokens_sha256(windows)
-
-
-def test_the_teacher_writes_with_as_many_threads_as_were_asked_for(
-    llama_folder: Path, tmp_path: Path
-) -> None:
-    class Threads(Progress):
-        def track(self, items: Iterable[Any], label: str, total: Any = None) -> Iterator[Any]:
-            threads[label] = torch.get_num_threads()
-            return super().track(items, label, total)
-
-    threads: dict[str, int] = {}
-    before = torch.get_num_threads()
-    options = {**SMALL, "threads": before + 1, "windows": 4, "cache": tmp_path}
-    with reported_to(Threads()):
-        recover(pruned_model()[0], teacher=llama_folder, **options)
-    assert threads["writing text 1/1"] == threads["recovery"] == before + 1
-    assert torch.get_num_threads() == before
 
 
 def test_several_texts_are_learned_by_their_shares(

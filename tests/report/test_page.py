@@ -78,20 +78,6 @@ def test_a_recovery_is_a_curve_by_minutes_or_by_steps(tmp_path: Path) -> None:
         assert "the model has the weights of step 4" in parsed.text
 
 
-def test_what_models_wrote_is_a_table(tmp_path: Path) -> None:
-    values: dict[str, object] = {
-        "prompts": 8,
-        "tokens": 64,
-        "repeated": 0.25,
-        "other_scripts": 0.0,
-    }
-    for beside, cell in ({}, ""), ({"beside": {"agreement": 0.5}}, " 50.0%"):
-        file = write_evaluation(tmp_path / "m.json", generation={**values, **beside})
-        parsed = written(file)
-        assert f"models/pruned test.txt 8 64 25.0% 0.0%{cell} " in parsed.text
-        assert parsed.count("table") == 4
-
-
 def test_letters_and_functions_are_explained(tmp_path: Path) -> None:
     run = write_search(tmp_path, [("W * mms(X)", "row", {"all": 3.0})])
     text = written(run).text

@@ -46,7 +46,7 @@ def test_resolved_settings_read_back_as_themselves(options: dict[str, object]) -
     [
         ({"steps": 0}, "--steps is 0"),
         ({"minutes": 0}, "--minutes is 0"),
-        ({"mode": "lora"}, "no setting 'mode'"),
+        ({"rank": 8}, "no setting 'rank'"),
         ({"teacher_share": 1.5, "teacher": "dense"}, "--teacher-share is 1.5"),
         ({"learning_rate": -1}, "--learning-rate is -1"),
         ({"learn_rate": 1}, "no setting 'learn_rate': did you mean 'learning_rate'?"),

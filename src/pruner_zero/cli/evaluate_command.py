@@ -97,19 +97,6 @@ def _print_perplexity(result: "Perplexity") -> None:
             f"divergence {compared.divergence:.4f} nats per token from {result.beside}, the same "
             f"most likely token for {compared.agreement:.1%}"
         )
-    if (written := result.generation) is not None:
-        along = written.compared
-        print(
-            f"after each of {len(written.repeated_each)} prompts it repeats "
-            f"{written.repeated:.1%} of its 4-grams, {written.other_scripts:.1%} of its letters "
-            "are of other scripts than the prompt"
-            + (
-                f", divergence {along.divergence:.4f} from {result.beside} along its text, the "
-                f"same most likely token for {along.agreement:.1%}"
-                if along
-                else ""
-            )
-        )
 
 
 @options.with_settings(CompareSettings)

@@ -10,7 +10,7 @@ from pruner_zero.calibration.calibrate import StatisticsStore, calibrate
 from pruner_zero.calibration.self_text import self_windows
 from pruner_zero.calibration.statistics import ForwardStatistic, GradientStatistic, Kind, select
 from pruner_zero.calibration.windows import calibration_texts, open_calibration
-from pruner_zero.devices import CPU, naming_out_of_memory, torch_threads
+from pruner_zero.devices import CPU, naming_out_of_memory
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.measuring.comparison_table import (
     Comparison,
@@ -125,37 +125,36 @@ def compare(
     if isinstance(test_text, Corpus):
         # Before the model writes a calibration text, because the text may be too short.
         test = consecutive_windows(test_text, language_model.tokenizer, seqlen, count, "-eval")
-    with torch_threads(checked.threads):
-        windows, store = open_calibration(
-            texts, language_model, (checked.windows, checked.seqlen), checked.seed, cache
+    windows, store = open_calibration(
+        texts, language_model, (checked.windows, checked.seqlen), checked.seed, cache
+    )
+    if isinstance(test_text, SelfText):
+        assert count is not None
+        test = self_windows(
+            language_model,
+            count,
+            seqlen,
+            checked.seed,
+            text=test_text,
+            # Windows that calibration does not have.
+            first=texts.count_self(checked.windows) if texts else 0,
+            folder=cache,
+            fingerprint=store.settings["model"],
         )
-        if isinstance(test_text, SelfText):
-            assert count is not None
-            test = self_windows(
-                language_model,
-                count,
-                seqlen,
-                checked.seed,
-                text=test_text,
-                # Windows that calibration does not have.
-                first=texts.count_self(checked.windows) if texts else 0,
-                folder=cache,
-                fingerprint=store.settings["model"],
-            )
-        # A remark on long windows is made once, by `open_calibration`.
-        check_tokens(language_model.model, test.tokens)
-        if test.seqlen != windows.seqlen:
-            note_long_windows(language_model.model, test.seqlen)
-        origin = {
-            **origin_of(language_model, store.settings["model"]),
-            "settings": resolved,
-            "calibration": windows.describe() if len(windows) else {},
-            "evaluation": test.describe(),
-        }
-        heads = {name: _head(name, recipe) for name, recipe in chosen.items()}
-        begun = continued(file, table, origin, heads) if file and table else Comparison([], origin)
-        comparing = _Comparing(checked, language_model, windows, test, store)
-        return comparing.fill(chosen, heads, begun, file)
+    # A remark on long windows is made once, by `open_calibration`.
+    check_tokens(language_model.model, test.tokens)
+    if test.seqlen != windows.seqlen:
+        note_long_windows(language_model.model, test.seqlen)
+    origin = {
+        **origin_of(language_model, store.settings["model"]),
+        "settings": resolved,
+        "calibration": windows.describe() if len(windows) else {},
+        "evaluation": test.describe(),
+    }
+    heads = {name: _head(name, recipe) for name, recipe in chosen.items()}
+    begun = continued(file, table, origin, heads) if file and table else Comparison([], origin)
+    comparing = _Comparing(checked, language_model, windows, test, store)
+    return comparing.fill(chosen, heads, begun, file)
 
 
 def _parse(name: str, settings: CompareSettings) -> Recipe | None:

@@ -14,7 +14,7 @@ from pruner_zero.table import Tabular
 _COSTS = ("seconds", "peak_rss_bytes", "peak_gpu_bytes")
 # Settings that may change when a table is continued: a row names its method, and where rows were
 # made changes them by rounding alone.
-_FREE = {"methods", "device", "threads"}
+_FREE = {"methods", "device"}
 
 
 @dataclass(frozen=True, repr=False)

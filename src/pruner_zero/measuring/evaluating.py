@@ -7,10 +7,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from pruner_zero.devices import torch_threads
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.files import check_file, write_json
-from pruner_zero.measuring.generation import WRITTEN, measure_generation, take_prompts
 from pruner_zero.measuring.origin import Measured, origin_of, to_json
 from pruner_zero.measuring.perplexity import Perplexity, perplexity
 from pruner_zero.measuring.speed import Speed, check_speed, measure_speed
@@ -98,12 +96,11 @@ def measure(
     earlier = {"losses", "texts", "tasks", "speed"}
     file = None if output is None else check_file(output, earlier)
     results: list[Measured] = []
-    with torch_threads(settings.threads):
-        for result in _measure(settings, model, texts, tokenizer):
-            results.append(result)
-            if file:
-                write_json(file, to_json(results, complete=False))
-            yield result
+    for result in _measure(settings, model, texts, tokenizer):
+        results.append(result)
+        if file:
+            write_json(file, to_json(results, complete=False))
+        yield result
     if file:
         write_json(file, to_json(results))
 
@@ -121,9 +118,6 @@ def _measure(
         consecutive_windows(corpus, measured.tokenizer, seqlen, settings.windows)
         for corpus in corpora
     ]
-    prompts = [take_prompts(part, settings.generate) for part in windows if settings.generate]
-    if prompts:
-        check_speed(measured, prompts[0].shape[1], WRITTEN, "--generate")
     # A revision is of the hub repository of the evaluated model alone.
     beside = [_load(name, settings) for name in settings.beside]
     models = [measured, *beside]
@@ -155,16 +149,12 @@ def _measure(
             yield replace(scores, **origin)
     if settings.speed:
         yield replace(measure_speed(models, seqlen), **origin)
-    for index, part in enumerate(windows):
+    for part in windows:
         result = replace(perplexity(measured, part, batch_size), **origin)
         try:
             for dense in beside:
                 compared = compare_predictions(measured.model, dense.model, part.tokens, batch_size)
                 result = replace(result, beside=dense.name, compared=compared)
-            if prompts:
-                other = next(iter(beside), None)
-                written = measure_generation(measured, prompts[index], other, batch_size)
-                result = replace(result, generation=written)
         finally:
             yield result
 

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.measuring.generation import Generation
 from pruner_zero.measuring.origin import Measured
 from pruner_zero.models.language_model import LanguageModel, check_tokens
 from pruner_zero.models.next_token import next_token_losses, to_perplexity
@@ -24,21 +23,18 @@ class Perplexity(Measured):
 
     losses: the mean next-token loss of each window in nats. text: the description of the
     windows, from `Windows.describe`. beside: where it is compared with another model, the name of
-    that model, and compared: the divergence from it on the same windows. generation: what the model
-    writes after pieces of the text, where that is measured.
+    that model, and compared: the divergence from it on the same windows.
     """
 
     shown = (
         *("text", "windows", "seqlen", "perplexity", "loss", "bits_per_byte"),
         *("divergence", "agreement"),
-        *("repeated", "other_scripts", "written_divergence", "written_agreement"),
     )
 
     losses: tuple[float, ...]
     text: dict[str, Any]
     beside: str | None = None
     compared: Divergence | None = None
-    generation: Generation | None = None
 
     @property
     def loss(self) -> float:
@@ -74,18 +70,13 @@ class Perplexity(Measured):
         if self.compared is not None:
             row["divergence"] = self.compared.divergence
             row["agreement"] = self.compared.agreement
-        if (written := self.generation) is not None:
-            row["repeated"], row["other_scripts"] = written.repeated, written.other_scripts
-            if written.compared is not None:
-                row["written_divergence"] = written.compared.divergence
-                row["written_agreement"] = written.compared.agreement
         return [row]
 
     def figures(self) -> dict[str, Any]:
         """Perplexity (None where it overflows), loss, bits per byte, losses, text as JSON values.
 
         Where it is compared with another model, `beside` has its name, the divergence and the
-        agreement, and their values of each window; `generation` is `Generation.to_json`.
+        agreement, and their values of each window.
         """
         values = {
             "perplexity": self.perplexity if math.isfinite(self.perplexity) else None,
@@ -96,8 +87,6 @@ class Perplexity(Measured):
         }
         if self.compared is not None:
             values["beside"] = {"model": self.beside, **self.compared.to_json()}
-        if self.generation is not None:
-            values["generation"] = self.generation.to_json()
         return values
 
 

@@ -87,18 +87,16 @@ def check_speed(
     language_model: LanguageModel,
     prompt: int,
     generated: int = GENERATED,
-    option: str = "--speed",
 ) -> None:
     """Raise PrunerZeroError where a model has no cache of keys, or takes fewer tokens than these.
 
     Without keys and values of earlier tokens, there is no decoding token by token to measure.
-    option: what asks for it, for a message.
     """
     check_tokens(language_model.model, torch.zeros(1, prompt, dtype=torch.int64), generated)
     if cache_arguments(language_model.model, DynamicCache()) is None:
         raise PrunerZeroError(
             f"{language_model.name} keeps no keys and values of earlier tokens, so that decoding "
-            f"cannot be measured: leave out {option}"
+            f"cannot be measured: leave out --speed"
         )
 
 

@@ -11,7 +11,7 @@ from pruner_zero.calibration.calibrate import StatisticsStore
 from pruner_zero.calibration.gradients import check_gradients
 from pruner_zero.calibration.statistics import GradientStatistic, select
 from pruner_zero.calibration.windows import calibration_texts, open_calibration
-from pruner_zero.devices import naming_out_of_memory, torch_threads
+from pruner_zero.devices import naming_out_of_memory
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.journal import Journal
 from pruner_zero.metric.metric import Metric
@@ -39,7 +39,7 @@ from pruner_zero.text.token_windows import Windows
 # Settings of the statistics that `identity` names one by one.
 _NAMED = {"model", "windows", "torch"}
 # Settings that may differ when an interrupted run is resumed: no finished block depends on them.
-_PLACE = {"device", "distill", "gguf_type", "threads"}
+_PLACE = {"device", "distill", "gguf_type"}
 
 
 @naming_out_of_memory("choose --distill 0, fewer --windows, a shorter --seqlen, or --offload")
@@ -82,14 +82,13 @@ def prune(
     run = _prepare(*parts)
     if run.settings.offload and run.folder is None:
         raise PrunerZeroError("--offload needs an output folder, where the result is built up")
-    with torch_threads(run.settings.threads):
-        for line in run.lines():
-            note(line)
-        windows, store = open_calibration(
-            run.texts, run.language_model, run.shape, run.settings.seed, cache
-        )
-        work = _Work(run, windows, store)
-        return build_folder(run.folder, overwrite, "block", work.identity(), work.prune, work.write)
+    for line in run.lines():
+        note(line)
+    windows, store = open_calibration(
+        run.texts, run.language_model, run.shape, run.settings.seed, cache
+    )
+    work = _Work(run, windows, store)
+    return build_folder(run.folder, overwrite, "block", work.identity(), work.prune, work.write)
 
 
 def plan(
@@ -152,10 +151,9 @@ def _prepare(
     if recipe.text and select(GradientStatistic, recipe.kinds()):
         # Before the model writes a text for nothing.
         check_gradients(matrices)
-    with torch_threads(checked.threads):
-        sources = texts.texts if texts else ()
-        writes = any(isinstance(source, SelfText) for source in sources)
-        duration = estimate(language_model, recipe, matrices, writes=writes)
+    sources = texts.texts if texts else ()
+    writes = any(isinstance(source, SelfText) for source in sources)
+    duration = estimate(language_model, recipe, matrices, writes=writes)
     parts = (checked, recipe, language_model, is_object, texts, matrices, folder, source)
     return Plan(*parts, optional, duration)
 

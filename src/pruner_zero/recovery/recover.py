@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pruner_zero.devices import naming_out_of_memory, torch_threads
+from pruner_zero.devices import naming_out_of_memory
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.journal import Journal
 from pruner_zero.models.gguf_file import save_gguf
@@ -37,7 +37,7 @@ from pruner_zero.training.losses import taught_loss, text_loss
 from pruner_zero.training.train import Batch, Budget, Training
 
 # Settings that may change when an interrupted run is resumed.
-_PLACE = {"device", "gguf_type", "threads"}
+_PLACE = {"device", "gguf_type"}
 
 
 @naming_out_of_memory("choose a smaller --batch or a shorter --seqlen")
@@ -86,14 +86,13 @@ def recover(
     dense = None if teacher is None else as_language_model(teacher, device=checked.device)
     translation = None if dense is None else check_teacher(dense, pruned)
     check_pruned(pruned, dense)
-    with torch_threads(checked.threads):
-        taught_by = dense.fingerprint() if dense else None
-        origin = {"model_sha256": pruned.fingerprint(), "teacher_sha256": taught_by}
-        # The models that read the text as it is split.
-        readers = [each for each in (pruned if translation is None else None, dense) if each]
-        split = split_texts(mixture, readers, dense, checked, taught_by, cache)
-        run = _Recovery(pruned, dense, translation, checked, split, origin, source, folder)
-        return build_folder(folder, overwrite, "step", run.identity(), run.train, run.write)
+    taught_by = dense.fingerprint() if dense else None
+    origin = {"model_sha256": pruned.fingerprint(), "teacher_sha256": taught_by}
+    # The models that read the text as it is split.
+    readers = [each for each in (pruned if translation is None else None, dense) if each]
+    split = split_texts(mixture, readers, dense, checked, taught_by, cache)
+    run = _Recovery(pruned, dense, translation, checked, split, origin, source, folder)
+    return build_folder(folder, overwrite, "step", run.identity(), run.train, run.write)
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ _VERBS: Mapping[type, tuple[str, type[Settings]]] = {
 }
 # Their defaults depend on other settings, so that commands state them.
 _STATED = frozenset({"windows", "seqlen", "update"})
-# Settings of a search that the commands after it do not share: its groups, its workers' threads.
-_OF_SEARCH = ("scope", "threads")
+# Settings of a search that the commands after it do not share.
+_OF_SEARCH = ("scope",)
 
 
 def repeat(result: Result) -> str | None:

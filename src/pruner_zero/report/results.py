@@ -137,14 +137,10 @@ class ComparisonRun(_Saved):
 
 
 class Measured(_Read):
-    """The perplexity of a model on a text; None where it overflows.
-
-    generation: what it wrote after prompts, as `Generation.to_json` gives it; empty if not asked.
-    """
+    """The perplexity of a model on a text; None where it overflows."""
 
     perplexity: float | None
     text: dict[str, Any]
-    generation: dict[str, Any] = {}
 
 
 class Speed(_Read):

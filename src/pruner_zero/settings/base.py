@@ -135,9 +135,6 @@ class ModelSettings(Settings):
         "cuda:0,cuda:1 over which the blocks are spread, or mps, which is untried.",
     )
     revision: str | None = Field(None, description="Branch, tag or commit of a model from the hub.")
-    threads: Annotated[int | None, Cli(default="as many as torch chooses")] = Field(
-        None, ge=1, le=1024, description="CPU threads that torch computes with."
-    )
 
     @property
     def loading(self) -> dict[str, Any]:

@@ -42,14 +42,6 @@ class EvaluateSettings(ModelSettings):
         description="Measure tokens a second, batch 1: in a pass over --seqlen tokens (prefill) "
         "and for 32 more tokens one by one (decode); medians of 5 turns after a warm-up.",
     )
-    generate: Annotated[int | None, MAIN] = Field(
-        None,
-        ge=1,
-        description="Have MODEL continue this many prompts, pieces of 32 tokens from all over "
-        "--text, by 64 tokens, always the most likely: the share of repeated 4-grams, that of "
-        "letters in scripts that the prompt does not have, and with --beside the divergence and "
-        "agreement along what MODEL wrote.",
-    )
     beside: Annotated[_Names, Cli(panel="Options", metavar="MODEL")] = Field(
         (),
         description="Another model, such as the dense one: the divergence of the predictions of "
@@ -76,7 +68,7 @@ class EvaluateSettings(ModelSettings):
         if self.tasks is None:
             self.refuse(_OF_TASKS, "--tasks")
         if not self.text:
-            self.refuse(("windows", "generate"), "--text")
+            self.refuse(("windows",), "--text")
         if not self.text and self.tasks is None:
             self.refuse(("batch_size",), "--text or --tasks")
         for option, given in (("--text", self.text), ("--tasks", self.tasks)):
