@@ -15,10 +15,9 @@ question or passage. To measure a folder that is there, a cell's name or a new o
     python benchmarks/proof.py smollm2 builtin:smollm2-135m --texts … --pruned 50-mine=FOLDER \\
         --only 50-mine
 
-A cell without last words, agreement or tasks is completed where it is the dense model or its folder
-is there (--pruned or --folders). Products of the blocks are taken in bfloat16 and logits in
-float32; give all cells of a model the same --dtype. news.txt is `lee_background.cor`, 299 articles
-of 2001, from the wheel of gensim 4.4.0 (`pip download --no-deps gensim==4.4.0`, and unzip it).
+Products of the blocks are taken in bfloat16 and logits in float32; give all cells of a model the
+same --dtype. news.txt is `lee_background.cor`, 299 articles of 2001, from the wheel of gensim 4.4.0
+(`pip download --no-deps gensim==4.4.0`, and unzip it).
 """
 
 import argparse
@@ -58,8 +57,6 @@ from tables import (
 )
 
 CELLS = results("proof")
-# Pruned models, with --folders.
-FOLDERS = Path("runs/proof")
 # Windows that the dense model wrote, after those that calibrations use.
 WRITTEN, FIRST_WRITTEN = 6, 72
 # Passages of all texts.
@@ -171,11 +168,6 @@ def main() -> None:
         action="store_true",
         help="leave out windows that the dense model writes: with many words it is slow",
     )
-    parser.add_argument(
-        "--folders",
-        action="store_true",
-        help=f"prune into {FOLDERS}, so that a run that was cut goes on after its last block",
-    )
     parser.add_argument("--pruned", nargs="*", default=[], metavar="CELL=FOLDER")
     parser.add_argument("--only", nargs="*", help="names of cells, all where left out")
     parser.add_argument("--dtype", default="auto", help="of the weights, such as bfloat16")
@@ -186,9 +178,9 @@ def main() -> None:
 
 
 def fill_cells(given: argparse.Namespace) -> None:
-    """Fill the cells that are missing, and complete those whose model is there."""
+    """Fill the cells that are missing."""
     cells = {cell.name: cell for cell in all_cells()}
-    folders = {name: FOLDERS / given.model / name for name in cells if given.folders}
+    folders: dict[str, Path] = {}
     for pair in given.pruned:
         name, _, folder = pair.partition("=")
         folders[name] = Path(folder)
@@ -198,43 +190,30 @@ def fill_cells(given: argparse.Namespace) -> None:
         label = name.removeprefix(f"{zeros}-").replace("-", " ")
         cells.setdefault(name, Cell(label, zeros, "as the folder says"))
     for name in cells if given.only is None else given.only:
-        cell, folder = cells[name], folders.get(name)
         file = CELLS / given.model / f"{name}.json"
-        old = json.loads(file.read_text()) if file.exists() else {}
-        there = cell.method is None or (folder is not None and folder.exists())
-        if not old or (there and lacking(old, given)):
+        if not file.exists():
             print(name, flush=True)
-            row = fill(cell, folder, old, given)
+            row = fill(cells[name], folders.get(name), given)
             file.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(file, json.dumps(row) + "\n")
             print(" | ".join(cells_of(row, {}, None)), flush=True)
 
 
-def lacking(row: Mapping[str, Any], given: argparse.Namespace) -> set[str]:
-    """What is asked for and not in `row` yet."""
-    measures = ["cloze", *([] if given.no_written else ["agreement"])] if given.texts else []
-    return {*measures, *(["tasks"] if given.tasks else [])} - row.keys()
-
-
-def fill(
-    cell: Cell, folder: Path | None, old: Mapping[str, Any], given: argparse.Namespace
-) -> dict[str, Any]:
-    """Prune one cell, or read its `folder`, and measure what is not in `old`."""
-    model, made = make(cell, folder, given)
-    row = {**made, **old, "dtype": str(model.model.dtype).removeprefix("torch.")}
-    missing = lacking(old, given)
-    if missing - {"tasks"}:
-        # Loaded after pruning, which takes the more memory.
-        dense = model if cell.method is None else load_model(given.source, given.dtype)
-        written = None
-        if not given.no_written:
-            written = self_windows(dense, WRITTEN, 1024, 0, first=FIRST_WRITTEN)
-        texts = dict(text.split("=", 1) for text in given.texts)
-        with blocks_in_bfloat16(model.model), blocks_in_bfloat16(dense.model):
-            row |= measure(model, dense, texts, given.windows_eval, written)
-        # Tasks need the memory, and no dense model.
-        del dense
-    if "tasks" in missing:
+def fill(cell: Cell, folder: Path | None, given: argparse.Namespace) -> dict[str, Any]:
+    """Prune one cell, or read its `folder`, and measure it."""
+    model, row = make(cell, folder, given)
+    row["dtype"] = str(model.model.dtype).removeprefix("torch.")
+    # Loaded after pruning, which takes the more memory.
+    dense = model if cell.method is None else load_model(given.source, given.dtype)
+    written = None
+    if not given.no_written:
+        written = self_windows(dense, WRITTEN, 1024, 0, first=FIRST_WRITTEN)
+    texts = dict(text.split("=", 1) for text in given.texts)
+    with blocks_in_bfloat16(model.model), blocks_in_bfloat16(dense.model):
+        row |= measure(model, dense, texts, given.windows_eval, written)
+    # Tasks need the memory, and no dense model.
+    del dense
+    if given.tasks:
         with blocks_in_bfloat16(model.model):
             row["tasks"] = ask(model, given.tasks, given.items)
     return row
@@ -258,8 +237,6 @@ def make(
         result = prune(model, method, **settings)
         record, row["seconds"] = result.to_json(), result.cost.to_json()
     else:
-        if not folder.exists():
-            prune(given.source, method, output=folder, **settings)
         model = load_model(folder, given.dtype)
         record = json.loads((folder / "pruning.json").read_text())
         row["seconds"] = json.loads((folder / "timing.json").read_text())

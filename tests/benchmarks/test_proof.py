@@ -31,7 +31,6 @@ def proof(load_benchmark: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """proof.py with few passages, its cells in a folder of the test."""
     module = load_benchmark("proof")
     monkeypatch.setattr(module, "CELLS", tmp_path / "cells")
-    monkeypatch.setattr(module, "FOLDERS", tmp_path / "folders")
     monkeypatch.setattr(module, "PASSAGES", 5)
     return module
 
@@ -49,7 +48,6 @@ def given(llama_folder: Path, text_file: Path) -> argparse.Namespace:
         tasks=None,
         items=None,
         no_written=True,
-        folders=False,
         pruned=[],
         only=["dense", "50-wanda"],
         dtype="auto",
@@ -93,18 +91,6 @@ def test_nats_of_last_words_are_those_of_a_plain_computation(
         nats.append(-sum(float(probabilities[n - 1, tokens[n]].log()) for n in last))
     assert measured["nats"] == pytest.approx(nats, abs=2e-5)
     assert measured["right"] == [0, 0]
-
-
-def test_a_word_is_right_where_each_of_its_tokens_is_the_likeliest(load_benchmark: Load) -> None:
-    model = LanguageModel(tiny_model("llama"), tiny_tokenizer(), "tiny")
-    letter, space = tiny_tokenizer()("a ", add_special_tokens=False)["input_ids"]
-    with torch.no_grad():
-        hidden = model.model.model(torch.tensor([[0, letter, space]])).last_hidden_state[0]
-        # A head that predicts a space after the first letter, and the same letter after that.
-        wanted = torch.zeros(3, 257)
-        wanted[1, space] = wanted[2, letter] = 1.0
-        model.model.lm_head.weight.copy_((torch.linalg.pinv(hidden) @ wanted).T)
-    assert load_benchmark("tables").cloze(model, ["a a", "a b"])["right"] == [1, 0]
 
 
 def test_a_difference_of_last_words_is_paired_by_passage(load_benchmark: Load) -> None:
@@ -154,33 +140,18 @@ def test_a_cell_of_a_model_in_either_dtype_is_filled(
     assert [len(rows["dense"]["cloze"][name]["nats"]) for name in TEXTS] == [3, 2]
 
 
-def test_a_folder_that_is_there_is_measured_and_completes_a_cell(
+def test_a_folder_that_is_there_is_measured_and_a_cell_that_is_there_kept(
     proof: ModuleType, given: argparse.Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    proof.fill_cells(given)
-    file = tmp_path / "cells" / "tiny" / "50-wanda.json"
-    whole = json.loads(file.read_text())
-    folder = tmp_path / "pruned"
-    prune(
-        given.source,
-        "wanda",
-        sparsity=0.5,
-        calibration=given.calibration,
-        windows=1,
-        output=folder,
-    )
-    tasks = {task: {"documents": 1, "probabilities": [0.5]} for task in proof.TASKS}
-    older = {key: value for key, value in whole.items() if key != "cloze"} | {"tasks": tasks}
-    file.write_text(json.dumps(older))
-    given.only = ["50-wanda"]
+    rows = filled(proof, given, tmp_path)
+    folder, same = tmp_path / "pruned", {"sparsity": 0.5, "calibration": given.calibration}
+    prune(given.source, "wanda", windows=1, output=folder, **same)
     monkeypatch.setattr(proof, "prune", None)
-    proof.fill_cells(given)
-    assert json.loads(file.read_text()) == older
-    given.pruned, given.only = [f"50-wanda={folder}", f"50-mine={folder}"], ["50-wanda", "50-mine"]
-    proof.fill_cells(given)
-    assert json.loads(file.read_text()) == {**whole, "tasks": tasks}
-    mine = json.loads(file.with_name("50-mine.json").read_text())
-    assert (mine["label"], mine["cloze"]) == ("mine", whole["cloze"])
+    given.pruned, given.only = [f"50-mine={folder}"], [*given.only, "50-mine"]
+    again = filled(proof, given, tmp_path)
+    mine = again.pop("50-mine")
+    assert again == rows
+    assert (mine["label"], mine["cloze"]) == ("mine", rows["50-wanda"]["cloze"])
 
 
 def test_the_table_has_what_was_measured_and_differences_from_wanda(
