@@ -11,7 +11,6 @@ def test_the_statistics_and_the_text_of_a_run_are_listed_and_cleared(
 ) -> None:
     cache = ["--cache", tmp_path / "cache"]
     options = ["--metric", "wanda", "--sparsity", "0.5", "--windows", 2, "--seqlen", 16]
-    options += ["--mode", "one-shot"]
     assert cli("prune", llama_folder, *options, *cache, "-o", tmp_path / "out").code == 0
     found = json.loads(cli("cache", "list", *cache, "--json").out)
     assert [entry["what"] for entry in found] == ["statistics", "text"]

@@ -35,7 +35,7 @@ def test_a_full_disk_leaves_nothing_half_written_and_the_run_goes_on_afterwards(
     output = tmp_path / "out"
     arguments = ["prune", llama_folder, "--calibration", text_file, *HALF, "-o", output]
     arguments += ["--windows", 2, "--seqlen", 16, "--cache", tmp_path / "cache"]
-    arguments += ["--mode", "one-shot", "--metric", metric]
+    arguments += ["--metric", metric]
     with full_disk(limit):
         outcome = cli(*arguments)
     assert outcome.code == 2

@@ -322,7 +322,6 @@ def test_a_plain_mask_is_noted_with_the_options_that_improve_it(
     assert plain.err.splitlines()[-1].startswith("a plain mask: leave out --metric, or give the")
     assert plain.out.count("\n") == 1
     assert cli(*options, "-o", tmp_path / "quiet", "--quiet").err == ""
-    assert "plain mask" not in cli(*options, "-o", tmp_path / "refined", "--refine").err
     assert "plain mask" not in cli(*options, "-o", tmp_path / "o", "--metric", "sparsegpt").err
     assert "plain mask" not in cli(*options, "-o", tmp_path / "d", "--distill", 1).err
 

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from pruner_zero.pruning.planning import takes_default
 from pruner_zero.settings.prune_settings import PruneSettings
 from pruner_zero.settings.read_settings import read_settings
 
@@ -24,22 +23,3 @@ def test_what_is_left_to_the_model_has_no_value() -> None:
 def test_text_that_the_model_writes_has_its_windows_however_it_is_given(texts: Any) -> None:
     chosen = settings(calibration=texts)
     assert (chosen.calibration, chosen.shape(1024)) == ("self", (4, 256))
-
-
-@pytest.mark.parametrize(
-    ("given", "taken"),
-    [
-        ({}, True),
-        ({"distill": 3}, True),
-        ({"metric": "wanda"}, False),
-        ({"metric": "wanda", "race": True}, True),
-        ({"metric": "best.json"}, True),
-        ({"metric": "best.json", "distill": 0}, False),
-        ({"metric": "best.json+exact"}, False),
-    ],
-    ids=str,
-)
-def test_the_default_is_taken_where_nothing_says_what_follows_the_mask(
-    given: dict[str, Any], taken: bool
-) -> None:
-    assert takes_default(settings(**given)) == taken

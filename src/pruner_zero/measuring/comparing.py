@@ -20,7 +20,7 @@ from pruner_zero.measuring.comparison_table import (
 )
 from pruner_zero.measuring.origin import origin_of
 from pruner_zero.measuring.perplexity import perplexity
-from pruner_zero.models.language_model import LanguageModel, check_tokens, note_long_windows
+from pruner_zero.models.language_model import LanguageModel, check_tokens
 from pruner_zero.models.load import as_language_model
 from pruner_zero.models.matrices import Matrix, find_blocks, find_matrices, size_of
 from pruner_zero.progress import note
@@ -40,7 +40,7 @@ from pruner_zero.text.mixture import SelfText, Source, load_text
 from pruner_zero.text.token_windows import Windows, consecutive_windows
 
 DENSE = "dense"
-_ZEROS = ("sparsity", "pattern", "scope", "parameters")
+_ZEROS = ("sparsity", "pattern", "scope")
 
 
 @naming_out_of_memory("choose fewer --windows or a shorter --seqlen")
@@ -82,8 +82,6 @@ def compare(
     checked = read_settings(CompareSettings, values, config)
     chosen = {name: _parse(name, checked) for name in split_methods(checked.methods)}
     units = {recipe.cut.unit for recipe in chosen.values() if recipe and recipe.cut}
-    if not units:
-        checked.refuse(("parameters",), "a method that removes units")
     if "vocabulary" in units:
         raise PrunerZeroError(
             "compare measures all models on the same tokens, and without some of them text has "
@@ -121,7 +119,7 @@ def compare(
     }
     matrices = find_matrices(language_model.model, checked.include, checked.exclude)
     check_parameters(language_model, matrices)
-    seqlen, count = checked.seqlen_eval or checked.seqlen, checked.windows_eval
+    seqlen, count = checked.seqlen, checked.windows_eval
     if isinstance(test_text, Corpus):
         # Before the model writes a calibration text, because the text may be too short.
         test = consecutive_windows(test_text, language_model.tokenizer, seqlen, count, "-eval")
@@ -143,8 +141,6 @@ def compare(
         )
     # A remark on long windows is made once, by `open_calibration`.
     check_tokens(language_model.model, test.tokens)
-    if test.seqlen != windows.seqlen:
-        note_long_windows(language_model.model, test.seqlen)
     origin = {
         **origin_of(language_model, store.settings["model"]),
         "settings": resolved,
@@ -273,7 +269,7 @@ class _Comparing:
                 sparsity = total_sparsity(records) if records else _share_of_zeros(matrices)
                 row["sparsity"] = round(sparsity, 6)
                 row["parameters"], row["bytes"] = pruned.size if pruned else size_of(model.model)
-                figures = perplexity(model, self.test, settings.batch_size).figures()
+                figures = perplexity(model, self.test).figures()
         except PrunerZeroError as error:
             row["error"] = str(error)
         else:

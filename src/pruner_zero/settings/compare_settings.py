@@ -5,13 +5,13 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from pruner_zero.settings.base import MAIN, TEXT_HELP, Cli, CommaSeparated, ModelSettings
-from pruner_zero.settings.calibration import MethodSettings, SizeSettings, WindowSettings
+from pruner_zero.settings.calibration import MethodSettings, WindowSettings
 from pruner_zero.settings.prune_settings import BLOCK_INFLUENCE, METHOD, REAP
 
 CLASSICS = "dense,magnitude,wanda,gblm,ria,pruner-zero,sparsegpt"
 
 
-class CompareSettings(ModelSettings, WindowSettings, MethodSettings, SizeSettings):
+class CompareSettings(ModelSettings, WindowSettings, MethodSettings):
     """All that decides the result of `compare`."""
 
     panel: ClassVar[str] = "Evaluation"
@@ -33,10 +33,4 @@ class CompareSettings(ModelSettings, WindowSettings, MethodSettings, SizeSetting
     )
     windows_eval: Annotated[int | None, Cli(default="all")] = Field(
         None, ge=1, description="Windows of the text that perplexity is measured on."
-    )
-    seqlen_eval: Annotated[int | None, Cli(default="as --seqlen")] = Field(
-        None, ge=2, description="Tokens in a window that perplexity is measured on."
-    )
-    batch_size: int = Field(
-        1, ge=1, description="Windows of the text in a forward pass that measures perplexity."
     )

@@ -164,7 +164,7 @@ def consecutive_windows(
     whole = len(stream) // length
     windows = whole if windows is None else windows
     if windows > whole:
-        options = f"--windows{suffix} or --seqlen{suffix}"
+        options = f"--windows{suffix} or --seqlen"
         raise _too_few(corpus, len(stream), whole, windows, seqlen, options)
     tokens = begun(stream[: windows * length].reshape(windows, length), start)
     count = None
@@ -237,7 +237,7 @@ def _encode(
     if (count := len(coded["input_ids"])) < seqlen - len(start):
         raise PrunerZeroError(
             f"corpus {corpus.name} has {count} tokens, fewer than one window of {seqlen}: "
-            f"choose a longer text or a smaller --seqlen{suffix}"
+            f"choose a longer text or a smaller --seqlen"
         )
     return start, torch.tensor(coded["input_ids"], dtype=torch.int64), coded
 
