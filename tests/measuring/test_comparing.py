@@ -259,7 +259,7 @@ def test_smaller_models_stand_beside_masks(texts: dict[str, Any]) -> None:
     methods: dict[str, dict[str, Any]] = {
         "wanda": {"metric": "wanda", "sparsity": 0.5},
         "wanda@channels=0.34": {"metric": "wanda", "sparsity": 0.34, "structure": "channels"},
-        "W@heads+obs": {"metric": "W+obs", "sparsity": 0.5, "structure": "heads"},
+        "W@heads": {"metric": "W", "sparsity": 0.5, "structure": "heads"},
         "block-influence@blocks=0.25": {"sparsity": 0.25, "structure": "blocks"},
         "wanda@channels=0.34+distill=2": {
             "metric": "wanda",
