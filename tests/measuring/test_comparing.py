@@ -255,19 +255,29 @@ def test_methods_with_scopes_commas_and_trees(
 
 
 def test_smaller_models_stand_beside_masks(texts: dict[str, Any]) -> None:
-    """Each row equals the result of prune and evaluate, and the model is restored."""
+    """Each row equals the result of prune and evaluate, and the model is restored.
+
+    Where nothing changes weights on the way: compare has one-shot statistics for all methods.
+    """
     methods: dict[str, dict[str, Any]] = {
         "wanda": {"metric": "wanda", "sparsity": 0.5},
-        "wanda@channels=0.34": {"metric": "wanda", "sparsity": 0.34, "structure": "channels"},
-        "W@heads": {"metric": "W", "sparsity": 0.5, "structure": "heads"},
+        "wanda@channels=0.34+none": {
+            "update": "none",
+            "metric": "wanda",
+            "sparsity": 0.34,
+            "structure": "channels",
+        },
+        "W@heads+none": {"update": "none", "metric": "W", "sparsity": 0.5, "structure": "heads"},
         "block-influence@blocks=0.25": {"sparsity": 0.25, "structure": "blocks"},
-        "wanda@channels=0.34+distill=2": {
+        "wanda@channels=0.34+none+distill=2": {
+            "update": "none",
             "metric": "wanda",
             "sparsity": 0.34,
             "structure": "channels",
             "distill": 2,
         },
-        "wanda@heads=0.5+distill=2": {
+        "wanda@heads=0.5+none+distill=2": {
+            "update": "none",
             "metric": "wanda",
             "sparsity": 0.5,
             "structure": "heads",
