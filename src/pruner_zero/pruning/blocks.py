@@ -13,7 +13,7 @@ from pruner_zero.calibration.statistics import InputStatistic, Kind, select
 from pruner_zero.calibration.walk import Stream, Walk
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.matrices import Matrix
-from pruner_zero.pruning.checkpoint import Progress
+from pruner_zero.pruning.checkpoint import FinishedBlocks
 from pruner_zero.pruning.masks import (
     DenseStatistics,
     Mask,
@@ -44,7 +44,7 @@ class Blocks:
     recipe: Recipe
     matrices: Sequence[Matrix]
     statistics: DenseStatistics
-    progress: Progress
+    finished: FinishedBlocks
     raced: Raced = field(default_factory=Raced)
 
     @torch.no_grad()
@@ -53,14 +53,14 @@ class Blocks:
 
         seed: of the training of each block.
         """
-        model, recipe, progress = self.language_model, self.recipe, self.progress
+        model, recipe, finished = self.language_model, self.recipe, self.finished
         last = max(matrix.block for matrix in self.matrices)
-        begun = progress.finished <= last
+        begun = finished.count <= last
         # They look at dense weights, so they come before finished blocks are restored.
         masks = self._masks() if begun else None
-        walk, records = Walk(model, self.windows.tokens), progress.records
+        walk, records = Walk(model, self.windows.tokens), finished.records
         pruned, dense = self._streams(walk, begun)
-        for index, block in walk.blocks("pruning", progress.finished):
+        for index, block in walk.blocks("pruning", finished.count):
             matrices = [matrix for matrix in self.matrices if matrix.block == index]
             inputs: dict[str, Statistics] = {}
             opened: dict[Matrix, OpenMask] = {}
@@ -80,7 +80,7 @@ class Blocks:
             if pruned:
                 pruned.advance(block, index)
             # Not bound to a name, so that the tensors are freed with the block.
-            progress.commit(model.changed(index, matrices), done, pruned.hidden if pruned else None)
+            finished.commit(model.changed(index, matrices), done, pruned.hidden if pruned else None)
             records += done
         return records
 
@@ -90,17 +90,17 @@ class Blocks:
         Both are before the first block that is not finished. Dense blocks are run before the
         finished ones are restored. begun: whether blocks with matrices are left.
         """
-        recipe, progress = self.recipe, self.progress
+        recipe, finished = self.recipe, self.finished
         pruned = dense = None
         if begun and recipe.order == "sequential":
             # Training takes products in bfloat16 as well.
             fast = recipe.reconstruct > 0
-            pruned = progress.carry(walk, len(self.windows), fast=fast)
+            pruned = finished.carry(walk, len(self.windows), fast=fast)
             if fast:
-                dense = progress.carry(walk, len(self.windows), fast=fast, dense=True)
-        progress.restore()
+                dense = finished.carry(walk, len(self.windows), fast=fast, dense=True)
+        finished.restore()
         if pruned:
-            progress.catch_up(pruned)
+            finished.catch_up(pruned)
         return pruned, dense
 
     def _masks(self) -> Mapping[str, Mask] | None:

@@ -20,7 +20,7 @@ from pruner_zero.pruning.matrix import MatrixRecord
 from pruner_zero.tensor_file import TensorFile, write_tensors
 
 
-class Progress:
+class FinishedBlocks:
     """The finished blocks of a run: kept in a journal, or nowhere.
 
     Raises ValueError for an offloaded model without a journal.
@@ -30,7 +30,7 @@ class Progress:
         if language_model.on_disk and journal is None:
             raise ValueError("an offloaded model needs a journal to be pruned into")
         self.language_model, self.journal = language_model, journal
-        self.finished = journal.finished if journal else 0
+        self.count = journal.finished if journal else 0
 
     @property
     def records(self) -> list[MatrixRecord]:
@@ -75,7 +75,7 @@ class Progress:
             self._advance(pruned)
 
     def _advance(self, stream: Stream) -> None:
-        for index in range(self.finished):
+        for index in range(self.count):
             with self.language_model.block(index) as block:
                 stream.advance(block, index)
 
@@ -86,8 +86,8 @@ class Progress:
         hidden: Activations | None,
     ) -> None:
         """Record the next block as finished: its weights, and its outputs if they are on disk."""
-        journal, block = self.journal, self.finished
-        self.finished += 1
+        journal, block = self.journal, self.count
+        self.count += 1
         if journal is None:
             return
         path = journal.folder / f"weights-{block:04d}.safetensors"

@@ -101,23 +101,12 @@ def parse_recipe(
             "out"
         )
     masks = None
-    if metric is not None:
-        group = part or scope
-        if pattern is not None:
-            zeros = SemiStructured.parse(pattern) if isinstance(pattern, str) else pattern
-            if group not in (None, "row"):
-                raise PrunerZeroError(
-                    f"{name} at {zeros}: the pattern says what competes, so leave out scope "
-                    f"'{group}'"
-                )
-        else:
-            if not group and cut is None:
-                check_compares_weights(name, metric)
-            fallback = "block" if body == SPARSEGPT else "row"
-            # A cut has a pattern of its own, once it is fitted to a model.
-            group = "row" if cut else group or metric.scope or fallback
-            zeros = Unstructured(sparsity or 0.0, cast(Scope, group))
-        masks = Scored(metric, zeros)
+    if metric is not None and cut is not None:
+        # A cut has a pattern of its own, once it is fitted to a model.
+        masks = Scored(metric, Unstructured(cut.sparsity))
+    elif metric is not None:
+        fallback: Scope = "block" if body == SPARSEGPT else "row"
+        masks = Scored(metric, _zeros(name, metric, sparsity, pattern, part or scope, fallback))
     return Recipe(
         name,
         masks,
@@ -126,6 +115,27 @@ def parse_recipe(
         cut=cut,
         distill=amounts["distill"],
     )
+
+
+def _zeros(
+    name: str,
+    metric: Metric,
+    sparsity: float | None,
+    pattern: str | Pattern | None,
+    scope: str | None,
+    fallback: Scope,
+) -> Pattern:
+    """The pattern of zeros of weights that compete within `scope`, else where the metric says."""
+    if pattern is None:
+        if not scope:
+            check_compares_weights(name, metric)
+        return Unstructured(sparsity or 0.0, cast(Scope, scope or metric.scope or fallback))
+    zeros = SemiStructured.parse(pattern) if isinstance(pattern, str) else pattern
+    if scope not in (None, "row"):
+        raise PrunerZeroError(
+            f"{name} at {zeros}: the pattern says what competes, so leave out scope '{scope}'"
+        )
+    return zeros
 
 
 def _cut(

@@ -15,7 +15,7 @@ from pruner_zero.models.matrices import Matrix
 from pruner_zero.models.next_token import in_float32
 from pruner_zero.models.predictions import compare_logits
 from pruner_zero.progress import note
-from pruner_zero.pruning.checkpoint import Progress
+from pruner_zero.pruning.checkpoint import FinishedBlocks
 from pruner_zero.pruning.masks import DenseStatistics, Mask, dense_masks
 from pruner_zero.pruning.recipe import Race, Scored
 from pruner_zero.text.token_windows import Windows
@@ -76,7 +76,7 @@ def hold_race(
     racing: Race,
     matrices: Sequence[Matrix],
     statistics: DenseStatistics,
-    progress: Progress,
+    finished: FinishedBlocks,
 ) -> Raced:
     """The outcome of a race on the windows `judged` (n, tokens), by statistics of other windows.
 
@@ -91,7 +91,7 @@ def hold_race(
             asdict(entry) for entry in race(language_model, judged, racing.entries, matrices, masks)
         ]
 
-    raced = [Entry(**entry) for entry in progress.decide("race", judge)]
+    raced = [Entry(**entry) for entry in finished.decide("race", judge)]
     order = ranked(raced)
     entries = [raced[number] for number in order]
     note(

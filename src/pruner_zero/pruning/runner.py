@@ -14,7 +14,7 @@ from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.matrices import Matrix, find_matrices, size_of
 from pruner_zero.progress import note
 from pruner_zero.pruning.blocks import Blocks
-from pruner_zero.pruning.checkpoint import Progress, training_folder, whole_model
+from pruner_zero.pruning.checkpoint import FinishedBlocks, training_folder, whole_model
 from pruner_zero.pruning.checks import check_recipe
 from pruner_zero.pruning.masks import DenseStatistics, scores_of
 from pruner_zero.pruning.matrix import MatrixRecord
@@ -65,7 +65,7 @@ def run_recipe(
     they are saved. Raises PrunerZeroError.
     """
     model, cut = language_model.model, recipe.cut
-    progress = Progress(language_model, journal)
+    finished = FinishedBlocks(language_model, journal)
     if matrices is None:
         matrices = check_recipe(language_model, recipe, saved=journal is not None)
     everything, (windows, distilled) = windows, for_training(windows, recipe)
@@ -97,7 +97,7 @@ def run_recipe(
     if isinstance(masks, Race):
         calibrate(language_model, seen, kinds, store)
         judged = held_out(windows, everything)[1]
-        raced = hold_race(language_model, judged, masks, matrices, statistics, progress)
+        raced = hold_race(language_model, judged, masks, matrices, statistics, finished)
         masks = raced.winner
     if cut:
         cut = cut.prepared(language_model, windows.tokens)
@@ -105,7 +105,7 @@ def run_recipe(
     calibrate(language_model, seen, dense_kinds(recipe), store)
     records: list[MatrixRecord] = []
     if not cut or cut.when != "text":
-        blocks = Blocks(language_model, windows, recipe, matrices, statistics, progress, raced)
+        blocks = Blocks(language_model, windows, recipe, matrices, statistics, finished, raced)
         records = blocks.prune(seed)
     for record in records:
         if record.note:
