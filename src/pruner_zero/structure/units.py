@@ -196,21 +196,21 @@ class EqualWidths(CoupledUnits):
         count = couplings[0].count
         step = self.multiple if self.unit == "channels" else 1
 
-        def keeping(kept: int) -> Self:
-            return replace(self, couplings=couplings, kept=(kept,) * len(couplings))
-
         kept = units_left(
             model,
             self,
             count,
             range(step, count, step),
-            lambda kept: keeping(kept).size(model)[0],
+            lambda kept: self._keeping(couplings, kept).size(model)[0],
             WORDS[self.unit],
-            lambda kept: keeping(kept).described(model) is not None,
+            lambda kept: self._keeping(couplings, kept).described(model) is not None,
         )
-        fitted = replace(keeping(kept), sparsity=1 - kept / count)
+        fitted = replace(self._keeping(couplings, kept), sparsity=1 - kept / count)
         fitted.check_described(model)
         return fitted
+
+    def _keeping(self, couplings: tuple[Coupling, ...], kept: int) -> Self:
+        return replace(self, couplings=couplings, kept=(kept,) * len(couplings))
 
     def __str__(self) -> str:
         return f"{100 * self.sparsity:.4g}% of the {WORDS[self.unit]} of every block"
