@@ -74,9 +74,9 @@ def test_masks_of_matrices_that_compete_with_no_other_are_computed_when_needed(
         events.extend(matrix.name for matrix in matrices)
         return masks_of(matrices, *args, **options)
 
-    def run(*args: Any) -> Activations:
+    def run(*args: Any, **options: Any) -> Activations:
         events.append("run")
-        return run_windows(*args)
+        return run_windows(*args, **options)
 
     monkeypatch.setattr("pruner_zero.pruning.masks.masks_of", masks_of_some)
     monkeypatch.setattr("pruner_zero.calibration.walk.run_windows", run)
