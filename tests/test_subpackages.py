@@ -119,8 +119,6 @@ KNOWN_CIRCLES = {
     for names in (
         "offload.gradients_on_disk offload.model offload.shards",
         "execution.executor execution.processes execution.ray_actors execution.workers",
-        "metric.expression metric.latex",
-        "text.hub text.pydoc text.source",
     )
 }
 
