@@ -7,7 +7,7 @@ from pruner_zero.errors import PrunerZeroError
 # The names of texts that the model writes itself, by what it begins with: `self` is one of the
 # others, by the model.
 SELF = "self"
-WRITTEN_TEXTS = (SELF, "self:chat", "self:documents")
+SELF_CHAT, SELF_DOCUMENTS = "self:chat", "self:documents"
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Scope = Literal["row", "block", "matrix", "global"]
@@ -27,3 +27,8 @@ def check_sparsity(sparsity: float) -> None:
         raise PrunerZeroError(
             f"sparsity {sparsity} is outside [0, 1): set it to the pruned share, such as {example}"
         )
+
+
+def is_written(text: str) -> bool:
+    """Whether a model writes the text of this name: self, self:chat, self:documents, self:FILE."""
+    return text == SELF or text.startswith(f"{SELF}:")

@@ -189,7 +189,7 @@ def test_compare_prints_sizes_where_they_differ(
 ) -> None:
     outcome = cli(
         *["compare", llama_folder, *texts, *HALF, "--text", text_file, "--windows-eval", 2],
-        *["--methods", "dense,wanda@heads,W - W", "--quiet"],
+        *["--methods", "dense,wanda@heads,W - W"],
     )
     header, dense, heads, failed, *_ = (line.split() for line in outcome.out.splitlines())
     assert header[3:6] == ["pruned", "parameters", "bytes"]
@@ -204,7 +204,7 @@ def test_compare_fails_where_every_method_fails(
     cli: Cli, llama_folder: Path, texts: list[object], text_file: Path
 ) -> None:
     words = ["compare", llama_folder, *texts, *HALF, "--text", text_file, "--windows-eval", 2]
-    assert cli(*words, "--methods", "W - W", "--quiet").code == 2
+    assert cli(*words, "--methods", "W - W").code == 2
     assert cli(*words, "--methods", "W - W", "--json").code == 2
 
 
@@ -219,7 +219,7 @@ def test_compare_with_json_prints_the_file_that_it_writes(
         )
     )
     assert table == json.loads(file.read_text())
-    words = ["compare", llama_folder, *texts, *HALF, "--text", text_file, "-o", file, "--quiet"]
+    words = ["compare", llama_folder, *texts, *HALF, "--text", text_file, "-o", file]
     assert "holds a finished table: choose another file, or add --ov" in cli(*words).error
     assert cli(*words, "--methods", "magnitude", "--overwrite").code == 0
     assert len(json.loads(file.read_text())["rows"]) == 1
@@ -303,17 +303,6 @@ def test_a_metric_over_the_weights_alone_needs_no_text(
     assert report.code == 0, report
 
 
-def test_quiet_prints_only_the_result(
-    cli: Cli, llama_folder: Path, texts: list[object], text_file: Path, tmp_path: Path
-) -> None:
-    methods = ["--methods", "dense,magnitude", "--text", text_file]
-    loud = cli("compare", llama_folder, *texts, *HALF, *methods)
-    quiet = cli("compare", llama_folder, *texts, *HALF, *methods, "--quiet")
-    assert "magnitude …" in loud.err
-    assert (quiet.code, quiet.err) == (0, "")
-    assert quiet.out.splitlines()[0] == loud.out.splitlines()[0]
-
-
 def test_a_plain_mask_is_noted_with_the_options_that_improve_it(
     cli: Cli, llama_folder: Path, texts: list[object], tmp_path: Path
 ) -> None:
@@ -321,24 +310,8 @@ def test_a_plain_mask_is_noted_with_the_options_that_improve_it(
     plain = cli(*options, "-o", tmp_path / "plain", "--json")
     assert plain.err.splitlines()[-1].startswith("a plain mask: leave out --metric, or give the")
     assert plain.out.count("\n") == 1
-    assert cli(*options, "-o", tmp_path / "quiet", "--quiet").err == ""
     assert "plain mask" not in cli(*options, "-o", tmp_path / "o", "--metric", "sparsegpt").err
     assert "plain mask" not in cli(*options, "-o", tmp_path / "d", "--distill", 1).err
-
-
-def test_how_a_model_is_loaded_reaches_every_verb(
-    cli: Cli, llama_folder: Path, text_file: Path, tmp_path: Path
-) -> None:
-    texts = ["--calibration", text_file, "--seqlen", 16, "--windows", 2]
-    verbs: list[list[object]] = [
-        ["prune", llama_folder, "--metric", "magnitude", *HALF, "-o", tmp_path / "out"],
-        ["compare", llama_folder, *texts, "--text", text_file, *HALF, "--quiet"],
-        ["evaluate", llama_folder, "--text", text_file],
-        ["search", llama_folder, *texts, *HALF, "--evaluations", 3, "-o", tmp_path / "run"],
-        ["recover", llama_folder, "--text", text_file, "-o", tmp_path / "out"],
-    ]
-    for verb in verbs:
-        assert "--revision" in cli(*verb, "--revision", "main").error, verb
 
 
 def test_a_shell_completes_options_and_their_values() -> None:

@@ -58,10 +58,10 @@ def test_a_candidate(expression: str) -> None:
     "a command asks for more memory than there is", "one line that says what to make smaller"
 )
 def test_a_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def greedy(quiet: bool) -> None:
+    def greedy() -> None:
         torch.empty(2**50)
 
-    for work in (greedy, lambda quiet: bytearray(2**50)):
+    for work in (greedy, lambda: bytearray(2**50)):
         monkeypatch.setattr(options, "progress", work)
         line = one_line(run("prune", "model", "-o", tmp_path / "out"))
         assert line == "out of memory: choose fewer --windows or --workers, or --offload"

@@ -132,20 +132,6 @@ def test_a_model_beside_gives_divergence_and_agreement(
     assert "agreement" not in repr(alone)
 
 
-def test_a_revision_is_that_of_the_measured_model(
-    llama_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    revisions: dict[str, str | None] = {}
-
-    def load(model: str, *_: object, revision: str | None, **options: Any) -> LanguageModel:
-        revisions[model] = revision
-        return load_model(llama_folder, **options)
-
-    monkeypatch.setattr(evaluating, "as_language_model", load)
-    evaluate("a", speed=True, seqlen=8, beside=["b"], revision="main")
-    assert revisions == {"a": "main", "b": None}
-
-
 def test_one_thing_is_measured_in_a_call(llama_folder: Path, prose: str) -> None:
     for asked in ({}, {"text": [prose], "tasks": "boolq"}, {"tasks": "boolq", "speed": True}):
         with pytest.raises(PrunerZeroError, match="speed: one of them"):

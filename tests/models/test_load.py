@@ -111,8 +111,6 @@ def test_a_model_object_is_used_in_place() -> None:
     assert not model.training
     assert as_language_model(taken) is taken
     assert "tokenizer=" in refusal(lambda: as_language_model(model))
-    message = refusal(lambda: as_language_model(model, tokenizer, revision="v2"))
-    assert "--revision is for models of the hub" in message
 
 
 def test_a_model_object_gets_the_dtype_that_is_asked_for() -> None:
@@ -141,12 +139,10 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("load", [load_model, load_offloaded, as_language_model])
-def test_a_revision_of_a_hub_model(load: Any, hub: dict[str, str], folder: Path) -> None:
+def test_a_revision_of_a_hub_model(load: Any, hub: dict[str, str]) -> None:
     assert load("someone/tiny").fingerprint() == hub["main"]
-    assert load("someone/tiny", revision="v2").fingerprint() == hub["v2"]
-    assert "hub did not answer in time" in refusal(lambda: load("someone/tiny", revision="v3"))
-    message = refusal(lambda: load(folder, revision="v2"))
-    assert message == f"--revision is for models of the hub, not {folder}: leave it out"
+    assert load("someone/tiny@v2").fingerprint() == hub["v2"]
+    assert "hub did not answer in time" in refusal(lambda: load("someone/tiny@v3"))
 
 
 @pytest.mark.parametrize("load", [load_model, load_offloaded])
@@ -154,7 +150,7 @@ def test_an_adapter_on_the_hub_is_refused(load: Any, hub: dict[str, str], tmp_pa
     (snapshot,) = tmp_path.glob("hub/*/snapshots/" + "0" * 40)
     (snapshot / "adapter_config.json").write_text('{"base_model_name_or_path": "other"}')
     assert "someone/tiny holds an adapter" in refusal(lambda: load("someone/tiny"))
-    assert load("someone/tiny", revision="v2").fingerprint() == hub["v2"]
+    assert load("someone/tiny@v2").fingerprint() == hub["v2"]
 
 
 def test_no_other_weights_of_a_repository_are_fetched(

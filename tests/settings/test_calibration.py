@@ -57,11 +57,6 @@ def test_text_after_the_last_equals_sign_is_a_share(words: list[str], expected: 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (
-            {"calibration": "c4", "prompts": "p.txt"},
-            "--prompts has no effect without the text self",
-        ),
-        ({"calibration": "self:chat", "prompts": "p.txt"}, "--prompts has no effect without"),
         ({"calibration": "c4", "scripts": "Latin"}, "--scripts has no effect without text that a"),
     ],
 )
@@ -73,15 +68,14 @@ def test_settings_of_written_text_need_it(given: dict[str, Any], message: str) -
 @pytest.mark.parametrize(
     "given",
     [
-        {"prompts": "p.txt", "scripts": ["Latin", "Greek"]},
-        {"calibration": {"self": 1, "c4": 2}, "prompts": Path("p.txt")},
+        {"scripts": ["Latin", "Greek"]},
+        {"calibration": {"self:p.txt": 1, "c4": 2}, "scripts": "Latin"},
         {"calibration": {"self:documents": 1, "c4": 2}, "scripts": "Latin"},
     ],
 )
 def test_settings_of_written_text_fit_where_a_model_writes(given: dict[str, Any]) -> None:
     settings = read_settings(PruneSettings, {"model": "m", "sparsity": 0.5, **given})
-    assert settings.prompts in (None, "p.txt")
-    assert settings.scripts in (None, "Latin", "Latin,Greek")
+    assert settings.scripts in ("Latin", "Latin,Greek")
 
 
 def test_every_text_setting_takes_a_list_from_a_file() -> None:

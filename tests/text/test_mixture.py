@@ -84,14 +84,13 @@ def test_of_a_text_in_two_mixtures_each_has_a_half() -> None:
 
 
 def test_text_that_a_model_writes_takes_prompts_and_scripts(tmp_path: Path) -> None:
-    """Prompts are for `self` alone."""
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("Why?")
-    texts = {"self": 1, "self:documents": 1, Corpus("mine", "words"): 1}
-    loaded = load_mixture(texts, prompts=str(prompts), scripts="Latin,Greek").texts
+    texts = {f"self:{prompts}": 1, "self:documents": 1, Corpus("mine", "words"): 1}
+    loaded = load_mixture(texts, scripts="Latin,Greek").texts
     answers = ({"role": "user", "content": "Why?"},)
     assert loaded[:2] == (
-        SelfText("self", (answers,), ("Latin", "Greek")),
+        SelfText(f"self:{prompts}", (answers,), ("Latin", "Greek")),
         SelfText("self:documents", (), ("Latin", "Greek")),
     )
 

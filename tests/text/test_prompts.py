@@ -48,7 +48,7 @@ def test_json_has_texts_and_messages(tmp_path: Path) -> None:
 def test_what_is_no_prompt_is_refused(name: str, text: str, message: str, tmp_path: Path) -> None:
     path = file(tmp_path, name, text)
     line = refusal(lambda: read_prompts(path))
-    assert line.startswith("--prompts: ")
+    assert line.startswith(f"self:{path}: ")
     assert message in line
     assert str(path) in line
 

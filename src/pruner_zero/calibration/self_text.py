@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pruner_zero.cache import cache_key, filling, use
-from pruner_zero.choices import SELF
+from pruner_zero.choices import SELF, SELF_CHAT, SELF_DOCUMENTS
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.files import default_cache
 from pruner_zero.models.dialogue import dialogue, encode, plain_document, prompt_document, turn_ends
@@ -61,7 +61,7 @@ def documents_of(language_model: LanguageModel, text: SelfText) -> tuple[list[Do
     if text.prompts:
         documents = [prompt_document(language_model, prompt) for prompt in text.prompts]
         return documents, f"answers of the dense model to {len(documents)} prompts"
-    if text.name == "self:chat":
+    if text.name == SELF_CHAT:
         chat = dialogue(language_model)
         if chat is None:
             raise PrunerZeroError(
@@ -176,11 +176,11 @@ def self_windows(
     fingerprint = fingerprint or language_model.fingerprint()
     write = partial(_write, language_model, seed=seed, folder=folder, fingerprint=fingerprint)
     tokenizer, variant = language_model.tokenizer, text
-    if text.name == SELF and not text.prompts and dialogue(language_model) is not None:
-        variant = replace(text, name="self:documents")
+    if text.name == SELF and dialogue(language_model) is not None:
+        variant = replace(text, name=SELF_DOCUMENTS)
         glance = write(windows=BATCH_WINDOWS, seqlen=min(GLANCE, seqlen), text=variant, first=0)
         if unusual_scripts(glance.written, tokenizer):
-            variant = replace(text, name="self:chat")
+            variant = replace(text, name=SELF_CHAT)
     written = write(windows=windows, seqlen=seqlen, text=variant, first=first)
     note_written(written.written, tokenizer, variant)
     return replace(written, corpus=written.corpus.replace(variant.name, text.name))

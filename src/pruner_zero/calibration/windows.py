@@ -18,19 +18,18 @@ def calibration_texts(
     source: Source | Mapping[Any, float] | None,
     needed: bool,
     *,
-    prompts: str | None = None,
     scripts: str | None = None,
 ) -> Mixture | None:
     """The calibration texts; where none is named but `needed`, text that the model writes itself.
 
-    prompts, scripts: as in `load_text`. None where no text is named and none is needed.
+    scripts: as in `load_text`. None where no text is named and none is needed.
     """
     if source is None:
         if not needed:
             return None
         note("no --calibration is given: the model writes the text itself (self)")
         source = SELF
-    return load_mixture(source, "calibration", prompts=prompts, scripts=scripts)
+    return load_mixture(source, "calibration", scripts=scripts)
 
 
 def open_calibration(

@@ -24,7 +24,6 @@ def evaluate(
     output: options.OutputFile = None,
     config: options.Config = None,
     as_json: options.AsJson = False,
-    quiet: options.Quiet = False,
 ) -> None:
     """Measure MODEL's perplexity per token on a text, its scores in tasks, its speed."""
     checked = read_settings(EvaluateSettings, settings, config)
@@ -107,7 +106,6 @@ def compare(
     cache: options.Cache = None,
     config: options.Config = None,
     as_json: options.AsJson = False,
-    quiet: options.Quiet = False,
 ) -> None:
     """Prune MODEL by each method, from the same statistics, and print the perplexities."""
     from pruner_zero.measuring.comparing import compare as run

@@ -50,7 +50,6 @@ DryRun = Annotated[
 OverwriteTable = Annotated[
     bool, _switch("--overwrite", "Replace the table at the output, finished or not.")
 ]
-Quiet = Annotated[bool, _switch("--quiet", "Print the result and errors only, no progress.")]
 AsJson = Annotated[bool, _switch("--json", "Print the result as one JSON value.")]
 Cache = Annotated[
     Path | None,
@@ -96,7 +95,7 @@ def with_settings(kind: type[Settings]) -> Callable[[Callable[..., None]], Calla
     """Decorate a command so that every setting of `kind` becomes a parameter for Typer.
 
     The command receives the settings given on the command line, by name, as `settings`. What it
-    calls reports its progress on stderr, unless `quiet` is given. `--help` shows the options of the
+    calls reports its progress on stderr. `--help` shows the options of the
     first panel and those of files, `--help-all` all.
     """
     options = options_of(kind)
@@ -120,7 +119,7 @@ def with_settings(kind: type[Settings]) -> Callable[[Callable[..., None]], Calla
             if not (given.get("config") or given.get("resume")):
                 # Before the command imports torch, which takes seconds.
                 read_settings(kind, given["settings"])
-            with reported_to(progress(given["quiet"])):
+            with reported_to(progress()):
                 command(**given)
 
         made = [_parameter(option) for option in sorted(options.values(), key=_place)]

@@ -23,7 +23,6 @@ def prune(
     cache: options.Cache = None,
     config: options.Config = None,
     as_json: options.AsJson = False,
-    quiet: options.Quiet = False,
 ) -> None:
     """Prune MODEL by a metric and save it. After an interruption, the same command continues."""
     from pruner_zero.pruning.prune import plan
@@ -49,5 +48,5 @@ def prune(
         print(f"{result.output}: {result.share()} ({result.cost.seconds:.0f} s)")
     recipe = result.recipe
     changed = recipe.update or recipe.reconstruct or recipe.distill or recipe.cut
-    if not changed and not quiet:
+    if not changed:
         print(IMPROVEMENT, file=sys.stderr)

@@ -15,7 +15,6 @@ def recover(
     cache: options.Cache = None,
     config: options.Config = None,
     as_json: options.AsJson = False,
-    quiet: options.Quiet = False,
 ) -> None:
     """Fine-tune the pruned MODEL, keeping its zeros. The same command continues a stopped run."""
     from pruner_zero.recovery.recover import recover as run

@@ -37,7 +37,6 @@ def search(
     cache: options.Cache = None,
     config: options.Config = None,
     as_json: options.AsJson = False,
-    quiet: options.Quiet = False,
 ) -> None:
     """Search for the best metric for MODEL, or for several models at once.
 
@@ -56,7 +55,7 @@ def search(
         settings, output = {**stored, **settings}, resume
     if output is None:
         raise PrunerZeroError("give --output, or --resume with the folder of a run")
-    display = Display(quiet)
+    display = Display()
     with display:
         result = run(output=output, cache=cache, config=config, observer=display, **settings)
     if as_json:
@@ -103,8 +102,7 @@ def _print(study: "Study") -> None:
 class Display:
     """Shows the search after each batch: a live table on a terminal, a line elsewhere."""
 
-    def __init__(self, quiet: bool = False) -> None:
-        self.quiet = quiet
+    def __init__(self) -> None:
         self.live = Live(console=Console(stderr=True)) if sys.stderr.isatty() else None
 
     def __enter__(self) -> "Display":
@@ -116,8 +114,6 @@ class Display:
 
     def __call__(self, status: "Status") -> None:
         """Show one status."""
-        if self.quiet:
-            return
         if self.live is None:
             print(_line(status), file=sys.stderr, flush=True)
             return

@@ -20,10 +20,8 @@ from pruner_zero.progress import Progress, T
 from pruner_zero.table import aligned
 
 
-def progress(quiet: bool = False) -> Progress:
-    """Progress on stderr: bars on a terminal, lines elsewhere, nothing where `quiet`."""
-    if quiet:
-        return Progress()
+def progress() -> Progress:
+    """Progress on stderr: bars on a terminal, lines elsewhere."""
     return BarProgress() if sys.stderr.isatty() else LineProgress()
 
 

@@ -151,9 +151,9 @@ def search(
         [Metric.of(text) for text in checked.seed_metrics],
     )
     source = checked.calibration if calibration is None else calibration
-    texts = load_mixture(source, "calibration", prompts=checked.prompts)
+    texts = load_mixture(source, "calibration")
     text = checked.search_text if search_text is None else search_text
-    judged_on = texts if text is None else load_mixture(text, "search", prompts=checked.prompts)
+    judged_on = texts if text is None else load_mixture(text, "search")
     given = [checked.model if model is None else model, *(others or checked.others)]
     loaded = [as_language_model(each, tokenizer, **checked.loading) for each in given]
     place = None if cache is None else Path(cache)

@@ -40,7 +40,7 @@ from pruner_zero.text.mixture import SelfText, Source, load_text
 from pruner_zero.text.token_windows import Windows, consecutive_windows
 
 DENSE = "dense"
-_ZEROS = ("sparsity", "pattern", "scope")
+_ZEROS = ("sparsity", "pattern")
 
 
 @naming_out_of_memory("choose fewer --windows or a shorter --seqlen")
@@ -95,11 +95,10 @@ def compare(
         check_continued(file, table, {"settings": resolved})
     calibration = checked.calibration if calibration is None else calibration
     needed = any(needs_text(recipe) for recipe in chosen.values() if recipe)
-    texts = calibration_texts(calibration, needed or DEFAULT in chosen, prompts=checked.prompts)
+    texts = calibration_texts(calibration, needed or DEFAULT in chosen)
     test_text = load_text(
         checked.text if text is None else text,
         role="test",
-        prompts=checked.prompts,
     )
     if isinstance(test_text, SelfText) and checked.windows_eval is None:
         raise PrunerZeroError(
@@ -177,7 +176,7 @@ def _plan(recipe: Recipe, language_model: LanguageModel, settings: CompareSettin
     if recipe.name == DEFAULT:
         assert recipe.pattern is not None
         matrices = find_matrices(language_model.model, include, exclude)
-        recipe = default_beside(matrices, recipe.pattern, settings.scope)
+        recipe = default_beside(matrices, recipe.pattern, None)
     try:
         recipe = recipe.fitted(language_model)
     except PrunerZeroError as error:

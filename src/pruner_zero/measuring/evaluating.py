@@ -112,13 +112,12 @@ def _measure(
     asked = settings.tasks is not None
     # lm-eval keeps the state of a run in its tasks, so that each model has tasks that are new.
     tasks = [load_tasks(settings) for _ in (model, *settings.beside)] if asked else []
-    measured = _load(model, settings, tokenizer, settings.revision)
+    measured = _load(model, settings, tokenizer)
     seqlen, batch_size = settings.seqlen, settings.batch_size
     windows = [
         consecutive_windows(corpus, measured.tokenizer, seqlen, settings.windows)
         for corpus in corpora
     ]
-    # A revision is of the hub repository of the evaluated model alone.
     beside = [_load(name, settings) for name in settings.beside]
     models = [measured, *beside]
     for each in models:
@@ -159,10 +158,8 @@ def _measure(
             yield result
 
 
-def _load(
-    source: Source, settings: EvaluateSettings, tokenizer: Any = None, revision: str | None = None
-) -> LanguageModel:
-    loaded = as_language_model(source, tokenizer, **{**settings.loading, "revision": revision})
+def _load(source: Source, settings: EvaluateSettings, tokenizer: Any = None) -> LanguageModel:
+    loaded = as_language_model(source, tokenizer, **settings.loading)
     # Numbers of one byte are codes of a quantized model.
     named = loaded.model.named_parameters()
     check_finite((name, weights) for name, weights in named if weights.itemsize > 1)

@@ -38,17 +38,16 @@ def load_model(
     source: str | Path,
     dtype: Dtype = "auto",
     device: str = "auto",
-    revision: str | None = None,
 ) -> LanguageModel:
     """Load a decoder-only language model and its tokenizer.
 
-    source: a hub id, a folder, a `.gguf` file or `builtin:smollm2-135m`. Only safetensors and
-    GGUF weights are read. dtype: that of the weights; "auto" keeps the checkpoint's. device: as in
-    `find_devices`. revision: branch, tag or commit of a hub model. Raises PrunerZeroError, naming
-    what to change.
+    source: a hub id, with a branch, tag or commit as `name@revision`, a folder, a `.gguf` file or
+    `builtin:smollm2-135m`. Only safetensors and GGUF weights are read. dtype: that of the weights;
+    "auto" keeps the checkpoint's. device: as in `find_devices`. Raises PrunerZeroError, naming what
+    to change.
     """
     devices = find_devices(device)
-    path = locate_model(str(source), revision)
+    path = locate_model(str(source))
     loaded = read_model(path, str(source), dtype)
     if devices.first.type == "cpu":
         _leave_file(loaded.model)
@@ -70,16 +69,15 @@ def as_language_model(
     tokenizer: Any = None,
     dtype: Dtype = "auto",
     device: str = "auto",
-    revision: str | None = None,
 ) -> LanguageModel:
     """`model` itself where it is loaded already, with its `tokenizer`; loaded by name otherwise.
 
     A model object is used in place, in evaluation mode; it keeps its dtype and stays on the device
     it is on unless others than "auto" are asked for. Raises PrunerZeroError where an object is no
-    model of transformers, or comes without a tokenizer or with a revision.
+    model of transformers, or comes without a tokenizer.
     """
     if isinstance(model, str | Path):
-        return load_model(model, dtype, device, revision)
+        return load_model(model, dtype, device)
     if not isinstance(model, LanguageModel):
         if not isinstance(model, PreTrainedModel):
             inner = isinstance(getattr(model, "module", None), PreTrainedModel)
@@ -91,7 +89,6 @@ def as_language_model(
             raise PrunerZeroError("a model object needs its tokenizer: pass tokenizer=")
         name = model.name_or_path or type(model).__name__
         model = LanguageModel(model.eval(), tokenizer, name)
-    _check_no_revision("a model object", revision)
     if dtype != "auto":
         cast_weights(model.model, getattr(torch, dtype))
     if device != "auto":
@@ -110,33 +107,31 @@ def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
-def locate_model(name: str, revision: str | None) -> Path:
+def locate_model(name: str) -> Path:
     """The folder or GGUF file to read the model `name` from.
 
     A hub model is fetched; the built-in model is converted.
     """
     if name.startswith(PREFIX):
-        _check_no_revision(name, revision)
         return builtin_path(name)
     path = Path(name)
-    if name.strip() and (path.is_dir() or (is_gguf(path) and path.is_file())):
-        _check_no_revision(name, revision)
-    else:
-        path = _fetched(name, revision)
+    if not name.strip() or not (path.is_dir() or (is_gguf(path) and path.is_file())):
+        path = _fetched(name)
     if path.is_dir():
         _check_config(path, name)
         _check_safetensors(path, name)
     return path
 
 
-def _fetched(name: str, revision: str | None) -> Path:
-    """The folder in the hub's cache of the model `name`."""
-    _check_hub_id(name)
+def _fetched(name: str) -> Path:
+    """The folder in the hub's cache of the model `name`, which may end in `@revision`."""
+    repository, _, revision = name.partition("@")
+    _check_hub_id(repository)
     away = not hub_reachable()
     try:
         folder = snapshot_download(
-            name,
-            revision=revision,
+            repository,
+            revision=revision or None,
             # Repositories hold the same weights in other formats too, and states of optimizers.
             allow_patterns=_FILES,
             local_files_only=is_offline_mode() or away,
@@ -168,11 +163,6 @@ def _check_config(path: Path, name: str) -> None:
         raise PrunerZeroError(
             f"{name} holds an adapter (adapter_config.json): merge it into its model and save that"
         )
-
-
-def _check_no_revision(name: str, revision: str | None) -> None:
-    if revision is not None:
-        raise PrunerZeroError(f"--revision is for models of the hub, not {name}: leave it out")
 
 
 def _check_hub_id(name: str) -> None:

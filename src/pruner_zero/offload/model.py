@@ -208,7 +208,6 @@ def load_offloaded(
     source: str | Path,
     dtype: Dtype = "auto",
     device: str = "auto",
-    revision: str | None = None,
 ) -> OffloadedModel:
     """The model `source` with its weights left on disk, to be read block by block.
 
@@ -217,7 +216,7 @@ def load_offloaded(
     checkpoint, whose weights cannot be read one by one.
     """
     home, name = find_devices(device).first, str(source)
-    path = locate_model(name, revision)
+    path = locate_model(name)
     if is_gguf(path):
         instead = "give the folder of a model saved as safetensors"
         if name.startswith(PREFIX):

@@ -129,8 +129,7 @@ def _prepare(
     if checked.offload:
         _check_offload(is_object)
     text = checked.calibration if calibration is None else calibration
-    writing = {"prompts": checked.prompts, "scripts": checked.scripts}
-    texts = calibration_texts(text, needs_text(said) or completed, **writing)
+    texts = calibration_texts(text, needs_text(said) or completed, scripts=checked.scripts)
     if checked.offload:
         from pruner_zero.offload.model import load_offloaded
 

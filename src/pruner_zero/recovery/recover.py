@@ -76,7 +76,7 @@ def recover(
     folder = None if output is None else check_output(output, overwrite, inputs, gguf=True)
     is_object = model is not None and not isinstance(model, str | Path)
     gguf = source_of(folder, checked.gguf_type, None if is_object else checked.model)
-    mixture = load_mixture(checked.text if text is None else text, prompts=checked.prompts)
+    mixture = load_mixture(checked.text if text is None else text)
     pruned = as_language_model(
         checked.model if model is None else model, tokenizer, **checked.loading
     )

@@ -125,8 +125,8 @@ class ModelSettings(Settings):
     panel: ClassVar[str] = "Machine"
 
     model: Annotated[str, Cli(panel="Options", metavar="MODEL", argument=True)] = Field(
-        description="A hub id, a folder, a .gguf file or builtin:smollm2-135m. May be given in "
-        "--config instead."
+        description="A hub id, with a branch, tag or commit as NAME@REVISION, a folder, a .gguf "
+        "file or builtin:smollm2-135m. May be given in --config instead."
     )
     dtype: Dtype = Field("auto", description="Type of the weights; auto keeps the checkpoint's.")
     device: Device = Field(
@@ -134,12 +134,11 @@ class ModelSettings(Settings):
         description="auto (cuda if there is one, else cpu), cpu, cuda, cuda:1, a list such as "
         "cuda:0,cuda:1 over which the blocks are spread, or mps, which is untried.",
     )
-    revision: str | None = Field(None, description="Branch, tag or commit of a model from the hub.")
 
     @property
     def loading(self) -> dict[str, Any]:
         """The keyword arguments of `load_model`."""
-        return {name: getattr(self, name) for name in ("dtype", "device", "revision")}
+        return {name: getattr(self, name) for name in ("dtype", "device")}
 
 
 class OutputSettings(ModelSettings):

@@ -5,18 +5,19 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
-from pruner_zero.choices import SELF, WRITTEN_TEXTS, Scope, check_sparsity
+from pruner_zero.choices import check_sparsity, is_written
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.settings.base import MAIN, TEXT_HELP, Cli, PathText, Settings
+from pruner_zero.settings.base import MAIN, TEXT_HELP, Cli, Settings
 
 SELF_HELP = (
     "text that the {model} writes, which is kept in the cache: documents, or dialogues where they "
-    "are in other scripts than its chat template; self:documents and self:chat name one. Several "
-    "texts are mixed, in equal parts or by shares, each given as TEXT=SHARE."
+    "are in other scripts than its chat template; self:documents and self:chat name one, and "
+    "self:FILE is its answers to prompts, the lines of a text file or a .jsonl or .json file. "
+    "Several texts are mixed, in equal parts or by shares, each given as TEXT=SHARE."
 )
 CALIBRATION_HELP = (
     f"Text that statistics are collected on: {TEXT_HELP} Or self: "
@@ -53,13 +54,13 @@ def read_texts(given: Any) -> Any:
 def are_written(texts: Any) -> bool:
     """Whether a model writes all of these texts, in any form that `read_texts` takes."""
     with suppress(ValueError):
-        return set(_names(read_texts(texts))) <= set(WRITTEN_TEXTS)
+        return all(map(is_written, _names(read_texts(texts))))
     return False
 
 
 def written_of(texts: str | Mapping[str, float]) -> list[str]:
     """Those of `texts` that a model writes."""
-    return [name for name in _names(texts) if name in WRITTEN_TEXTS]
+    return [name for name in _names(texts) if is_written(name)]
 
 
 def _names(texts: str | Mapping[str, float]) -> list[str]:
@@ -90,31 +91,7 @@ TOKENS = 24 * 1024
 LONG, SHORT = 1024, 256
 
 
-class WritingSettings(Settings):
-    """How a model writes text itself."""
-
-    panel: ClassVar[str] = "Calibration"
-
-    prompts: Annotated[PathText | None, Cli(metavar="FILE", default="none")] = Field(
-        None,
-        description="self is the model's answers to these prompts: the lines of a text file, or a "
-        ".jsonl or .json file of texts or lists of messages.",
-    )
-
-    @model_validator(mode="after")
-    def _check_writing(self) -> Self:
-        """Refuse, by a PrunerZeroError, settings of text that no model writes."""
-        calibration = getattr(self, "calibration", {})
-        texts = [getattr(self, "text", {}), getattr(self, "search_text", None) or {}]
-        # A model writes where no text is named.
-        texts.append(SELF if calibration is None else calibration)
-        written = {name for each in texts for name in written_of(each)}
-        if SELF not in written:
-            self.refuse(("prompts",), f"the text {SELF}")
-        return self
-
-
-class CalibrationSettings(WritingSettings):
+class CalibrationSettings(Settings):
     """Which statistics are collected, and on which text."""
 
     panel: ClassVar[str] = "Calibration"
@@ -180,20 +157,6 @@ class SparsitySettings(Settings):
         if sparsity is not None:
             check_sparsity(sparsity)
         return sparsity
-
-
-class MethodSettings(CalibrationSettings, SparsitySettings):
-    """The defaults of every method of a run; the text of a method may set its own scope."""
-
-    panel: ClassVar[str] = CalibrationSettings.panel
-
-    scope: Annotated[
-        Scope | None, Cli(panel=SparsitySettings.panel, default="the metric's own, else row")
-    ] = Field(
-        None,
-        description="Weights that are compared with each other: those of a row, of a block of "
-        "128 columns, of a matrix, or of the whole model (global).",
-    )
 
 
 _FACTORS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}

@@ -5,13 +5,17 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from pruner_zero.settings.base import MAIN, TEXT_HELP, Cli, CommaSeparated, ModelSettings
-from pruner_zero.settings.calibration import MethodSettings, WindowSettings
+from pruner_zero.settings.calibration import (
+    CalibrationSettings,
+    SparsitySettings,
+    WindowSettings,
+)
 from pruner_zero.settings.prune_settings import BLOCK_INFLUENCE, METHOD, REAP
 
 CLASSICS = "dense,magnitude,wanda,gblm,ria,pruner-zero,sparsegpt"
 
 
-class CompareSettings(ModelSettings, WindowSettings, MethodSettings):
+class CompareSettings(ModelSettings, WindowSettings, CalibrationSettings, SparsitySettings):
     """All that decides the result of `compare`."""
 
     panel: ClassVar[str] = "Evaluation"

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, get_args
 
 from pydantic import Field, model_validator
 
-from pruner_zero.choices import SOLD, Structure
+from pruner_zero.choices import SOLD, Scope, Structure
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.settings.base import MAIN, Cli, CommaSeparated, OutputSettings, PathText
 from pruner_zero.settings.calibration import (
@@ -14,8 +14,8 @@ from pruner_zero.settings.calibration import (
     SHORT,
     TOKENS,
     CalibrationSettings,
-    MethodSettings,
     SizeSettings,
+    SparsitySettings,
     are_written,
     check_structure,
     written_of,
@@ -35,7 +35,7 @@ RULED: tuple[Structure, ...] = ("blocks", "vocabulary")
 _BESIDE_STRUCTURE: tuple[str, ...] = ("pattern", "scope", "include", "exclude")
 
 
-class PruneSettings(OutputSettings, MethodSettings, SizeSettings):
+class PruneSettings(OutputSettings, CalibrationSettings, SparsitySettings, SizeSettings):
     """All that decides the result of `prune`."""
 
     panel: ClassVar[str] = "What follows the mask"
@@ -64,6 +64,13 @@ class PruneSettings(OutputSettings, MethodSettings, SizeSettings):
             default=f"1024; {SHORT} for text that the model writes, and for --structure vocabulary",
         ),
     ] = Field(None, ge=2, description="Tokens in a window.")
+    scope: Annotated[
+        Scope | None, Cli(panel=SparsitySettings.panel, default="the metric's own, else row")
+    ] = Field(
+        None,
+        description="Weights that are compared with each other: those of a row, of a block of "
+        "128 columns, of a matrix, or of the whole model (global).",
+    )
     update: Annotated[str | None, Cli(default="the metric's own, else none")] = Field(
         None,
         description="Change the kept weights to compensate for pruned weights: none; obs, "

@@ -14,7 +14,7 @@ from pruner_zero.errors import PrunerZeroError, did_you_mean, one_line
 from pruner_zero.settings.base import Settings, options_of
 
 # Options that are no settings.
-_OPTIONS = frozenset({"cache", "config", "json", "output", "overwrite", "quiet", "resume"})
+_OPTIONS = frozenset({"cache", "config", "json", "output", "overwrite", "resume"})
 
 # Options of version 0.3 that are gone, and what takes their place. A command that still has an
 # option of the name is not concerned.
@@ -35,9 +35,13 @@ REMOVED: Mapping[str, str] = MappingProxyType(
         "parameters": "give a share in the name of a method, such as wanda@channels=0.25",
         "race": "",
         "ray_resources": "",
+        "prompts": "give the text as self:FILE",
+        "quiet": "send the standard error elsewhere",
         "refine": "",
+        "revision": "give the model as NAME@REVISION",
         "sampled_weights": "",
         "scripts": "prune alone has it",
+        "scope": "write it behind a method, as in wanda@global",
         "seqlen_eval": "perplexity is measured on windows of --seqlen tokens",
         "teacher_share": "it follows from the text",
         "threads": "set OMP_NUM_THREADS",

@@ -11,7 +11,6 @@ from pruner_zero.settings.calibration import (
     SELF_HELP,
     SHARES,
     Texts,
-    WritingSettings,
     are_written,
     written_of,
 )
@@ -19,7 +18,7 @@ from pruner_zero.settings.calibration import (
 DEFAULT_MINUTES = 10.0
 
 
-class RecoverSettings(OutputSettings, WritingSettings):
+class RecoverSettings(OutputSettings):
     """All that decides the result of `recover`.
 
     The weights are loaded and saved in `dtype` and trained in float32. A run with a budget of

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
-from pruner_zero.choices import WRITTEN_TEXTS
+from pruner_zero.choices import is_written
 from pruner_zero.errors import PrunerZeroError, did_you_mean
 from pruner_zero.text.documents import STREAMS, SUFFIXES, read_jsonl, read_parquet, read_stream
 from pruner_zero.text.hub import HUB_TEXTS
@@ -63,7 +63,7 @@ def load_corpus(source: str | Path | Iterable[str] | Corpus, role: Role = "calib
     if isinstance(source, Corpus):
         return source
     if isinstance(source, str):
-        if source in WRITTEN_TEXTS:
+        if is_written(source):
             raise PrunerZeroError(
                 f"{source} is text that a dense model writes, for --calibration: give another text "
                 "here"

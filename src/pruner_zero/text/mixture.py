@@ -6,7 +6,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from pruner_zero.choices import SELF, WRITTEN_TEXTS
+from pruner_zero.choices import SELF, SELF_CHAT, SELF_DOCUMENTS, is_written
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.text.corpus import Corpus, load_corpus
 from pruner_zero.text.prompts import Prompt, read_prompts
@@ -20,9 +20,9 @@ Source = str | Path | Corpus | Iterable[str]
 class SelfText:
     """Text that a dense model writes itself: there is none before the model is loaded.
 
-    name: one of WRITTEN_TEXTS. prompts: what it answers in `self`; without them it writes dialogues
-    by its chat template, as in `self:chat`, or documents, as in `self:documents`. scripts: those
-    that it writes in; empty for all.
+    name: as in `is_written`. prompts: what it answers, those of the file in `self:FILE`; without
+    them it writes dialogues by its chat template, as in `self:chat`, or documents, as in
+    `self:documents`. scripts: those that it writes in; empty for all.
     """
 
     name: str = SELF
@@ -89,21 +89,20 @@ def load_text(
     source: Source,
     role: Role = "calibration",
     *,
-    prompts: str | None = None,
     scripts: str | None = None,
 ) -> Text:
-    """Load what `load_corpus` takes, or one of WRITTEN_TEXTS.
+    """Load what `load_corpus` takes, or a text that a model writes, as in `is_written`.
 
-    prompts: a file of what the model answers in `self`. scripts: those that it writes in, with
-    commas between them. Raises PrunerZeroError as `load_corpus`, `read_prompts` and `read_scripts`
-    do.
+    scripts: those that the model writes in, with commas between them. Raises PrunerZeroError as
+    `load_corpus`, `read_prompts` and `read_scripts` do.
     """
-    if not isinstance(source, str) or source not in WRITTEN_TEXTS:
+    if not isinstance(source, str) or not is_written(source):
         return load_corpus(source, role)
+    named = source in (SELF, SELF_CHAT, SELF_DOCUMENTS)
     return SelfText(
         source,
-        read_prompts(prompts) if prompts is not None and source == SELF else (),
-        read_scripts(scripts) if scripts is not None else (),
+        () if named else read_prompts(source.removeprefix(f"{SELF}:")),
+        () if scripts is None else read_scripts(scripts),
     )
 
 
@@ -111,11 +110,10 @@ def load_mixture(
     source: Source | Mapping[Any, float],
     role: Role = "calibration",
     *,
-    prompts: str | None = None,
     scripts: str | None = None,
 ) -> Mixture:
     """Load one text, or those of a mapping from texts to shares, as `load_text` does."""
     shares = source if isinstance(source, Mapping) else {}
     sources = shares if isinstance(source, Mapping) else [source]
-    texts = (load_text(text, role, prompts=prompts, scripts=scripts) for text in sources)
+    texts = (load_text(text, role, scripts=scripts) for text in sources)
     return Mixture(tuple(texts), tuple(shares.values()) or (1.0,))

@@ -23,9 +23,9 @@ def read_prompts(file: str | Path) -> tuple[Prompt, ...]:
     try:
         prompts = tuple(_prompt(entry, place) for place, entry in _entries(path))
     except PrunerZeroError as error:
-        raise PrunerZeroError(f"--prompts: {error}") from error
+        raise PrunerZeroError(f"self:{path}: {error}") from error
     if not prompts:
-        raise PrunerZeroError(f"--prompts: {path} holds no prompts: give one a line")
+        raise PrunerZeroError(f"self:{path}: the file holds no prompts: give one a line")
     return prompts
 
 
