@@ -19,23 +19,20 @@ from tests.report.conftest import Judged, write_search
 SIZES = ["--windows", 2, "--seqlen", 16, "--search-windows", 2, "--workers", 1, "--evaluations", 4]
 
 
-@pytest.mark.parametrize("source", ["option", "file"])
-def test_the_command_that_prunes_names_the_update_and_can_be_pasted(
-    source: str, cli: Cli, llama_folder: Path, text_file: Path, tmp_path: Path
+def test_the_command_that_prunes_can_be_pasted(
+    cli: Cli, llama_folder: Path, text_file: Path, tmp_path: Path
 ) -> None:
     texts = ["--calibration", text_file, "--search-text", text_file, "--sparsity", 0.5]
     config, output = tmp_path / "config.yaml", tmp_path / "the run"
-    update = "update: exact\n" if source == "file" else ""
-    config.write_text("algorithm_settings: {initial: 8, batch: 8}\n" + update)
-    option = ["--update", "exact"] if source == "option" else []
-    files = ["--config", config, "-o", output]
-    outcome = cli("search", llama_folder, *texts, *SIZES, *option, *files)
+    config.write_text("algorithm_settings: {initial: 8, batch: 8}")
+    units = ["--structure", "channels", "--config", config, "-o", output]
+    outcome = cli("search", llama_folder, *texts, *SIZES, *units)
     assert outcome.code == 0, outcome
     command = shlex.split(outcome.out.splitlines()[-1].removeprefix("prune with it: "))
     assert command[:3] == ["pruner-zero", "prune", str(llama_folder)]
     given = dict(zip(command[3::2], command[4::2], strict=True))
     assert given["--metric"] == str(output / "best.json")
-    assert (given["--mode"], given["--update"]) == ("one-shot", "exact")
+    assert given["--structure"] == "channels"
     assert cli(*command[1:]).code == 0
     described = json.loads((Path(given["-o"]) / "pruning.json").read_text())["settings"]
     assert (described["windows"], described["sparsity"]) == (2, 0.5)

@@ -28,20 +28,18 @@ def tiny_settings(**changed: Any) -> SearchSettings:
         "windows": 4,
         "seqlen": 16,
         "search_windows": 3,
-        "few_windows": 1,
         "final_windows": 0,
         "evaluations": 40,
-        "sampled_weights": 8,
-        "judge_dtype": "float32",
     }
     return SearchSettings(**{**defaults, **changed})
 
 
 @pytest.fixture
-def build(prose: str, tmp_path: Path) -> Build:
-    """Builds the evaluator of a tiny model for changed settings."""
+def build(prose: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
+    """Builds the evaluator of a tiny model for changed settings; fast: in bfloat16."""
 
-    def make(architecture: str = "llama", **changed: Any) -> Evaluator:
+    def make(architecture: str = "llama", fast: bool = False, **changed: Any) -> Evaluator:
+        monkeypatch.setattr("pruner_zero.evolution.build.has_fast_bfloat16", lambda device: fast)
         settings = tiny_settings(**changed)
         language_model = LanguageModel(tiny_model(architecture), tiny_tokenizer(), "tiny")
         corpus = load_mixture([prose])

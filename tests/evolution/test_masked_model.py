@@ -35,7 +35,6 @@ def test_the_masked_model_is_the_pruned_model(
         calibration=[half],
         sparsity=0.5,
         scope=scope,
-        mode="one-shot",
         windows=4,
         seqlen=16,
         cache=tmp_path / "other",
@@ -84,14 +83,10 @@ def test_a_candidate_without_a_finite_loss_is_rejected_at_the_first_window(
     assert outcome.losses == ()
 
 
-def test_judging_in_bfloat16_keeps_the_dtype_of_buffers(build: Build) -> None:
-    """So transformers loads a model in bfloat16: the frequencies of rotary embeddings are fp32."""
-    buffers = dict(build(judge_dtype="bfloat16").masked.model.named_buffers())
-    assert {buffer.dtype for buffer in buffers.values()} == {torch.float32}
-
-
-def test_judging_in_bfloat16_keeps_the_masks_of_the_exact_weights(build: Build) -> None:
-    exact, fast = build().masked, build(judge_dtype="bfloat16").masked
+def test_where_bfloat16_is_native_candidates_are_judged_in_it_by_exact_masks(build: Build) -> None:
+    exact, fast = build().masked, build(fast=True).masked
+    # As transformers loads a model in bfloat16: the frequencies of rotary embeddings are fp32.
+    assert {buffer.dtype for buffer in fast.model.buffers()} == {torch.float32}
     expression = parse("W * X * G^0.5")
     with exact.masked(expression, "global"), fast.masked(expression, "global"):
         for exact_matrix, fast_matrix in zip(exact.matrices, fast.matrices, strict=True):

@@ -138,7 +138,7 @@ def test_prune_takes_the_pattern(pattern: Pattern, prose: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
-@pytest.mark.parametrize("metric", ["gblm", "wanda+exact", "wanda+refine"])
+@pytest.mark.parametrize("metric", ["gblm", "wanda+obs"])
 def test_the_pattern_gives_the_same_on_an_offloaded_model(
     pattern: Pattern, metric: str, prose: str, tmp_path: Path
 ) -> None:
@@ -174,17 +174,6 @@ def test_columns_are_shared_by_the_matrices_of_a_block_and_by_no_others() -> Non
     assert torch.equal(gate[0], up[0])
     assert torch.equal(gate[0], q[0])
     assert not torch.equal(gate[0], gate[1])
-
-
-def test_swaps_move_nothing_where_the_pattern_allows_none(prose: str, tmp_path: Path) -> None:
-    plain = pruned(Columns(0.5), prose, tmp_path, metric="wanda", mode="one-shot")
-    refined = pruned(Columns(0.5), prose, tmp_path, metric="wanda+refine", mode="one-shot")
-    for plain_matrix, refined_matrix in zip(
-        find_matrices(plain.language_model.model),
-        find_matrices(refined.language_model.model),
-        strict=True,
-    ):
-        assert torch.equal(plain_matrix.weight, refined_matrix.weight)
 
 
 @pytest.mark.parametrize(

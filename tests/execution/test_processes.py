@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.execution.executor import Executor, SerialExecutor, Work, Workers, make_executor
+from pruner_zero.execution.executor import Executor, SerialExecutor, Work
 from pruner_zero.execution.processes import ProcessExecutor
+from pruner_zero.execution.start import make_executor
 from tests.execution.worker_suite import (
     Scripted,
     Start,
@@ -35,15 +36,14 @@ class TestProcesses(WorkerSuite):
         opened: Callable[[Executor[Any, Any]], Executor[Any, Any]],
     ) -> Start:
         def make(work: Work[Any, Any], time_limit: float = 600.0) -> Executor[Any, Any]:
-            workers = Workers(request.param, time_limit=time_limit)
-            return opened(ProcessExecutor(work, workers))
+            return opened(ProcessExecutor(work, request.param, time_limit))
 
         return make
 
 
 @pytest.mark.fault("a candidate asks for more memory than there is")
 def test_a_worker_that_the_system_kills_twice_at_a_task_ends_the_run(scripted: Scripted) -> None:
-    executor = ProcessExecutor(scripted, Workers(2))
+    executor = ProcessExecutor(scripted, 2)
     try:
         assert list(executor.map(script("killed once", "slow"))) == [0, 1]
         with pytest.raises(PrunerZeroError, match="memory runs out: choose fewer --workers"):
@@ -54,7 +54,7 @@ def test_a_worker_that_the_system_kills_twice_at_a_task_ends_the_run(scripted: S
 
 @pytest.mark.fault("a worker dies: once, twice on one candidate, while idle, with its machine")
 def test_workers_that_cannot_start_end_the_run_with_a_clear_line() -> None:
-    executor: Executor[int, Any] = ProcessExecutor(DeadOnArrival(), Workers(2))
+    executor: Executor[int, Any] = ProcessExecutor(DeadOnArrival(), 2)
     try:
         with pytest.raises(PrunerZeroError, match="fewer --workers") as refusal:
             list(executor.map([1]))
@@ -71,7 +71,7 @@ class DeadOnArrival(Doubling):
 
 
 def test_a_closed_executor_takes_no_more_tasks() -> None:
-    executor: Executor[int, Any] = ProcessExecutor(Doubling(), Workers(1))
+    executor: Executor[int, Any] = ProcessExecutor(Doubling(), 1)
     executor.close()
     with pytest.raises(RuntimeError, match="closed"):
         next(executor.map([1]))
@@ -83,7 +83,7 @@ def test_by_default_there_is_a_worker_a_core_that_the_process_may_use() -> None:
     os.sched_setaffinity(0, {min(allowed)})
     try:
         # With one worker it is this process.
-        assert isinstance(make_executor(None, Doubling(), Workers()), SerialExecutor)
+        assert isinstance(make_executor(Doubling(), None, None), SerialExecutor)
     finally:
         os.sched_setaffinity(0, allowed)
 
@@ -100,7 +100,7 @@ def test_by_default_there_is_a_worker_a_core_that_the_process_may_use() -> None:
 def test_several_workers_are_processes_where_they_can_share_memory(
     count: int | None, shareable: bool, kind: type
 ) -> None:
-    executor = make_executor(None, Doubling(), Workers(count), shareable=shareable)
+    executor = make_executor(Doubling(), count, None, shareable=shareable)
     try:
         assert type(executor) is kind
         assert list(executor.map([1, 2])) == [2, 4]

@@ -11,7 +11,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.execution.executor import Executor, Work, Workers
+from pruner_zero.execution.executor import Executor, Work
 from pruner_zero.execution.ray_actors import RayExecutor
 from tests.conftest import RAY_STORE, settles
 from tests.execution.worker_suite import (
@@ -40,7 +40,7 @@ class TestRay(WorkerSuite):
     @pytest.fixture
     def begin(self, connected: Cluster, opened: Opened) -> Start:
         def make(work: Work[Any, Any], time_limit: float = 600.0) -> Executor[Any, Any]:
-            return opened(RayExecutor(work, Workers(2, time_limit=time_limit)))
+            return opened(RayExecutor(work, 2, time_limit=time_limit))
 
         return make
 
@@ -49,7 +49,7 @@ class TestRay(WorkerSuite):
 def test_a_ray_that_the_user_initialised_is_left_as_it_is(
     connected: Cluster, scripted: Scripted
 ) -> None:
-    executor = RayExecutor(scripted, Workers(1))
+    executor = RayExecutor(scripted, 1)
     assert list(executor.map(script("work"))) == [0]
     executor.close()
     assert ray.is_initialized()
@@ -64,9 +64,9 @@ def test_a_cluster_is_joined_with_as_many_actors_as_it_holds_and_left(
     address = cluster.address if by == "setting" else None
     if by == "environment":
         monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-    executor = RayExecutor(scripted, Workers(ray_address=address))
+    executor = RayExecutor(scripted, address=address)
     assert ray.get_runtime_context().gcs_address == cluster.address
-    assert len(executor.places) == 2
+    assert executor.count == 2
     assert list(executor.map(script("work", "work"))) == [0, 1]
     executor.close()
     assert not ray.is_initialized()
@@ -86,26 +86,10 @@ def test_without_a_cluster_an_instance_is_started_and_stopped(scripted: Scripted
 def use_local_instance(scripted: Scripted) -> None:
     os.environ.pop("RAY_ADDRESS", None)
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    executor = RayExecutor(scripted, Workers(3))
+    executor = RayExecutor(scripted, 3)
     assert list(executor.map(script("work", "slow", "work"))) == [0, 1, 2]
     executor.close()
     assert not ray.is_initialized()
-
-
-@pytest.mark.slow
-def test_an_actor_goes_where_the_resources_are_that_it_needs(
-    connected: Cluster,
-    scripted: Scripted,
-    opened: Opened,
-) -> None:
-    executor = RayExecutor(scripted, Workers(ray_resources={"special": 1}))
-    opened(executor)
-    assert len(executor.places) == 1
-    assert list(executor.map(script("work"))) == [0]
-    with pytest.raises(PrunerZeroError, match=r"\(num_cpus=1, num_gpus=1\): change --ray-res"):
-        RayExecutor(scripted, Workers(1, ray_resources={"num_gpus": 1}))
-    with pytest.raises(PrunerZeroError, match=r"--ray-resources: .*num_cpus"):
-        RayExecutor(scripted, Workers(1, ray_resources={"CPU": 1}))
 
 
 @pytest.mark.fault("a worker dies: once, twice on one candidate, while idle, with its machine")
@@ -117,7 +101,7 @@ def test_a_machine_that_is_lost_loses_no_task(
 ) -> None:
     doomed = connected.add_node(num_cpus=1, object_store_memory=RAY_STORE)
     assert settles(lambda: ray.cluster_resources()["CPU"] == 3)
-    executor = opened(RayExecutor(scripted, Workers(3)))
+    executor = opened(RayExecutor(scripted, 3))
     assert len(list(executor.map(script(*["slow"] * 9)))) == 9
     outcomes = executor.map(script(*["slow"] * 12))
     first = next(outcomes)
@@ -131,7 +115,7 @@ def test_a_cluster_that_does_not_answer_is_refused_in_one_line(
     alone: None, scripted: Scripted
 ) -> None:
     with pytest.raises(PrunerZeroError, match=r"at 127.0.0.1:1: .*--ray-address") as refusal:
-        RayExecutor(scripted, Workers(ray_address="127.0.0.1:1"))
+        RayExecutor(scripted, address="127.0.0.1:1")
     assert "\n" not in str(refusal.value)
 
 
@@ -140,4 +124,4 @@ def test_without_ray_the_package_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(PrunerZeroError, match="pip install ray"):
-        RayExecutor(scripted, Workers())
+        RayExecutor(scripted)

@@ -2,7 +2,6 @@
 
 import errno
 import tempfile
-from typing import Any
 
 import pytest
 import torch
@@ -52,26 +51,6 @@ def test_a_full_folder_of_temporary_files_is_named(monkeypatch: pytest.MonkeyPat
     line = refusal(lambda: PackedFile(tensors()))
     assert line.startswith(tempfile.gettempdir())
     assert "no space left" in line
-
-
-def test_tensors_can_be_read_to_a_device() -> None:
-    originals: dict[str, Any] = {**tensors(), "model": torch.nn.Linear(3, 2), "number": 7}
-    read = unpack(pack(originals), torch.device("meta"))
-    assert {read[name].device.type for name in ("base", "part", "mask", "scalar")} == {"meta"}
-    assert read["part"].shape == (2, 3)
-    assert read["part"].stride() == originals["part"].stride()
-    assert {parameter.device.type for parameter in read["model"].parameters()} == {"meta"}
-    assert read["number"] == 7
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_tensors_of_one_storage_are_copied_to_a_gpu_once() -> None:
-    originals = tensors()
-    read: dict[str, torch.Tensor] = unpack(pack(originals), torch.device("cuda"))
-    for name, tensor in originals.items():
-        assert torch.equal(read[name].cpu(), tensor)
-    views = {read[name].untyped_storage().data_ptr() for name in ("base", "transposed", "part")}
-    assert len(views) == 1
 
 
 def test_a_packed_file_gives_the_value_to_every_reader() -> None:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import pytest
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.execution.executor import Executor, TimeLimit, Work
+from pruner_zero.execution.executor import Executor, Work
 from tests.suites.executors import ExecutorSuite
 
 Task = tuple[int, str]
@@ -28,14 +28,13 @@ class Scripted:
     def set_up(self) -> None:
         """Nothing to copy."""
 
-    def run(self, task: Task, limit: TimeLimit) -> Result:
+    def run(self, task: Task) -> Result:
         """The number of the task, after what its words say.
 
         `crash` ends its worker, `killed` and `killed once` kill it as a system does that is short
         of memory; `wait once` waits for a killer from outside; `once` is only the first time.
         `slow` takes a third of a second, `hang` for ever; `starve` finds no memory.
         """
-        del limit
         number, words = task
         mark = self.folder / f"first-{number}"
         again = mark.exists()

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from pruner_zero.execution.executor import Workers
 from pruner_zero.execution.processes import ProcessExecutor
 from tests.execution.worker_suite import Scripted, ended, script
 from tests.faults.conftest import Whole
@@ -37,7 +36,7 @@ def test_the_second_is_refused(verb: Verb, whole: Whole, tmp_path: Path) -> None
 def held_search(folder: str, log: str) -> None:
     """A search whose worker is busy for ever."""
     Path(log).write_text(str(os.getpid()))
-    executor = ProcessExecutor(Scripted(Path(folder)), Workers(1))
+    executor = ProcessExecutor(Scripted(Path(folder)), 1)
     list(executor.map(script("hang")))
 
 

@@ -15,6 +15,7 @@ from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import cast_weights
 from pruner_zero.models.sampling import (
     Document,
+    continue_prompts,
     draw_tokens,
     end_tokens,
     sample_windows,
@@ -79,6 +80,38 @@ def test_every_token_is_drawn_from_its_document_so_far(
     assert torch.equal(write(model, ends=ends), write_plainly(model, 3, ends))
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_prompts_are_continued_by_the_most_likely_tokens_that_are_not_banned(
+    architecture: str,
+) -> None:
+    """Beyond the attention's window, where it has one."""
+    model, prompts = (
+        tiny_model(architecture),
+        torch.randint(VOCABULARY, (3, 7), generator=generator()),
+    )
+    banned = torch.arange(0, VOCABULARY, 2)
+    tokens = prompts
+    for _ in range(SEQLEN):
+        with torch.no_grad():
+            scores = model(tokens, use_cache=False).logits[:, -1]
+        likely = scores.masked_fill(torch.arange(scores.shape[1]) % 2 == 0, -torch.inf).argmax(1)
+        tokens = torch.cat([tokens, likely[:, None]], 1)
+    written = continue_prompts(model, prompts, SEQLEN, banned)
+    assert written.tolist() == tokens[:, 7:].tolist()
+    assert continue_prompts(model, prompts, 2, banned[:0]).shape == (3, 2)
+
+
+def test_a_document_that_ends_is_followed_by_the_start_token() -> None:
+    model, state = tiny_model("llama"), torch.get_rng_state()
+    tokens = write(model, windows=8, ends=ENDS)
+    assert torch.equal(state, torch.get_rng_state())
+    assert (tokens.shape, tokens.dtype) == ((8, SEQLEN), torch.int64)
+    assert (tokens[:, 0] == START).all()
+    ended = torch.isin(tokens[:, :-1], torch.tensor(ENDS))
+    assert ended.sum() > 8
+    assert (tokens[:, 1:][ended] == START).all()
+
+
 def test_a_start_token_that_also_ends_documents_is_not_repeated() -> None:
     model = tiny_model("llama")
     model.resize_token_embeddings(START + 2)
@@ -114,6 +147,15 @@ def test_banned_tokens_are_not_drawn() -> None:
     banned = torch.arange(0, VOCABULARY, 2)
     tokens = write(tiny_model("llama"), windows=20, banned=banned)[:, 1:]
     assert (tokens % 2 == 1).all()
+
+
+def test_the_temperature_is_one() -> None:
+    model = tiny_model("llama")
+    prompt = torch.full((1, 1), START)
+    expected = model(prompt).logits[0, -1].softmax(-1)
+    tokens = sample_windows(model, plain(5_000), 2, generator())
+    shares = tokens[:, 1].bincount(minlength=VOCABULARY) / len(tokens)
+    assert (shares - expected).abs().sum() < 0.3
 
 
 @pytest.mark.parametrize("vocabulary", [3, 1024, 5000])

@@ -55,7 +55,6 @@ def test_the_command_that_repeats_a_search(run: Path) -> None:
         "--evaluations": ["4"],
         "--calibration": ["words.txt"],
         "--sparsity": ["0.5"],
-        "--update": ["none"],
         "-o": [f"{run}-again"],
     }
 
@@ -63,7 +62,7 @@ def test_the_command_that_repeats_a_search(run: Path) -> None:
 def test_settings_without_an_option_stand_in_a_file(tmp_path: Path) -> None:
     settings: dict[str, Any] = {
         "seed": 3,
-        "few_windows": 4,
+        "final_windows": 4,
         "include": ["*.q", "*.k"],
         "algorithm_settings": {"batch": 16},
         "model": "a model's; rm -rf *",
@@ -78,7 +77,7 @@ def test_settings_without_an_option_stand_in_a_file(tmp_path: Path) -> None:
     assert words[:3] == ["pruner-zero", "search", "a model's; rm -rf *"]
     values = options("pruner-zero" + line)
     assert values["--include"] == ["*.q", "*.k"]
-    assert (values["--seed"], values["--few-windows"]) == (["3"], ["4"])
+    assert (values["--seed"], values["--final-windows"]) == (["3"], ["4"])
     assert values["--config"] == ["settings.yaml"]
 
 
@@ -90,9 +89,6 @@ def test_values_whose_default_depends_on_other_settings_are_stated(tmp_path: Pat
     units = {"structure": "channels"}
     run = search_run(tmp_path / "run", **units, calibration="self", windows=24, seqlen=1024)
     assert options(commands.prune_with(run))["--seqlen"] == ["1024"]
-    for update in ("none", "exact"):
-        run = search_run(tmp_path / update, **units, update=update)
-        assert options(commands.repeat(run))["--update"] == [update]
 
 
 @pytest.mark.parametrize(

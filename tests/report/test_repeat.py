@@ -36,7 +36,6 @@ def test_the_commands_give_the_same_results(
         output="run",
         evaluations=20,
         search_windows=3,
-        few_windows=1,
         workers=1,
         algorithm_settings={"initial": 24, "batch": 16},
         **texts,

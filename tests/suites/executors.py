@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from itertools import count, islice
 from typing import Any
 
-from pruner_zero.execution.executor import Executor, TimeLimit, Work
+from pruner_zero.execution.executor import Executor, Work
 
 # Tasks that may be taken from the source ahead of the result that is waited for.
 MOST_AHEAD = 64
@@ -18,9 +18,8 @@ class Doubling:
     def set_up(self) -> None:
         """Nothing to copy."""
 
-    def run(self, task: int, limit: TimeLimit) -> int | str:
+    def run(self, task: int) -> int | str:
         """The double of a number. Raises ValueError for a negative one."""
-        del limit
         if task < 0:
             raise ValueError("a defect")
         return 2 * task

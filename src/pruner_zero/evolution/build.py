@@ -13,14 +13,13 @@ from pruner_zero.calibration.calibrate import calibrate, open_store
 from pruner_zero.calibration.statistics import Kind
 from pruner_zero.calibration.windows import take_windows
 from pruner_zero.devices import CPU, find_devices, has_fast_bfloat16
-from pruner_zero.errors import PrunerZeroError, did_you_mean
+from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.algorithm import ALGORITHMS
 from pruner_zero.evolution.ask import BatchAlgorithm
 from pruner_zero.evolution.evaluator import Evaluator, MaskedModel
 from pruner_zero.evolution.row_sample import SampledMatrix, sample_matrix, stack
 from pruner_zero.evolution.several_models import Models
 from pruner_zero.evolution.space import PUBLISHED_SPACE, SearchSpace
-from pruner_zero.execution.executor import EXECUTORS, Workers
 from pruner_zero.metric.expression import collected_for
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import cast_weights
@@ -45,15 +44,6 @@ _PUBLISHED = ("operators", "max_size", "max_depth", "idle")
 
 def check_settings(settings: SearchSettings) -> None:
     """Raise PrunerZeroError for unknown names, a bad pattern or space, and a device not shared."""
-    known: Mapping[str, Mapping[str, object]]
-    known = {"executor": EXECUTORS}
-    for option, registry in known.items():
-        name = getattr(settings, option)
-        unset = name is None
-        if not unset and name not in registry:
-            raise PrunerZeroError(
-                f"--{option} is '{name}': no {option}: {did_you_mean(name, registry)}"
-            )
     if settings.sharing and find_devices(settings.placed_on).first != CPU:
         raise PrunerZeroError(
             f"{settings.sharing} share the model in main memory, and --device {settings.device} "
@@ -99,14 +89,11 @@ def _pattern_of(settings: SearchSettings, language_model: LanguageModel | None =
     return SemiStructured.parse(settings.pattern) if settings.pattern else Unstructured(share)
 
 
-def workers_of(settings: SearchSettings) -> Workers:
-    """How the judging of candidates is spread."""
-    names = ("workers", "threads", "time_limit", "ray_address", "ray_resources")
-    return Workers(*(getattr(settings, name) for name in names))
-
-
-# The fewest sampled rows of each matrix, however large the model.
-_LEAST_ROWS = 8
+# The closed-form error is computed on this share of the weights, on this many at most, and on this
+# many rows of each matrix at least. Its time grows with the number of weights.
+_SAMPLED_SHARE, _SAMPLED_WEIGHTS, _LEAST_ROWS = 0.02, 8_000_000, 8
+# The windows of the rung before the last.
+FEW_WINDOWS = 2
 
 
 @dataclass(frozen=True)
@@ -160,7 +147,7 @@ class JudgedModel:
     def identity(self, settings: SearchSettings) -> dict[str, Any]:
         """What a resumed run must share beside the settings."""
         return {
-            "judge_dtype": str(_judging_dtype(self.model.model, settings)),
+            "judge_dtype": str(_judging_dtype(self.model.model)),
             **{f"{use}_tokens": windows.sha256 for use, windows in self.uses.items()},
             "model_weights": self.fingerprint,
         }
@@ -184,7 +171,7 @@ class JudgedModel:
             pattern.check(matrix.name, (matrix.weight.shape[0], matrix.weight.shape[1]))
         check_weights(matrices)
         terminals = space_of(settings).terminals
-        update = COLUMNS if isinstance(pattern, UnitMask) and settings.update != "none" else None
+        update = COLUMNS if isinstance(pattern, UnitMask) else None
         needed: set[Kind] = {"X", "gram", *collected_for(terminals)}
         if update is not None:
             needed.add("tokens")
@@ -192,7 +179,7 @@ class JudgedModel:
         common: dict[str, Any] = {"folder": self.cache, "fingerprint": self.fingerprint}
         store = open_store(self.model, calibration, **common)
         calibrate(self.model, calibration, needed, store)
-        dtype = _judging_dtype(model, settings)
+        dtype = _judging_dtype(model)
         # Not in float16, where sums over tokens overflow.
         narrows = dtype == torch.bfloat16 and update is None
         narrow_dtype = torch.bfloat16 if narrows else torch.float32
@@ -202,7 +189,7 @@ class JudgedModel:
         reader = DenseStatistics(store)
         # The same share of every matrix, so that the sample's global threshold is the model's.
         total = sum(matrix.weight.numel() for matrix in matrices)
-        share = min(1.0, settings.sampled_weights / total)
+        share = min(_SAMPLED_SHARE, _SAMPLED_WEIGHTS / total)
         blocks = sorted({matrix.block for matrix in matrices})
         for block in track(blocks, "statistics", len(blocks)):
             narrowed: dict[Hessian, Tensor] = {}
@@ -238,7 +225,7 @@ class JudgedModel:
         cast_weights(copy, dtype)
         copied = find_matrices(copy, include, settings.exclude)
         masked = MaskedModel(copy, copied, weights, statistics, pattern, hessians)
-        return Evaluator(sample, masked, judged.tokens, settings.few_windows, fresh.tokens)
+        return Evaluator(sample, masked, judged.tokens, FEW_WINDOWS, fresh.tokens)
 
 
 def joined(values: Sequence[Mapping[str, Any]], models: Models | None) -> dict[str, Any]:
@@ -251,10 +238,8 @@ def joined(values: Sequence[Mapping[str, Any]], models: Models | None) -> dict[s
     }
 
 
-def _judging_dtype(model: nn.Module, settings: SearchSettings) -> torch.dtype:
-    """The dtype of the candidates' forward passes."""
+def _judging_dtype(model: nn.Module) -> torch.dtype:
+    """The dtype of the candidates' forward passes: bfloat16 where it is native."""
     weight = next(model.parameters())
-    if settings.judge_dtype == "auto":
-        fast = weight.dtype == torch.float32 and has_fast_bfloat16(weight.device)
-        return torch.bfloat16 if fast else weight.dtype
-    return torch.bfloat16 if settings.judge_dtype == "bfloat16" else torch.float32
+    fast = weight.dtype == torch.float32 and has_fast_bfloat16(weight.device)
+    return torch.bfloat16 if fast else weight.dtype

@@ -23,7 +23,6 @@ from pruner_zero.evolution.row_sample import (
     closed_form_error,
     sampled_masks,
 )
-from pruner_zero.execution.executor import UNLIMITED, TimeLimit
 from pruner_zero.metric.expression import Expression
 from pruner_zero.metric.grammar import parse
 from pruner_zero.models.matrices import Matrix, parameters_of
@@ -67,21 +66,18 @@ class MaskedModel:
         return {"W": weight.abs(), "S": weight, **self.statistics[matrix.name]}
 
     @contextmanager
-    def masked(
-        self, expression: Expression, scope: Group, limit: TimeLimit = UNLIMITED
-    ) -> Iterator[nn.Module]:
+    def masked(self, expression: Expression, scope: Group) -> Iterator[nn.Module]:
         """The model with the weights zeroed that `expression` ranks lowest within `scope`.
 
         Exact, as `prune` masks and updates. The dense weights are back afterwards. Raises
-        ScoreError, and PrunerZeroError where a step fails or over the limit.
+        ScoreError, and PrunerZeroError where a step fails.
         """
         try:
             with torch.no_grad():
-                masks = self.masks(expression, scope, limit)
+                masks = self.masks(expression, scope)
                 pairs = zip(self.matrices, masks, strict=True)
                 for _, group in groupby(pairs, lambda pair: id(self.hessians.get(pair[0].name))):
                     for matrix, mask in group:
-                        limit.check()
                         hessian = self.hessians.get(matrix.name)
                         self._prune(matrix, mask, hessian)
                     if hessian is not None:
@@ -102,9 +98,7 @@ class MaskedModel:
             matrix.weight.copy_(result.weight)
         matrix.weight.masked_fill_(~mask, 0)
 
-    def masks(
-        self, expression: Expression, scope: Group, limit: TimeLimit = UNLIMITED
-    ) -> Iterator[Tensor]:
+    def masks(self, expression: Expression, scope: Group) -> Iterator[Tensor]:
         """The masks (out, in) of all matrices, True = kept, in order. Raises ScoreError."""
         matrices = {matrix.name: matrix for matrix in self.matrices}
         return candidate_masks(
@@ -112,7 +106,6 @@ class MaskedModel:
             {name: matrix.block for name, matrix in matrices.items()},
             lambda name: reached_score(expression, self.terminals(matrices[name])),
             lambda name: self.terminals(matrices[name])["W"],
-            limit,
         )
 
     @torch.no_grad()
@@ -121,7 +114,6 @@ class MaskedModel:
         expression: Expression,
         scope: Group,
         windows: Tensor,
-        limit: TimeLimit = UNLIMITED,
         enough: Callable[[Sequence[float]], bool] = lambda losses: False,
     ) -> list[float]:
         """The pruned model's mean next-token loss on each of `windows` (n, tokens), in nats.
@@ -131,9 +123,8 @@ class MaskedModel:
         """
         losses: list[float] = []
         batch = 1 if self.device.type == "cpu" else max(1, _BATCH_TOKENS // windows.shape[1])
-        with self.masked(expression, scope, limit) as model:
+        with self.masked(expression, scope) as model:
             for part in windows.split(batch) if len(windows) else ():
-                limit.check()
                 losses += next_token_losses(model, part).tolist()
                 if enough(losses):
                     break
@@ -205,10 +196,10 @@ class Judge(ABC):
         """Give a worker its own copy of the parameters that it masks; the rest is shared."""
 
     @abstractmethod
-    def judge(self, task: Task, expression: Expression, limit: TimeLimit) -> dict[str, Any]:
+    def judge(self, task: Task, expression: Expression) -> dict[str, Any]:
         """The fields of the outcome of one candidate on one rung. Raises as `run` handles."""
 
-    def run(self, task: Task, limit: TimeLimit = UNLIMITED) -> Outcome:
+    def run(self, task: Task) -> Outcome:
         """Judge one candidate on one rung; a metric that fails is rejected with its reason.
 
         Raises PrunerZeroError where memory runs out, which says nothing about the candidate.
@@ -217,7 +208,7 @@ class Judge(ABC):
         expression = parse(task.expression)
         try:
             with torch.no_grad():
-                verdict = self.judge(task, expression, limit)
+                verdict = self.judge(task, expression)
         except PrunerZeroError as error:
             verdict = {"reason": str(error)}
         except Exception as error:
@@ -225,8 +216,7 @@ class Judge(ABC):
                 raise
             raise PrunerZeroError(
                 f"out of memory at candidate {task.number} ({expression} @{task.scope}): choose "
-                "fewer --workers and go on with --resume, or start a search with a smaller "
-                "--seqlen or sampled_weights"
+                "fewer --workers and go on with --resume, or start a search with a smaller --seqlen"
             ) from error
         seconds = round(time.monotonic() - start, 4)
         return Outcome(task.number, task.rung, seconds=seconds, **verdict)
@@ -256,17 +246,16 @@ class Evaluator(Judge):
         for parameter in parameters_of(self.masked.matrices).values():
             parameter.data = parameter.data.clone()
 
-    def judge(self, task: Task, expression: Expression, limit: TimeLimit) -> dict[str, Any]:
+    def judge(self, task: Task, expression: Expression) -> dict[str, Any]:
         """The fields of the outcome: a value in nats, the logarithm of the closed-form error."""
         rung, scope = task.rung, task.scope
         if rung == "reconstruction":
-            return {"value": self.reconstruction(expression, scope, limit)}
+            return {"value": self.reconstruction(expression, scope)}
         windows, known = self.windows_of(rung), task.known
         losses = self.masked.losses(
             expression,
             scope,
             windows[len(known) :],
-            limit,
             lambda losses: is_behind([*known, *losses], task.best),
         )
         losses = [*known, *losses]
@@ -280,11 +269,9 @@ class Evaluator(Judge):
         """The windows (n, tokens) of a rung that has some."""
         return {"few": self.windows[: self.few], "all": self.windows, "final": self.fresh}[rung]
 
-    def reconstruction(
-        self, expression: Expression, scope: Group, limit: TimeLimit = UNLIMITED
-    ) -> float:
+    def reconstruction(self, expression: Expression, scope: Group) -> float:
         """The closed-form error on the sampled rows."""
-        masks = sampled_masks(self.sample, expression, scope, self.masked.pattern, limit)
+        masks = sampled_masks(self.sample, expression, scope, self.masked.pattern)
         return closed_form_error(self.sample, masks)
 
 

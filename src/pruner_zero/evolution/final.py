@@ -35,10 +35,10 @@ class Finalist:
 
     @property
     def loss(self) -> float:
-        """The mean over the windows; the fitness where the models are several."""
+        """The mean over the windows; over the models too where they are several."""
         if self.models is None:
             return statistics.mean(self.losses)
-        return self.models.fitness([*self.models.parts(self.losses).values()])
+        return statistics.mean([*self.models.parts(self.losses).values()])
 
     @property
     def perplexity(self) -> float | None:

@@ -159,7 +159,13 @@ class Archive:
         self.journal = journal = SearchJournal(folder)
         if journal.lines and journal.lines[0].get("settings") != settings:
             if journal.outcomes:
-                names = changed(journal.lines[0].get("settings", {}), settings)
+                stored = journal.lines[0].get("settings", {})
+                if surplus := sorted(stored.keys() - settings.keys()):
+                    raise PrunerZeroError(
+                        f"{folder} holds a search of another version of pruner-zero, which had the "
+                        f"setting '{surplus[0]}': search anew in another folder"
+                    )
+                names = changed(stored, settings)
                 raise PrunerZeroError(
                     f"{folder} holds a run of other settings ({names} changed): choose another "
                     "folder or the same settings"

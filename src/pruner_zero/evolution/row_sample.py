@@ -10,7 +10,6 @@ from torch import Tensor
 
 from pruner_zero.calibration.pilot import pilot_cut
 from pruner_zero.choices import Group
-from pruner_zero.execution.executor import UNLIMITED, TimeLimit
 from pruner_zero.metric.expression import Expression
 from pruner_zero.pruning.masks import choose_masks, reached_score
 from pruner_zero.sparsity.layer_error import TINY, output_sensitivity, pruning_cost, row_errors
@@ -158,17 +157,15 @@ def candidate_masks(
     blocks: Mapping[str, int],
     score: Callable[[str], Tensor | None],
     magnitudes: Callable[[str], Tensor],
-    limit: TimeLimit = UNLIMITED,
 ) -> Iterator[Tensor]:
     """The masks (out, in), True = kept, of all matrices, in order.
 
     blocks: by the name of each matrix the number of its block. score: the scores of a matrix, None
     where calibration never reached it; such a matrix is scored by its `magnitudes`. Raises what
-    `score` raises, PrunerZeroError over the time limit.
+    `score` raises.
     """
 
     def checked(name: str) -> Tensor | None:
-        limit.check()
         return score(name) if name in blocks else None
 
     for names in groups(pattern, blocks):
@@ -181,12 +178,10 @@ def sampled_masks(
     expression: Expression,
     scope: Group,
     pattern: Pattern,
-    limit: TimeLimit = UNLIMITED,
 ) -> list[Tensor]:
     """The masks of all sampled matrices, in their shapes, as if they were the whole model.
 
-    Raises ScoreError where the expression cannot score one of them, PrunerZeroError over the
-    limit.
+    Raises ScoreError where the expression cannot score one of them.
     """
     pattern = pattern.with_scope(scope)
     blocks: dict[str, int] = {}
@@ -194,7 +189,6 @@ def sampled_masks(
     magnitudes: dict[str, Tensor] = {}
     counts = []
     for matrix in sample:
-        limit.check()
         whole = reached_score(expression, matrix.terminals)
         # A pattern that takes stacks masks all their rows as those of one matrix.
         rows = matrix.weight.flatten(0, -2).shape[0] if pattern.stacks else matrix.weight.shape[-2]
@@ -204,7 +198,7 @@ def sampled_masks(
             name = f"{matrix.name} {index}" if index else matrix.name
             blocks[name], scores[name], magnitudes[name] = matrix.block, score, part
         counts.append(len(parts))
-    masks = candidate_masks(pattern, blocks, scores.__getitem__, magnitudes.__getitem__, limit)
+    masks = candidate_masks(pattern, blocks, scores.__getitem__, magnitudes.__getitem__)
     return [
         torch.cat(list(islice(masks, count))).view(matrix.weight.shape)
         for matrix, count in zip(sample, counts, strict=True)

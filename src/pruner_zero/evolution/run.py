@@ -16,7 +16,6 @@ from pruner_zero.evolution.build import (
     check_settings,
     joined,
     space_of,
-    workers_of,
 )
 from pruner_zero.evolution.evaluator import Judge, Outcome, Task
 from pruner_zero.evolution.final import (
@@ -32,7 +31,8 @@ from pruner_zero.evolution.racing import judge as judge_batch
 from pruner_zero.evolution.record import JOURNAL, Archive, Record
 from pruner_zero.evolution.several_models import Models, judge_several
 from pruner_zero.evolution.study import INTERRUPTED, RUN, Study
-from pruner_zero.execution.executor import Executor, check_executor, make_executor
+from pruner_zero.execution.executor import Executor
+from pruner_zero.execution.start import cluster_of, make_executor
 from pruner_zero.files import check_writable, locked, write_json, writing
 from pruner_zero.journal import Journal
 from pruner_zero.metric.metric import Metric
@@ -141,8 +141,7 @@ def search(
     folder = Path(output)
     _check_folder(folder)
     check_settings(checked)
-    workers = workers_of(checked)
-    check_executor(checked.executor, workers)
+    cluster = cluster_of(checked.ray_address)
     made = make_algorithm(
         algorithm or checked.algorithm,
         space_of(checked),
@@ -162,7 +161,7 @@ def search(
     judged = [JudgedModel.of(each, checked, texts, judged_on, place) for each in loaded]
     models = None
     if len(loaded) > 1:
-        models = Models.named([each.name for each in loaded], checked.fitness == "worst")
+        models = Models.named([each.name for each in loaded])
     with locked(folder):
         identity = checked.identity() | joined([each.identity(checked) for each in judged], models)
         archive = Archive(folder, identity)
@@ -182,7 +181,7 @@ def search(
             kept = Journal(folder / "references", identity, overwrite=True)
             scope: Group = "unit" if checked.structure else "row"
             judge = judge_several(models, evaluators, scope, kept)
-        executor = make_executor(checked.executor, judge, workers, shareable=shareable)
+        executor = make_executor(judge, checked.workers, cluster, shareable=shareable)
         try:
             stopped = run_batches(made, archive, executor, checked, folder, observer, models)
         except KeyboardInterrupt:

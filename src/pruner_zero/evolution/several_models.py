@@ -12,7 +12,6 @@ import torch
 from pruner_zero.choices import Group
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.evaluator import Evaluator, Judge, Task
-from pruner_zero.execution.executor import TimeLimit
 from pruner_zero.journal import Journal
 from pruner_zero.metric.expression import Expression
 from pruner_zero.metric.metric import Metric
@@ -42,25 +41,20 @@ class Models:
     the race and of the tuned exponents (`racing`, `tuning`), which were measured in nats on one
     model (benchmarks/decisions.md), hold for these shares without having been measured for them.
 
-    worst: the fitness is the highest part; else their mean.
+    The fitness of a candidate is the mean of its parts.
     """
 
     names: tuple[str, ...]
-    worst: bool = False
 
     @classmethod
-    def named(cls, names: Sequence[str], worst: bool) -> "Models":
+    def named(cls, names: Sequence[str]) -> "Models":
         """Models by the last parts of their names, numbered where two are equal."""
         short = [Path(name).name or name for name in names]
         unique = [
             name if short.count(name) == 1 else f"{name} ({number})"
             for number, name in enumerate(short, 1)
         ]
-        return cls(tuple(unique), worst)
-
-    def fitness(self, parts: Sequence[float]) -> float:
-        """The fitness of the parts of the first models, in their order."""
-        return max(parts) if self.worst else statistics.mean(parts)
+        return cls(tuple(unique))
 
     def parts(self, losses: Sequence[float]) -> dict[str, float]:
         """The mean of each model's losses, of which every model has as many, by its name."""
@@ -84,7 +78,8 @@ class Models:
             return (math.inf,) * (len(self.names) - 1)
         parts = [list(self.parts(losses).values()) for losses in judged]
         return tuple(
-            _BEHIND * statistics.stdev(self.fitness(of) - self.fitness(of[:count]) for of in parts)
+            _BEHIND
+            * statistics.stdev(statistics.mean(of) - statistics.mean(of[:count]) for of in parts)
             for count in range(1, len(self.names))
         )
 
@@ -168,21 +163,21 @@ class SeveralModels(Judge):
         for evaluator in self.evaluators:
             evaluator.set_up()
 
-    def judge(self, task: Task, expression: Expression, limit: TimeLimit) -> dict[str, Any]:
+    def judge(self, task: Task, expression: Expression) -> dict[str, Any]:
         """The fields of the outcome; `parts` has the value of each model."""
         pairs = list(zip(self.evaluators, self.references, strict=True))
         if task.rung == "reconstruction":
             errors = [
-                each.reconstruction(expression, task.scope, limit) - reference.error
+                each.reconstruction(expression, task.scope) - reference.error
                 for each, reference in pairs
             ]
-            return {"value": self.models.fitness(errors)}
+            return {"value": statistics.mean(errors)}
         losses, each = list(task.known), 0
         for count, (evaluator, reference) in enumerate(pairs, 1):
             windows = evaluator.windows_of(task.rung)
             each, first = len(windows), len(losses) - each * (count - 1)
             if first < each:
-                found = evaluator.masked.losses(expression, task.scope, windows[first:], limit)
+                found = evaluator.masked.losses(expression, task.scope, windows[first:])
                 losses += reference.relative(found, first, task.rung == "final")
             if not all(map(math.isfinite, losses)):
                 return {"reason": "the loss of the pruned model is not finite"}
@@ -191,7 +186,7 @@ class SeveralModels(Judge):
             if count < len(pairs) and self._is_lost(losses, count, task):
                 return {"losses": tuple(losses)}
         parts = self.models.parts(losses)
-        value = self.models.fitness([*parts.values()])
+        value = statistics.mean([*parts.values()])
         return {"value": value, "losses": tuple(losses), "parts": parts}
 
     def _is_lost(self, losses: Sequence[float], count: int, task: Task) -> bool:
@@ -199,7 +194,7 @@ class SeveralModels(Judge):
         if not task.best or not task.slack:
             return False
         so_far, best = (
-            self.models.fitness([statistics.mean(each) for each in _split(of, count)])
+            statistics.mean([statistics.mean(each) for each in _split(of, count)])
             for of in (losses, task.best[: len(losses)])
         )
         return so_far - best > task.slack[count - 1]

@@ -95,7 +95,7 @@ class Study(Tabular):
             header = journal.settings.items()
             models = None
             if "models" in run:
-                models = Models(tuple(run["models"]), run["settings"]["fitness"] == "worst")
+                models = Models(tuple(run["models"]))
             asked = {name: value for name, value in header if name not in _NOT_ASKED}
             seconds: dict[str, list[float]] = defaultdict(list)
             for outcome in journal.outcomes:

@@ -1,18 +1,16 @@
-"""Actors of a Ray cluster as workers; each may hold a GPU. The cluster is left as it was."""
+"""Actors of a Ray cluster as workers. The cluster is left as it was."""
 
-import math
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 
-from pruner_zero.devices import CPU
 from pruner_zero.errors import PrunerZeroError, one_line
-from pruner_zero.execution.executor import UNLIMITED, AnyWork, Work, Workers, usable_cores
+from pruner_zero.execution.executor import TIME_LIMIT, AnyWork, Work, usable_cores
 from pruner_zero.execution.shared_memory import Packed, pack, unpack
 from pruner_zero.execution.workers import Worker, WorkerExecutor
 
@@ -22,42 +20,42 @@ R = TypeVar("R")
 # Seconds a cluster has to answer.
 _CONNECT_TIMEOUT = 10.0
 
-# The names in Ray's options, and in the resources of its nodes.
-_NAMES = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}
-
 
 class RayExecutor(WorkerExecutor[T, R]):
-    """Actors on a Ray cluster. The work is put into Ray's object store once.
+    """Actors on a Ray cluster, a CPU each. The work is put into Ray's object store once.
 
-    The actors of a machine share its tensors there; an actor with a GPU copies them to it.
-    workers: by default as many actors as the cluster holds. `ray_address`: that of a cluster, else
-    $RAY_ADDRESS, else an instance on this machine; a Ray that is initialised already is used.
-    `ray_resources` of each actor: `num_cpus` (by default `threads`), `num_gpus`, and any name of
-    the cluster's own. Raises PrunerZeroError where Ray is not installed, no cluster answers, or it
-    cannot hold an actor.
+    The actors of a machine share its tensors there. count: None for as many as the cluster holds.
+    address: that of a cluster, else $RAY_ADDRESS; "local" starts an instance on this machine. A Ray
+    that is initialised already is used. Raises PrunerZeroError where Ray is not installed or no
+    cluster answers.
     """
 
-    def __init__(self, work: Work[T, R], workers: Workers) -> None:
-        needed = {"num_cpus": float(workers.threads), **workers.ray_resources}
-        self.ray, self.threads = _import_ray(), workers.threads
+    def __init__(
+        self,
+        work: Work[T, R],
+        count: int | None = None,
+        address: str | None = None,
+        time_limit: float = TIME_LIMIT,
+    ) -> None:
+        self.ray = _import_ray()
         # The errors that the calls of an actor raise when the actor has died.
         deaths = ["RayActor", "WorkerCrashed", "NodeDied", "OutOfMemory", "ObjectLost"]
         self.died = tuple(getattr(self.ray.exceptions, f"{death}Error") for death in deaths)
         self.started = not self.ray.is_initialized()
         if self.started:
-            _connect(self.ray, workers.ray_address, needed["num_cpus"] * (workers.count or 1))
+            _connect(self.ray, address, count or 1)
         try:
-            self.actor = _remote(self.ray, needed)
-            fit = _actors_that_fit(self.ray, needed)
+            self.actor = self.ray.remote(_Actor).options(num_cpus=1)
             self.packed = self.ray.put(pack(work))
-            super().__init__(work, workers.count or fit, workers.time_limit)
+            cpus = int(self.ray.cluster_resources().get("CPU", 0))
+            super().__init__(work, count or max(1, cpus), time_limit)
         except BaseException:
             self._shut_down()
             raise
 
     def worker(self) -> Worker:
         """A new actor."""
-        return _Handle(self.ray, self.actor.remote(self.packed, self.threads))
+        return _Handle(self.ray, self.actor.remote(self.packed))
 
     def ran_out_of_memory(self, worker: Worker, error: BaseException) -> bool:
         """Whether Ray itself killed the actor because its machine was short of memory."""
@@ -97,19 +95,16 @@ class _Handle:
 class _Actor:
     """Lives in a process of Ray."""
 
-    def __init__(self, packed: Packed, threads: int) -> None:
-        import ray
-
-        torch.set_num_threads(threads)
-        device = torch.device("cuda") if ray.get_gpu_ids() else CPU
-        self.work: AnyWork = unpack(packed, device)
+    def __init__(self, packed: Packed) -> None:
+        torch.set_num_threads(1)
+        self.work: AnyWork = unpack(packed)
         self.work.set_up()
 
     def ready(self) -> None:
         """Done once the actor has started."""
 
     def run(self, task: Any) -> Any:
-        return self.work.run(task, UNLIMITED)
+        return self.work.run(task)
 
 
 def check_cluster(address: str | None) -> None:
@@ -126,17 +121,17 @@ def _import_ray() -> Any:
         import ray
     except ImportError as error:
         raise PrunerZeroError(
-            "--executor ray needs Ray: pip install ray, or choose --executor processes"
+            "--ray-address needs Ray: pip install ray, or leave it out and unset RAY_ADDRESS"
         ) from error
     return ray
 
 
-def _connect(ray: Any, address: str | None, cpus: float) -> None:
+def _connect(ray: Any, address: str | None, cpus: int) -> None:
     address = _reach(address)
     given: dict[str, Any] = {}
     if address == "local":
         # Ray only counts CPUs: as many as the actors need, at least those of the machine.
-        given = {"num_cpus": max(math.ceil(cpus), usable_cores()), "include_dashboard": False}
+        given = {"num_cpus": max(cpus, usable_cores()), "include_dashboard": False}
     with _usable(address):
         ray.init(address, log_to_driver=False, logging_level="error", **given)
 
@@ -161,30 +156,3 @@ def _usable(address: str) -> Iterator[None]:
             f"no Ray cluster can be used at {address}: start one (ray start --head), or give "
             f"another --ray-address ({one_line(error)})"
         ) from error
-
-
-def _remote(ray: Any, needed: Mapping[str, float]) -> Any:
-    """Actors with the resources that each needs. Raises PrunerZeroError."""
-    named = {name: amount for name, amount in needed.items() if name in _NAMES}
-    custom = {name: amount for name, amount in needed.items() if name not in _NAMES}
-    try:
-        return ray.remote(_Actor).options(**named, resources=custom)
-    except ValueError as error:
-        raise PrunerZeroError(f"--ray-resources: {one_line(error)}") from error
-
-
-def _actors_that_fit(ray: Any, needed: Mapping[str, float]) -> int:
-    """How many actors the cluster holds. Raises PrunerZeroError where it holds none."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    shares = [
-        [node.get(_NAMES.get(name, name), 0) // amount for name, amount in needed.items() if amount]
-        for node in nodes
-    ]
-    fit = int(sum(min(amounts, default=1) for amounts in shares))
-    if not fit:
-        asked = ", ".join(f"{name}={amount:g}" for name, amount in needed.items())
-        raise PrunerZeroError(
-            f"no machine of the Ray cluster has what an actor needs ({asked}): "
-            "change --ray-resources"
-        )
-    return fit

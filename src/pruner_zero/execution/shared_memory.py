@@ -1,7 +1,6 @@
 """Values that hold tensors, packed so that several processes share one copy of the tensors."""
 
 import io
-import mmap
 import pickle
 import tempfile
 import warnings
@@ -14,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pruner_zero.devices import CPU
 from pruner_zero.files import writing
 
 _Bytes = NDArray[np.uint8]
@@ -53,11 +51,8 @@ class PackedFile:
 
     def read(self) -> Any:
         """The value, its tensors mapped."""
-        if not self.spans:
-            return unpack((self.stream, []))
-        whole = mmap.mmap(self.file.fileno(), 0, access=mmap.ACCESS_READ)
-        arrays = [np.frombuffer(whole, np.uint8, size, start) for start, size in self.spans]
-        return unpack((self.stream, arrays))
+        whole = np.memmap(self.file, np.uint8, "r") if self.spans else np.empty(0, np.uint8)
+        return unpack((self.stream, [whole[start : start + size] for start, size in self.spans]))
 
 
 def pack(value: Any) -> Packed:
@@ -71,44 +66,30 @@ def pack(value: Any) -> Packed:
     return stream.getvalue(), [np.frombuffer(buffer.raw(), np.uint8) for buffer in buffers]
 
 
-def unpack(packed: Packed, device: torch.device = CPU) -> Any:
-    """What `pack` was given, with its tensors on `device`.
-
-    On the CPU the tensors lie in the arrays of `packed` and must not be written to.
-    """
+def unpack(packed: Packed) -> Any:
+    """What `pack` was given; the tensors lie in its arrays and must not be written to."""
     stream, arrays = packed
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given buffer is not writable")
-        return _Unpickler(stream, arrays, device).load()
+        return pickle.loads(stream, buffers=arrays)
 
 
 class _Pickler(pickle.Pickler):
+    """Pickles a tensor of the CPU as its layout in its storage, which is pickled once."""
+
     def __init__(self, stream: io.BytesIO, buffers: list[pickle.PickleBuffer]) -> None:
         super().__init__(stream, protocol=5, buffer_callback=buffers.append)
         self.storages: dict[int, _Bytes] = {}
 
-    def persistent_id(self, value: Any) -> Any:
-        """A tensor as its layout in its storage; tensors of one storage keep sharing it."""
+    def reducer_override(self, value: Any) -> Any:
         if type(value) is not Tensor or value.device.type != "cpu" or not value.numel():
-            return None
+            return NotImplemented
         storage = value.untyped_storage()
         whole = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
         array = self.storages.setdefault(storage.data_ptr(), whole)
-        return array, value.dtype, value.size(), value.stride(), value.storage_offset()
+        return _view, (array, value.dtype, value.size(), value.stride(), value.storage_offset())
 
 
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, stream: bytes, arrays: list[_Bytes], device: torch.device) -> None:
-        super().__init__(io.BytesIO(stream), buffers=arrays)
-        self.device = device
-        self.storages: dict[int, Tensor] = {}
-
-    def persistent_load(self, layout: Any) -> Tensor:
-        """A tensor in the storage that its array holds, which is moved to the device once."""
-        array, dtype, *place = layout
-        address = array.ctypes.data
-        if address not in self.storages:
-            self.storages[address] = torch.frombuffer(array, dtype=torch.uint8).to(self.device)
-        storage = self.storages[address]
-        whole = storage[: storage.numel() // dtype.itemsize * dtype.itemsize].view(dtype)
-        return whole.as_strided(*place)
+def _view(array: _Bytes, dtype: torch.dtype, *place: Any) -> Tensor:
+    count = array.nbytes // dtype.itemsize
+    return torch.frombuffer(array, dtype=dtype, count=count).as_strided(*place)

@@ -1,24 +1,24 @@
-"""The order of work over workers of any kind, and what happens when a worker dies or hangs."""
+"""Tasks over workers of any kind, and what happens when a worker dies or hangs."""
 
-import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import islice
-from typing import Any, Generic, Protocol, TypeVar
+from queue import SimpleQueue
+from threading import Lock
+from typing import Any, Protocol, TypeVar
 
 from pruner_zero.errors import PrunerZeroError, one_line
-from pruner_zero.execution.executor import Executor, Work, over_time
+from pruner_zero.execution.executor import TIME_LIMIT, Executor, Work
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 # Tasks started ahead of the one waited for, per worker, so that a slow task idles no other worker.
 _AHEAD = 8
-# Workers that die in a row while they start, before the run gives up.
-_FAILED_STARTS = 3
+# How often a worker is started that dies before it can take tasks, until the run gives up.
+_STARTS = 3
 
 
 class Worker(Protocol):
@@ -34,44 +34,27 @@ class Worker(Protocol):
         """Stop at once, whatever the worker is doing."""
 
 
-@dataclass(eq=False)
-class _Job(Generic[T, R]):
-    """A task and its progress."""
-
-    task: T
-    started: bool = False
-    deaths: int = 0
-    result: Future[R] = field(default_factory=Future)
-
-
-@dataclass(eq=False)
-class _Place(Generic[T, R]):
-    """A worker and what it is doing: a job, or its own start where there is only a future."""
-
-    worker: Worker
-    future: Future[Any] | None
-    job: _Job[T, R] | None = None
-    since: float = 0.0
-
-    def overdue(self, time_limit: float) -> bool:
-        """Whether its job takes too long. A start may take as long as a cluster needs for it."""
-        return self.job is not None and time.monotonic() - self.since >= time_limit
-
-
 class WorkerExecutor(Executor[T, R], ABC):
     """The executor for workers of any kind, and the only place where tasks are run again.
 
-    A worker has one task at a time, so that it is known which task its death belongs to.
+    A worker has one task at a time, so that it is known which task its death belongs to. A thread
+    per worker takes a task to any idle worker and waits for it there; workers start in threads of
+    their own, since one of a cluster may wait long for its place.
     """
 
     # The errors that the futures of a worker raise when the worker has died.
     died: tuple[type[BaseException], ...]
 
-    def __init__(self, work: Work[T, R], count: int, time_limit: float) -> None:
-        self.work = work
-        self.time_limit = time_limit
-        self.failed_starts = 0
-        self.places = [self._new_place() for _ in range(count)]
+    def __init__(self, work: Work[T, R], count: int, time_limit: float = TIME_LIMIT) -> None:
+        self.work, self.count, self.time_limit = work, count, time_limit
+        self.closed = False
+        self._lock = Lock()
+        self._workers: set[Worker] = set()
+        # An error says that there will be no more workers.
+        self._idle: SimpleQueue[Worker | Exception] = SimpleQueue()
+        self._starting, self._running = ThreadPoolExecutor(count), ThreadPoolExecutor(count)
+        for _ in range(count):
+            self._starting.submit(self._start)
 
     @abstractmethod
     def worker(self) -> Worker:
@@ -88,95 +71,92 @@ class WorkerExecutor(Executor[T, R], ABC):
         Raises PrunerZeroError where workers die before they can take a task, or from a lack of
         memory, and whatever a task raises.
         """
-        if not self.places:
+        if self.closed:
             raise RuntimeError("the executor is closed")
         source = iter(tasks)
-        ahead: deque[_Job[T, R]] = deque()
-        while True:
-            ahead.extend(map(_Job, islice(source, _AHEAD * len(self.places) - len(ahead))))
-            if not ahead:
-                return
-            self._advance(ahead)
-            while not ahead[0].result.done():
-                self._wait()
-                self._advance(ahead)
-            yield ahead.popleft().result.result()
+        ahead: deque[Future[R]] = deque()
+        try:
+            while True:
+                for task in islice(source, _AHEAD * self.count - len(ahead)):
+                    ahead.append(self._running.submit(self._run, task))
+                if not ahead:
+                    return
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()
 
     def close(self) -> None:
         """Stop the workers at once."""
-        while self.places:
-            self.places.pop().worker.kill()
+        with self._lock:
+            self.closed = True
+        self._idle.put(RuntimeError("the executor was closed"))
+        for worker in list(self._workers):
+            worker.kill()
+        for threads in (self._starting, self._running):
+            threads.shutdown(cancel_futures=True)
 
-    def _advance(self, ahead: Iterable[_Job[T, R]]) -> None:
-        """Take results, replace workers that died or hang, start jobs on free workers."""
-        for place in self.places:
-            if place.future is not None and place.future.done():
-                self._take(place)
-            elif place.overdue(self.time_limit):
-                assert place.job is not None
-                self._reject(place.job, over_time(self.time_limit))
-                self._replace(place)
-        free = (place for place in self.places if place.future is None)
-        waiting = (job for job in ahead if not job.started and not job.result.done())
-        for place, job in zip(free, waiting, strict=False):
-            job.started = True
-            place.job, place.since = job, time.monotonic()
-            place.future = place.worker.run(job.task)
-
-    def _take(self, place: _Place[T, R]) -> None:
-        assert place.future is not None
-        future, job = place.future, place.job
-        place.future = place.job = None
-        error = future.exception()
-        if isinstance(error, self.died):
-            out_of_memory = self.ran_out_of_memory(place.worker, error)
-            self._replace(place)
-            self._count_death(job, error, out_of_memory)
-        elif error is not None:
-            # Ray wraps the error of a task and adds the traceback to its text.
-            raise getattr(error, "cause", error)
-        elif job is None:
-            self.failed_starts = 0
-        else:
-            job.result.set_result(future.result())
-
-    def _count_death(
-        self, job: _Job[T, R] | None, error: BaseException, out_of_memory: bool
-    ) -> None:
-        """Run the job again once; a lack of memory is not the task's fault and ends the run."""
-        if job is None:
-            self.failed_starts += 1
-            if self.failed_starts == _FAILED_STARTS:
+    def _run(self, task: T) -> R:
+        """The result of one task from any idle worker; from a second one where the first dies."""
+        for last in (False, True):
+            worker = self._idle.get()
+            if isinstance(worker, Exception):
+                self._idle.put(worker)
+                raise worker
+            future = worker.run(task)
+            wait([future], self.time_limit)
+            if not future.done():
+                self._replace(worker)
+                limit = f"the time limit of {self.time_limit:g} s"
+                return self.work.reject(task, f"took longer than {limit}")
+            error = future.exception()
+            if not isinstance(error, self.died):
+                self._idle.put(worker)
+                if error is not None:
+                    # Ray wraps the error of a task and adds the traceback to its text.
+                    raise getattr(error, "cause", error)
+                result: R = future.result()
+                return result
+            # A lack of memory is not the task's fault.
+            if last and not self.closed and self.ran_out_of_memory(worker, error):
                 raise PrunerZeroError(
-                    "workers die while they start: choose fewer --workers, for each needs the "
-                    "model in its memory; a Python script must call search under "
-                    f"`if __name__ == '__main__':` ({one_line(error)})"
-                ) from error
-            return
-        job.started = False
-        job.deaths += 1
-        if job.deaths == 2 and out_of_memory:
-            raise PrunerZeroError(
-                "a worker was killed twice at one task, as happens when memory runs out: choose "
-                "fewer --workers, and go on with --resume"
-            )
-        if job.deaths == 2:
-            self._reject(job, "its worker died twice")
+                    "a worker was killed twice at one task, as happens when memory runs out: "
+                    "choose fewer --workers, and go on with --resume"
+                )
+            self._replace(worker)
+        return self.work.reject(task, "its worker died twice")
 
-    def _reject(self, job: _Job[T, R], reason: str) -> None:
-        job.result.set_result(self.work.reject(job.task, reason))
+    def _replace(self, worker: Worker) -> None:
+        worker.kill()
+        with self._lock:
+            self._workers.discard(worker)
+            if not self.closed:
+                self._starting.submit(self._start)
 
-    def _replace(self, place: _Place[T, R]) -> None:
-        place.worker.kill()
-        self.places[self.places.index(place)] = self._new_place()
+    def _start(self) -> None:
+        """Make a worker and hand it out once it can take tasks."""
+        try:
+            self._idle.put(self._started())
+        except Exception as error:
+            self._idle.put(error)
 
-    def _new_place(self) -> _Place[T, R]:
-        worker = self.worker()
-        return _Place(worker, worker.start())
-
-    def _wait(self) -> None:
-        """Wait until a worker is done or overdue."""
-        ends = [place.since + self.time_limit for place in self.places if place.job is not None]
-        seconds = max(0.0, min(ends) - time.monotonic()) if ends else None
-        futures = [place.future for place in self.places if place.future is not None]
-        wait(futures, seconds, FIRST_COMPLETED)
+    def _started(self) -> Worker:
+        failure: BaseException | None = None
+        for _ in range(_STARTS):
+            with self._lock:
+                if self.closed:
+                    raise RuntimeError("the executor was closed")
+                worker = self.worker()
+                self._workers.add(worker)
+                started = worker.start()
+            failure = started.exception()
+            if failure is None:
+                return worker
+            if not isinstance(failure, self.died):
+                raise failure
+            worker.kill()
+        raise PrunerZeroError(
+            "workers die while they start: choose fewer --workers, for each needs the "
+            "model in its memory; a Python script must call search under "
+            f"`if __name__ == '__main__':` ({one_line(failure or '')})"
+        ) from failure

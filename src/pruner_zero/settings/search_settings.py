@@ -1,5 +1,6 @@
 """The settings of `search`."""
 
+import os
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -18,9 +19,6 @@ from pruner_zero.settings.calibration import (
     check_structure,
 )
 
-_RUNGS = Cli(panel="Rungs")
-_WORKERS = Cli(panel="Workers")
-
 
 class SearchSettings(
     ModelSettings, SparsitySettings, WindowSettings, CalibrationSettings, SizeSettings
@@ -28,9 +26,8 @@ class SearchSettings(
     """Everything that decides what a search finds, when it stops, and how it is run.
 
     A run can only be resumed with the same settings, except for the budget and the way the work
-    is spread (`MAY_CHANGE`). Of these only a shorter time limit can change which candidates are
-    rejected. ray_address, ray_resources: as `RayExecutor` takes them. space: some fields of
-    `SearchSpace`; the others are those of the algorithm's space.
+    is spread (`MAY_CHANGE`). space: some fields of `SearchSpace`; the others are those of the
+    algorithm's space.
     """
 
     panel: ClassVar[str] = "Search"
@@ -41,9 +38,6 @@ class SearchSettings(
             description="More models. A metric is judged on all of them, on text that each "
             "writes, by its divergence from the dense model relative to that of Wanda's mask.",
         )
-    )
-    fitness: Literal["mean", "worst"] = Field(
-        "mean", description="Of several models, their mean counts, or the worst of them."
     )
     calibration: Annotated[Texts, SHARES] = Field(SELF, description=CALIBRATION_HELP)
     search_text: Annotated[
@@ -73,11 +67,6 @@ class SearchSettings(
     seed_metrics: Annotated[tuple[str, ...], Cli(panel="Options", metavar="METRIC")] = Field(
         (), description="Start with a known metric or an expression among the candidates."
     )
-    update: Annotated[str, Cli(default="none, exact with --structure")] = Field(
-        "none",
-        description="Weight update after which candidates are judged: none; obs, SparseGPT's "
-        "sweep; exact, least squares.",
-    )
     algorithm: str = Field("default", description="default, published or random.")
     algorithm_settings: dict[str, Any] = Field(
         default_factory=dict, description="Settings of the algorithm, by name."
@@ -94,49 +83,12 @@ class SearchSettings(
         description="Fresh windows of the search text on which the best metrics are judged at the "
         "end, for which an eighth of the minutes is kept; 0 for none.",
     )
-    few_windows: Annotated[int, _RUNGS] = Field(
-        2, ge=1, description="Windows of the search text on the rung before the last."
-    )
-    judge_dtype: Annotated[Literal["auto", "float32", "bfloat16"], _RUNGS] = Field(
-        "auto", description="Type of the forward passes; auto is bfloat16 where it is native."
-    )
-    sampled_weights: Annotated[int, _RUNGS] = Field(
-        8_000_000, ge=1, description="Weights that the closed-form error is computed on."
-    )
     workers: Annotated[int | None, Cli(panel="Workers", default="one per core")] = Field(
         None, ge=1, description="Processes or Ray actors that judge candidates."
     )
-    threads: Annotated[int, _WORKERS] = Field(
-        1, ge=1, le=1024, description="CPU threads of each worker."
-    )
-    executor: Annotated[
-        str | None, Cli(panel="Workers", default="processes for several workers, else serial")
-    ] = Field(None, description="serial, processes, ray or a plug-in's.")
-    time_limit: Annotated[float, _WORKERS] = Field(
-        600.0,
-        gt=0,
-        le=1e7,
-        description="Seconds that one judgement may take before its candidate is rejected.",
-    )
     ray_address: Annotated[
-        str | None, Cli(panel="Workers", default="$RAY_ADDRESS, else this machine")
-    ] = Field(None, description="Address of the Ray cluster, with --executor ray.")
-    ray_resources: Annotated[
-        dict[str, Annotated[float, Field(ge=0)]], Cli(panel="Workers", metavar="NAME=AMOUNT")
-    ] = Field(
-        default_factory=dict,
-        description="Resources that each Ray worker needs, such as num_cpus=2.",
-    )
-
-    @field_validator("ray_resources", mode="before")
-    @classmethod
-    def _amounts(cls, resources: Any) -> Any:
-        """The command line gives `name=amount` texts."""
-        if not isinstance(resources, list | tuple):
-            return resources
-        if not all(isinstance(text, str) and text.count("=") == 1 for text in resources):
-            raise ValueError("give each as name=amount, such as num_gpus=1")
-        return dict(text.split("=") for text in resources)
+        str | None, Cli(panel="Workers", default="$RAY_ADDRESS, else this machine alone")
+    ] = Field(None, description="Address of a Ray cluster on which candidates are judged.")
 
     @field_validator("space", mode="before")
     @classmethod
@@ -150,14 +102,6 @@ class SearchSettings(
         if count == 1:
             raise ValueError("one window has no interval: choose 2 or more, or 0 for no final race")
         return count
-
-    @model_validator(mode="before")
-    @classmethod
-    def _follow_units(cls, values: Any) -> Any:
-        """With units, the consumer matrix is solved anew, unless the settings say otherwise."""
-        if isinstance(values, dict) and values.get("structure") and values.get("update") is None:
-            return {**values, "update": "exact"}
-        return values
 
     @model_validator(mode="after")
     def _combine(self) -> Self:
@@ -177,8 +121,6 @@ class SearchSettings(
 
     @model_validator(mode="after")
     def _check_models(self) -> Self:
-        if not self.others:
-            self.refuse(("fitness",), "a second model")
         if len({self.model, *self.others}) <= len(self.others):
             raise ValueError("a model is named twice: name each once")
         return self
@@ -186,8 +128,8 @@ class SearchSettings(
     @property
     def sharing(self) -> str | None:
         """The option by which several processes judge candidates; None where one process does."""
-        if self.executor is not None:
-            return None if self.executor == "serial" else f"--executor {self.executor}"
+        if self.ray_address or os.environ.get("RAY_ADDRESS"):
+            return "--ray-address" if self.ray_address else "$RAY_ADDRESS"
         return "--workers" if (self.workers or 1) > 1 else None
 
     @property
@@ -213,7 +155,4 @@ class SearchSettings(
 
 
 # The settings that a resumed run need not share with the run that it resumes.
-MAY_CHANGE = {
-    *("minutes", "evaluations", "workers", "executor", "device"),
-    *("time_limit", "ray_address", "ray_resources"),
-}
+MAY_CHANGE = {"minutes", "evaluations", "workers", "device", "ray_address"}
