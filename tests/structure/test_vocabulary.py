@@ -131,7 +131,7 @@ def test_the_price_of_a_token_is_how_often_text_lacks_it_that_was_not_counted() 
     windows = (torch.rand(6, 24, generator=generator) ** 3 * 300).long()
     cut, good = Vocabulary(0.0).fit(dense).offer(dense, windows_of(windows))
     table = TokenTable(tokenizer)
-    always = table.always() | table.needed((), (), needed_tokens(dense.model))
+    always = table.always(named=needed_tokens(dense.model))
     free = [number for number in table.names if number not in always]
 
     def ranked(counted: torch.Tensor) -> tuple[list[int], dict[int, float]]:

@@ -15,8 +15,13 @@ from pruner_zero.models import modeling_block_sizes
 from pruner_zero.models.modeling_block_sizes import with_block_sizes
 from pruner_zero.models.quiet import quiet
 
-HEADS = ("num_key_value_heads", "num_attention_heads")
-FIELDS = ("intermediate_size", *HEADS)
+# The fields of the configuration that count units; the first counts the units of a coupling.
+COUNTS: Mapping[str, tuple[str, ...]] = {
+    "channels": ("intermediate_size",),
+    "heads": ("num_key_value_heads", "num_attention_heads"),
+}
+HEADS = COUNTS["heads"]
+FIELDS = (*COUNTS["channels"], *HEADS)
 
 _CODE = Path(modeling_block_sizes.__file__)
 _AUTO_CLASS = "AutoModelForCausalLM"

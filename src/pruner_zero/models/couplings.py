@@ -14,14 +14,9 @@ from transformers import PreTrainedModel
 
 from pruner_zero.choices import Structure
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models.block_sizes import block_sizes
+from pruner_zero.models.block_sizes import COUNTS, block_sizes
 from pruner_zero.models.matrices import find_blocks
 
-# The fields of the configuration that count units; the first counts the units of a coupling.
-COUNTS: Mapping[str, tuple[str, ...]] = {
-    "channels": ("intermediate_size",),
-    "heads": ("num_key_value_heads", "num_attention_heads"),
-}
 _NEEDED: Mapping[str, str] = {
     "channels": "one MLP, without experts,",
     "heads": "one attention layer",

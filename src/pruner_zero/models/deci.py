@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import MappingProxyType
 from typing import Any
 
 import gguf
@@ -32,13 +31,11 @@ GGUF_FAMILY = f"{GGUF_RECORDS}architecture"
 # Architectures that `deci` computes the same as.
 FAMILIES = frozenset({"llama", "qwen2"})
 # The keys of sizes that a block has, after the architecture, and their fields.
-BLOCK_SIZES: Mapping[str, str] = MappingProxyType(
-    {
-        "feed_forward_length": "intermediate_size",
-        "attention.head_count": "num_attention_heads",
-        "attention.head_count_kv": "num_key_value_heads",
-    }
-)
+BLOCK_SIZES: Mapping[str, str] = {
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+}
 
 
 def family_of(header: GgufHeader, name: str) -> str:

@@ -5,7 +5,6 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import gguf
@@ -27,9 +26,11 @@ from pruner_zero.result_folder import GGUF_RECORDS
 Array = NDArray[Any]
 INSTEAD = "write a folder and convert it with convert_hf_to_gguf.py of llama.cpp"
 # The keys of sizes, after the architecture, and the fields of the configuration that have them.
-SIZES: Mapping[str, str] = MappingProxyType(
-    {"block_count": "num_hidden_layers", "vocab_size": "vocab_size", **BLOCK_SIZES}
-)
+SIZES: Mapping[str, str] = {
+    "block_count": "num_hidden_layers",
+    "vocab_size": "vocab_size",
+    **BLOCK_SIZES,
+}
 # Tensors that transformers does not read, and that pruning leaves as they are.
 _COPIED = frozenset({"rope_freqs.weight"})
 
@@ -199,11 +200,9 @@ def _from_one(name: str, array: Array, config: Any) -> Array:
 
 
 # By the name of transformers' class, the inverse of what it does to tensors as it reads them.
-_INVERSES: Mapping[str, Callable[[str, Array, Any], Array]] = MappingProxyType(
-    {
-        "TensorProcessor": _unchanged,
-        "LlamaTensorProcessor": in_pairs,
-        "Gemma2TensorProcessor": _from_one,
-        "NemotronTensorProcessor": _from_one,
-    }
-)
+_INVERSES: Mapping[str, Callable[[str, Array, Any], Array]] = {
+    "TensorProcessor": _unchanged,
+    "LlamaTensorProcessor": in_pairs,
+    "Gemma2TensorProcessor": _from_one,
+    "NemotronTensorProcessor": _from_one,
+}

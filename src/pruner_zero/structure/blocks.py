@@ -108,17 +108,17 @@ class Blocks(Cut):
                 "leave out --structure"
             )
         whole = size_of(model)[0]
-        if not self.parameters:
-            count, most = round(len(blocks) * self.sparsity), len(blocks) - 2
-            if not 0 < count <= most:
-                raise PrunerZeroError(
-                    f"--sparsity {self.sparsity:g} of {len(blocks)} blocks, of which the first and "
-                    f"the last stay, would drop {count}: choose --sparsity "
-                    f"{min(max(count, 1), most) / len(blocks):.4g}"
-                )
+        if self.parameters:
+            reachable = whole - sum(sizes.values()), whole - min(sizes.values())
+            return sizes, 0, most_parameters(model, self.parameters, reachable, "blocks")
+        count = round(len(blocks) * self.sparsity)
+        if 0 < count <= len(sizes):
             return sizes, count, whole
-        reachable = whole - sum(sizes.values()), whole - min(sizes.values())
-        return sizes, 0, most_parameters(model, self.parameters, reachable, "blocks")
+        raise PrunerZeroError(
+            f"--sparsity {self.sparsity:g} of {len(blocks)} blocks, of which the first and the "
+            f"last stay, would drop {count}: choose --sparsity "
+            f"{min(max(count, 1), len(sizes)) / len(blocks):.4g}"
+        )
 
     def goes(self, name: str) -> bool:
         return name in self.names

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 from pruner_zero.choices import SOLD, Structure
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models.block_sizes import block_sizes, set_block_sizes
-from pruner_zero.models.couplings import COUNTS, Coupling, find_couplings
+from pruner_zero.models.block_sizes import COUNTS, block_sizes, set_block_sizes
+from pruner_zero.models.couplings import Coupling, find_couplings
 from pruner_zero.models.gguf_source import GgufSource, why_alike
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.matrices import size_of
@@ -86,19 +86,18 @@ class Budget(CoupledUnits):
             kept=tuple(whole),
             vocabulary=vocabulary,
         )
-        dense = size_of(model)[0]
-        if self.parameters is None:
+        dense, asked = size_of(model)[0], self.parameters
+        if asked is None:
             units = replace(fitted, kept=(0,) * len(couplings)).size(model)[0]
-            share = self.sparsity * (dense - units) / dense
-            return replace(fitted, parameters=1 - share, sparsity=share)
+            asked = 1 - self.sparsity * (dense - units) / dense
         goods = fitted._goods(model)
-        free = sum(len(good.prices) * good.parameters for good in goods)
+        free = sum(good.free for good in goods)
         least = min(good.first * good.parameters for good in goods)
         if vocabulary:
             free += vocabulary.each(model) * (vocabulary.rows(model) - 1)
         reachable = dense - free, dense - least
-        most = most_parameters(model, self.parameters, reachable, fitted._words(model))
-        return replace(fitted, sparsity=1 - most / dense)
+        most = most_parameters(model, asked, reachable, fitted._words(model))
+        return replace(fitted, parameters=asked, sparsity=1 - most / dense)
 
     def decide(
         self, language_model: LanguageModel, windows: Windows, scores: Mapping[str, Tensor]
@@ -116,13 +115,8 @@ class Budget(CoupledUnits):
             goods.append(tokens_on_offer)
         dense = size_of(model)[0]
         assert self.parameters is not None
-        most = int(self.parameters if self.parameters > 1 else self.parameters * dense)
-        free = sum(len(good.prices) * good.parameters for good in goods)
-        if dense - most > free:
-            raise PrunerZeroError(
-                f"--parameters {most:,} of {dense:,} cannot be reached by removing "
-                f"{self._words(model)}: choose --parameters {dense - free}, or more"
-            )
+        reachable = dense - sum(good.free for good in goods), dense
+        most = most_parameters(model, self.parameters, reachable, self._words(model))
         gone, price = sell(goods, dense - most)
         number = {name: at for at, group in enumerate(self._groups()) for name in group}
         kept = tuple(c.count - gone[number[c]] for c in self.couplings)
@@ -192,23 +186,24 @@ class Budget(CoupledUnits):
         return {"kept": kept, **tokens, "price": self.price}
 
     def __str__(self) -> str:
+        share = f"{100 * self.sparsity:.3g}% of the parameters"
+        if self.price is None:
+            return f"{share}, of {', '.join(self.kinds)}"
         parts = []
         for kind in self.kinds:
-            pairs = zip(self.couplings, self.kept, strict=True)
             mine = [
-                (coupling.count, stay) for coupling, stay in pairs if coupling.structure == kind
+                (coupling.count, stay)
+                for coupling, stay in zip(self.couplings, self.kept, strict=True)
+                if coupling.structure == kind
             ]
             if mine:
-                share = 1 - sum(stay for _, stay in mine) / sum(count for count, _ in mine)
-                parts.append(f"{100 * share:.3g}% of the {WORDS[kind]}")
-            elif self.kept_tokens and self.vocabulary:
+                left = sum(stay for _, stay in mine) / sum(count for count, _ in mine)
+                parts.append(f"{100 * (1 - left):.3g}% of the {WORDS[kind]}")
+            elif self.kept_tokens:
                 parts.append(str(self.vocabulary))
-        said = ", ".join(parts)
-        if self.price is None:
-            return f"{100 * self.sparsity:.3g}% of the parameters, of {', '.join(self.kinds)}"
         return (
-            f"{100 * self.sparsity:.3g}% of the parameters: {said}, which cost about "
-            f"{self.price:.2f} nats per token before the rest is trained"
+            f"{share}: {', '.join(parts)}, which cost about {self.price:.2f} nats per token before "
+            "the rest is trained"
         )
 
 

@@ -65,7 +65,13 @@ class Mixtures:
 
 def has_experts(model: PreTrainedModel) -> bool:
     """Whether the configuration of `model` has a number of experts."""
-    return any(isinstance(getattr(model.config, field, None), int) for field in _COUNTS)
+    return bool(_field(model))
+
+
+def _field(model: PreTrainedModel) -> str:
+    """The field of the configuration that holds the number of experts; empty where none does."""
+    counts = (field for field in _COUNTS if isinstance(getattr(model.config, field, None), int))
+    return next(counts, "")
 
 
 def find_mixtures(model: PreTrainedModel) -> Mixtures:
@@ -74,9 +80,7 @@ def find_mixtures(model: PreTrainedModel) -> Mixtures:
     Raises PrunerZeroError naming the family where there are none, and where a smaller number in the
     configuration does not describe the same model without some of its experts.
     """
-    config = model.config
-    counts = {field: getattr(config, field, None) for field in _COUNTS}
-    field = next((field for field, count in counts.items() if isinstance(count, int)), "")
+    config, field = model.config, _field(model)
     chosen = getattr(config, "num_experts_per_tok", None)
     if not field or not isinstance(chosen, int):
         raise _refused(model, "its configuration does not say how many experts there are")
@@ -98,9 +102,8 @@ def find_mixtures(model: PreTrainedModel) -> Mixtures:
     names = {module: name for name, module in model.named_modules()}
     blocks = []
     for index, block in enumerate(find_blocks(model)):
-        inside = {
-            name: axes.pop(name) for name in list(axes) if name.startswith(f"{names[block]}.")
-        }
+        own = [name for name in axes if name.startswith(f"{names[block]}.")]
+        inside = {name: axes.pop(name) for name in own}
         if not inside:
             continue
         stacks = [name for name in inside if tensors[name].ndim == 3]
@@ -186,12 +189,12 @@ class Experts(Cut):
         """As for `Cut`; at least as many experts stay as the router chooses for a token."""
         model = language_model.model
         mixtures = find_mixtures(model)
-        count, counts = mixtures.count, range(mixtures.chosen, mixtures.count)
-
-        def size(kept: int) -> int:
-            return replace(self, mixtures=mixtures, kept=kept).size(model)[0]
-
-        kept = units_left(model, self, count, counts, size, "experts")
+        count = mixtures.count
+        sizes = {
+            kept: replace(self, mixtures=mixtures, kept=kept).size(model)[0]
+            for kept in range(mixtures.chosen, count)
+        }
+        kept = units_left(model, self, count, sizes, "experts")
         return replace(self, sparsity=1 - kept / count, mixtures=mixtures, kept=kept)
 
     def decide(

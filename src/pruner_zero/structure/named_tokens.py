@@ -1,6 +1,6 @@
 """The tokens that the configurations of a model name, and their numbers in a smaller vocabulary."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -34,19 +34,23 @@ def renumber(model: PreTrainedModel, kept: Sequence[int], banned: Collection[int
         for name, value in _fields(config, "token_id"):
             new = [numbers.get(number, number) for number in _as_list(value)]
             setattr(config, name, new if isinstance(value, list) else new[0])
-        for name, value in _fields(config, "suppress_tokens"):
-            setattr(config, name, [numbers[old] for old in value if old in numbers] or None)
-        for name, value in _fields(config, "bad_words_ids"):
-            words = [[numbers[old] for old in word] for word in value if numbers.keys() >= {*word}]
-            setattr(config, name, words or None)
-        for name, value in _fields(config, "sequence_bias"):
-            # As a list in any case: the keys of a mapping are tuples, which JSON does not have.
-            biases = [
-                [[numbers[old] for old in sequence], bias]
-                for sequence, bias in (value.items() if isinstance(value, dict) else value)
-                if numbers.keys() >= {*sequence}
-            ]
-            setattr(config, name, biases or None)
+        for ending in ("suppress_tokens", "bad_words_ids", "sequence_bias"):
+            for name, value in _fields(config, ending):
+                # As a list in any case: the keys of a mapping are tuples, which JSON does not have.
+                entries = value.items() if isinstance(value, dict) else value
+                left = [new for old in entries if (new := _renumbered(old, numbers)) is not None]
+                setattr(config, name, left or None)
+
+
+def _renumbered(part: Any, numbers: Mapping[int, int]) -> Any:
+    """A token or nested lists of them with the new numbers, None where one is gone.
+
+    Weights, which are floats, stay as they are.
+    """
+    if isinstance(part, list | tuple):
+        parts = [_renumbered(each, numbers) for each in part]
+        return None if None in parts else parts
+    return part if isinstance(part, float) else numbers.get(part)
 
 
 def _configs(model: PreTrainedModel) -> Iterator[Any]:

@@ -1,6 +1,6 @@
 """The number of units that stay, and slices of tensors without the others."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Mapping
 from contextlib import suppress
 
 import torch
@@ -39,32 +39,25 @@ def units_left(
     model: PreTrainedModel,
     asked: Cut,
     count: int,
-    counts: range,
-    size: Callable[[int], int],
+    sizes: Mapping[int, int],
     words: str,
-    loadable: Callable[[int], bool] = bool,
+    step: int = 1,
 ) -> int:
-    """How many of the `count` units of each block stay under the cut `asked`.
+    """How many of `count` units stay under the cut `asked`, by its share or its parameters.
 
-    counts: the numbers of units that may stay; only `loadable` ones are used. size: the parameters
-    of the model with that many units. words: the name of the units. Raises PrunerZeroError naming
-    the nearest possible number where the number asked for is not possible.
+    sizes: the numbers of units that may stay, multiples of `step`, with the parameters of the model
+    then. words: the name of the units. Raises PrunerZeroError naming the nearest possible number
+    where the number asked for is not possible.
     """
-
-    def first(candidates: Iterable[int]) -> int:
-        # Transformers takes a millisecond for each.
-        return next(filter(loadable, candidates), 0)
-
-    fewest, step = first(counts), counts.step
-    if not fewest:
+    if not sizes:
         multiple = f", of which a multiple of {step} stays" * (step > 1)
-        raise PrunerZeroError(f"none of the {count} {words} of a block can go{multiple}")
+        raise PrunerZeroError(f"none of the {count} {words} can go{multiple}")
     if asked.parameters:
-        reachable = size(fewest), size(first(reversed(counts)))
+        reachable = min(sizes.values()), max(sizes.values())
         most = most_parameters(model, asked.parameters, reachable, words)
-        return first(n for n in reversed(counts) if size(n) <= most)
+        return max(kept for kept, size in sizes.items() if size <= most)
     wanted = count * (1 - asked.sparsity)
-    kept = first(sorted(counts, key=lambda n: abs(n - wanted)))
+    kept = min(sizes, key=lambda n: abs(n - wanted))
     # Keeping all is no answer, but may be nearer.
     if abs(kept - wanted) > min(step / 2, count - wanted):
         raise PrunerZeroError(

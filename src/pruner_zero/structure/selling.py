@@ -20,6 +20,11 @@ class Good:
     first: int = 1
     step: int = 1
 
+    @property
+    def free(self) -> int:
+        """The parameters of all units that may go."""
+        return len(self.prices) * self.parameters
+
 
 def sell(goods: Sequence[Good], wanted: int) -> tuple[list[int], float]:
     """How many units of each of `goods` go to free `wanted` parameters, and their price in all.

@@ -62,49 +62,34 @@ class TokenTable:
         """One more than the highest number of a token."""
         return 1 + max(self.names.keys() | self.added)
 
-    def always(self) -> set[int]:
-        """Tokens that must stay: added ones, single bytes or their fallback, ASCII characters.
+    def always(
+        self, words: Sequence[str] = (), scripts: Sequence[str] = (), named: Collection[int] = ()
+    ) -> set[int]:
+        """The tokens that must stay, each with the tokens on its path.
 
-        With them every text can still be encoded.
+        Single bytes or their fallback and ASCII characters, with which every text can still be
+        encoded; the unknown token; added tokens, but of those that only reserve a number the ones
+        that the tokenizer, its chat template or its post-processor names; the tokens `named`; those
+        of `words`, at the beginning of a text and after a space; characters of `scripts`.
         """
-        single = _ASCII_OR_BYTE if self.spec["model"].get("byte_fallback") else _CHARACTER
-        pieces = {number for token, number in self.ids.items() if single.fullmatch(token)}
-        return self.special() | pieces
-
-    def special(self) -> set[int]:
-        """Added tokens and the unknown token.
-
-        Of those that only reserve a number, the ones that the tokenizer, its chat template or its
-        post-processor names.
-        """
-        named = f"{self.spec['post_processor']} {self.tokenizer.chat_template}"
-        special = self.tokenizer.all_special_tokens
+        model, special = self.spec["model"], self.tokenizer.all_special_tokens
+        single = _ASCII_OR_BYTE if model.get("byte_fallback") else _CHARACTER
+        texts = f"{self.spec['post_processor']} {self.tokenizer.chat_template}"
 
         def in_use(token: str) -> bool:
-            return not _PLACEHOLDER.search(token) or token in special or token in named
+            return not _PLACEHOLDER.search(token) or token in special or token in texts
 
-        stay = {each["id"] for each in self.spec["added_tokens"] if in_use(each["content"])}
-        unknown = self.spec["model"].get("unk_token")
-        return stay | ({self.ids[unknown]} if unknown in self.ids else set())
-
-    def needed(
-        self, words: Sequence[str], scripts: Sequence[str], named: Collection[int] = ()
-    ) -> set[int]:
-        """The tokens `named`, those of `words`, and characters of `scripts`, with their paths.
-
-        Characters are those with a token.
-        """
-        tokens = self.of_words(words).union(named)
+        unknown = model.get("unk_token")
+        stay = {number for token, number in self.ids.items() if single.fullmatch(token)}
+        stay |= {number for token, number in self.ids.items() if token == unknown}
+        stay |= {each["id"] for each in self.spec["added_tokens"] if in_use(each["content"])}
+        spaced = [*words, *(f" {word}" for word in words)]
+        encoded = self.tokenizer.backend_tokenizer.encode_batch(spaced, add_special_tokens=False)
+        tokens = {number for encoding in encoded for number in encoding.ids}.union(named)
         if scripts:
             tokens.update(characters_of(scripts, self.tokenizer))
         paths = (self.path(number) for number in tokens & self.names.keys() - self.added)
-        return tokens.union(*(path for path in paths if path is not None))
-
-    def of_words(self, words: Sequence[str]) -> set[int]:
-        """The tokens of `words` at the beginning of a text and after a space."""
-        spaced = [*words, *(f" {word}" for word in words)]
-        encoded = self.tokenizer.backend_tokenizer.encode_batch(spaced, add_special_tokens=False)
-        return {number for encoding in encoded for number in encoding.ids}
+        return stay.union(tokens, *(path for path in paths if path))
 
     def in_order(self, shares: Tensor) -> list[int]:
         """All tokens by their `shares` (count or more,) of a text, the largest first."""

@@ -14,8 +14,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from pruner_zero.choices import Structure
 from pruner_zero.devices import where_float64_is
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models.block_sizes import block_sizes, set_block_sizes
-from pruner_zero.models.couplings import COUNTS, Coupling, find_couplings
+from pruner_zero.models.block_sizes import COUNTS, block_sizes, set_block_sizes
+from pruner_zero.models.couplings import Coupling, find_couplings
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.sparsity.least_squares import COLUMNS
 from pruner_zero.sparsity.pattern import Pattern
@@ -196,15 +196,15 @@ class EqualWidths(CoupledUnits):
         count = couplings[0].count
         step = self.multiple if self.unit == "channels" else 1
 
-        kept = units_left(
-            model,
-            self,
-            count,
-            range(step, count, step),
-            lambda kept: self._keeping(couplings, kept).size(model)[0],
-            WORDS[self.unit],
-            lambda kept: self._keeping(couplings, kept).described(model) is not None,
-        )
+        counts = range(step, count, step)
+        sizes = {kept: self._keeping(couplings, kept).size(model)[0] for kept in counts}
+        if self.unit == "heads":
+            sizes = {
+                kept: size
+                for kept, size in sizes.items()
+                if self._keeping(couplings, kept).described(model)
+            }
+        kept = units_left(model, self, count, sizes, WORDS[self.unit], step)
         fitted = replace(self._keeping(couplings, kept), sparsity=1 - kept / count)
         fitted.check_described(model)
         return fitted

@@ -20,7 +20,7 @@ from pruner_zero.models.next_token import fast_products, in_float32, positions_a
 from pruner_zero.progress import track
 from pruner_zero.structure.cut import Cut
 from pruner_zero.structure.named_tokens import needed_tokens, renumber
-from pruner_zero.structure.removal import most_parameters
+from pruner_zero.structure.removal import units_left
 from pruner_zero.structure.selling import Good
 from pruner_zero.structure.tokens import TokenTable, check_tokenizer, replace_tokens
 from pruner_zero.text.scripts import tokens_outside
@@ -68,17 +68,11 @@ class Vocabulary(Cut):
 
     unit = "vocabulary"
     when = "text"
-
-    @property
-    def reads(self) -> int:
-        return _READ
-
-    @property
-    def rule(self) -> str:
-        return (
-            "token count, how often tokens occur in the calibration text and how often the model "
-            "expects them there"
-        )
+    reads = _READ
+    rule = (
+        "token count, how often tokens occur in the calibration text and how often the model "
+        "expects them there"
+    )
 
     def fit(self, language_model: LanguageModel) -> Self:
         """As for `Cut`; the share of `parameters` is known once the text has been seen.
@@ -116,7 +110,7 @@ class Vocabulary(Cut):
                 f"the tokenizer has {table.count} tokens and the model embeds {rows}: use the "
                 "tokenizer that belongs to the model"
             )
-        always = table.always() | table.needed(self.words, self.scripts, needed_tokens(model))
+        always = table.always(self.words, self.scripts, needed_tokens(model))
         occurs = occurrences(windows, rows).mean(0)
         # A reserved token that the text holds is in use.
         always |= table.added.intersection(occurs.nonzero().flatten().tolist())
@@ -132,10 +126,9 @@ class Vocabulary(Cut):
         if expected is None:
             expected = expected_counts(language_model, windows.tokens[:_READ])
         stay = table.choose(table.in_order(_shares(occurs, expected)), size, always)
-        share = 1 - len(stay) / rows
         return replace(
             self,
-            sparsity=share,
+            sparsity=1 - len(stay) / rows,
             tokenizer=language_model.tokenizer,
             kept_tokens=tuple(stay),
             smaller=table.cut(stay),
@@ -161,7 +154,7 @@ class Vocabulary(Cut):
         Source: held-out estimates of rare words, Jelinek & Mercer 1985; the curve, Grenander 1956.
         """
         model, table = language_model.model, TokenTable(language_model.tokenizer)
-        always = table.always() | table.needed(self.words, self.scripts, needed_tokens(model))
+        always = table.always(self.words, self.scripts, needed_tokens(model))
         tokens = windows.tokens
         # Of the same halves as the text that a model wrote, which is no more than the windows.
         parts = tokens.chunk(2) if len(tokens) > 1 else (tokens, tokens)
@@ -178,9 +171,8 @@ class Vocabulary(Cut):
         for half, counts, other in zip(halves, expected, halves.flip(0), strict=True):
             occurs += other[in_order(_shares(half, counts))] / 2
         # Not of no tokens, where all must stay.
-        curve = occurs
-        if len(occurs):
-            curve = torch.from_numpy(isotonic_regression(occurs.flip(0).numpy()).x)
+        fitted = isotonic_regression(occurs.flip(0).numpy()).x if len(occurs) else []
+        curve = torch.as_tensor(fitted, dtype=torch.float64)
         shares = _shares(halves.mean(0), total)
         shares = shares[in_order(shares)].flip(0)
         first = in_order(_shares(halves[0], expected[0])).tolist()
@@ -202,9 +194,8 @@ class Vocabulary(Cut):
         if not self.parameters:
             return round(rows * (1 - self.sparsity))
         each, whole = self.each(model), size_of(model)[0]
-        reachable = whole - each * (rows - fewest), whole - each
-        most = most_parameters(model, self.parameters, reachable, "tokens")
-        return rows - -(-(whole - most) // each)
+        sizes = {stay: whole - each * (rows - stay) for stay in range(fewest, rows)}
+        return units_left(model, self, rows, sizes, "tokens")
 
     def lost(self, model: PreTrainedModel) -> Iterator[tuple[nn.Parameter, int]]:
         for table in _tables(model):
