@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -16,13 +17,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import gguf_source, load
+from pruner_zero.models.block_sizes import causal_class, set_block_sizes
 from pruner_zero.models.gguf_file import save_gguf
+from pruner_zero.models.gguf_header import GgufTensor
 from pruner_zero.models.gguf_source import read_source
 from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.models.load import load_model
 from pruner_zero.progress import reported_to
+from pruner_zero.pruning.planning import plan_recipe, read_recipe
 from pruner_zero.pruning.prune import prune
 from pruner_zero.recovery.recover import recover
 from pruner_zero.result_folder import GGUF_PRUNING, GGUF_RECOVERY
+from pruner_zero.structure.units import CoupledUnits
 from tests.benchmarks.conftest import load_benchmark
 from tests.cli.conftest import Cli, cli, tree
 from tests.full_disk import full_disk
@@ -282,6 +288,38 @@ def test_a_tensor_that_the_file_has_no_place_for_is_refused(source: Callable[[st
     model.model.layers[0].mlp.up_proj.bias = torch.nn.Parameter(torch.zeros(48))
     with pytest.raises(PrunerZeroError, match=r"no place for model\.layers\.0\.mlp\.up_proj\.bias"):
         read_source(source("llama"), "tiny", model, None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "widths", "multiple"),
+    [
+        ("Q4_K", (512, 512), 256),
+        ("Q6_K", (512, 768), 256),
+        ("Q4_K", (512, 288), 32),
+        ("Q8_0", (512, 512), 32),
+        ("F16", (512, 512), 32),
+    ],
+)
+def test_channels_stay_in_whole_blocks_of_k_quants_where_the_dense_model_has_them(
+    kind: str, widths: tuple[int, ...], multiple: int, source: Callable[[str], Path]
+) -> None:
+    """Also in the plan of a run that writes a file, and not in that of another output."""
+    loaded = load_model(source("llama"))
+    tokenizer, config = loaded.tokenizer, tiny_model("llama").config
+    set_block_sizes(config, [{"intermediate_size": width} for width in widths])
+    model = causal_class(config)(config)
+    read = read_source(source("llama"), "tiny", loaded.model)
+    tensor = GgufTensor((256, 512), gguf.GGMLQuantizationType[kind], 0)
+    file = replace(read, header=replace(read.header, tensors={"blk.0.ffn_down.weight": tensor}))
+    assert file.multiple(config) == multiple
+    options = {"model": "tiny", "structure": "channels", "sparsity": 0.5}
+    settings, recipe, completed = read_recipe("tiny", None, TEXT, None, options)
+    for output, expected in ((file, multiple), (None, 32)):
+        cut = plan_recipe(
+            settings, recipe, completed, LanguageModel(model, tokenizer, "tiny"), output
+        ).cut
+        assert isinstance(cut, CoupledUnits)
+        assert cut.multiple == expected
 
 
 def test_a_full_disk_is_one_line(source: Callable[[str], Path], tmp_path: Path) -> None:
