@@ -39,27 +39,24 @@ def gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "tiny.gguf"
 
 
-def test_the_copy_is_the_model_in_the_file(gguf: Path, cache: Path) -> None:
-    plain = load_model(gguf)
+def test_the_copy_is_the_model_in_the_file_which_is_read_once(
+    gguf: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, read = load_model(gguf), []
+
+    def noted(path: Path, *rest: Any) -> LanguageModel:
+        read.append(path.suffix)
+        return read_model(path, *rest)
+
+    monkeypatch.setattr(builtin, "read_model", noted)
     for _ in ("converts", "reads the copy"):
         loaded = load_model(SMOLLM2)
         assert loaded.name == SMOLLM2
         assert loaded.fingerprint() == plain.fingerprint()
         assert loaded.tokenizer.get_vocab() == plain.tokenizer.get_vocab()
-    assert len(list(cache.iterdir())) == 1
-
-
-def test_a_later_load_reads_the_copy_alone_also_after_an_error_of_the_options(
-    gguf: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    load_model(SMOLLM2)
-
-    def fail(path: Path, *rest: Any) -> LanguageModel:
-        assert path.suffix != ".gguf", f"{path} was read again"
-        return read_model(path, *rest)
-
-    monkeypatch.setattr(builtin, "read_model", fail)
     assert load_model(SMOLLM2, "bfloat16").model.dtype == torch.bfloat16
+    assert read.count(".gguf") == 1
+    assert len(list(cache.iterdir())) == 1
 
 
 def test_another_file_or_transformers_has_another_copy(

@@ -17,7 +17,9 @@ def test_the_parts_have_their_shares_of_all_topics() -> None:
     whole = load_corpus("builtin:pydoc/all").text
     assert all(topic in whole for topic in topics.values())
     for role, share in zip(ROLES, (0.5, 0.25, 0.25), strict=True):
-        part = load_corpus("builtin:pydoc", role).text
+        corpus = load_corpus("builtin:pydoc", role)
+        assert corpus == load_corpus(f"builtin:pydoc/{role}", "calibration")
+        part = corpus.text
         assert len(part) / len(whole) == pytest.approx(share, abs=0.03)
 
 
@@ -34,13 +36,6 @@ def test_any_topics_are_split_completely_whatever_their_order(texts: dict[str, s
     parts = split_topics(texts)
     assert sorted(name for part in parts.values() for name in part) == sorted(texts)
     assert split_topics(dict(reversed(texts.items()))) == parts
-
-
-def test_the_role_picks_the_part_and_a_slash_picks_it_explicitly() -> None:
-    for role in ROLES:
-        corpus = load_corpus("builtin:pydoc", role)
-        assert corpus.name == f"builtin:pydoc/{role}"
-        assert load_corpus(f"builtin:pydoc/{role}", "calibration") == corpus
 
 
 def test_a_python_without_pydoc_data_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

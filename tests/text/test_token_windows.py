@@ -150,30 +150,27 @@ def test_the_provenance_is_complete_and_json() -> None:
     assert len(cut) == len(FOX) // 16
 
 
-def drawing(windows: int, seqlen: int, seed: int = 0) -> str:
-    return refusal(lambda: random_windows(CORPUS, TOKENIZER, windows, seqlen, seed))
+@pytest.mark.parametrize(
+    ("windows", "seqlen", "words"),
+    [
+        (1, 1024, "has 225 tokens, fewer than one window of 1024: choose a longer text or a sm"),
+        (227, 25, "and not 227: choose a longer text, or a smaller --windows or --seqlen"),
+        (0, 16, "--windows is 0"),
+        (1, 1, "--seqlen is 1"),
+    ],
+)
+def test_numbers_that_do_not_fit_the_text_are_refused(
+    windows: int, seqlen: int, words: str
+) -> None:
+    assert words in refusal(lambda: random_windows(CORPUS, TOKENIZER, windows, seqlen, 0))
+    assert words in refusal(lambda: consecutive_windows(CORPUS, TOKENIZER, seqlen, windows))
 
 
-def cutting(windows: int, seqlen: int) -> str:
-    return refusal(lambda: consecutive_windows(CORPUS, TOKENIZER, seqlen, windows))
-
-
-def test_a_text_shorter_than_a_window_is_refused() -> None:
-    assert drawing(1, 1024) == cutting(1, 1024)
-    assert cutting(1, 1024) == (
-        "corpus fox has 225 tokens, fewer than one window of 1024: "
-        "choose a longer text or a smaller --seqlen"
-    )
-
-
-def test_more_windows_than_there_are_is_refused() -> None:
-    assert "hold 9 windows of 25 and not 10" in cutting(10, 25)
-    assert "hold 26 windows of 200 and not 27" in drawing(27, 200)
-
-
-def test_senseless_numbers_name_their_option() -> None:
-    for refuse in (drawing, cutting):
-        assert refuse(0, 16).startswith("--windows is 0")
-        assert refuse(1, 1).startswith("--seqlen is 1")
-    assert drawing(1, 16, seed=-1).startswith("--seed is -1")
-    assert drawing(1, 16, seed=2**63).startswith("--seed is ")
+def test_the_most_windows_are_named_and_the_seed_has_bounds() -> None:
+    line = refusal(lambda: consecutive_windows(CORPUS, TOKENIZER, 25, 10))
+    assert "hold 9 windows of 25 and not 10" in line
+    line = refusal(lambda: random_windows(CORPUS, TOKENIZER, 27, 200, 0))
+    assert "hold 26 windows of 200 and not 27" in line
+    for seed in (-1, 2**63):
+        line = refusal(lambda seed=seed: random_windows(CORPUS, TOKENIZER, 1, 16, seed))  # type: ignore[misc]
+        assert line.startswith(f"--seed is {seed}")

@@ -118,8 +118,7 @@ def locate_model(name: str) -> Path:
     if not name.strip() or not (path.is_dir() or (is_gguf(path) and path.is_file())):
         path = _fetched(name)
     if path.is_dir():
-        _check_config(path, name)
-        _check_safetensors(path, name)
+        _check_folder(path, name)
     return path
 
 
@@ -146,16 +145,8 @@ def _fetched(name: str) -> Path:
     return Path(folder)
 
 
-def _check_safetensors(path: Path, name: str) -> None:
-    if not any(path.glob("*.safetensors")):
-        raise PrunerZeroError(
-            f"{name} has no .safetensors weights, and pickled ones can hold code and are not "
-            "read: convert them to safetensors, with save_pretrained"
-        )
-    weight_files(path)
-
-
-def _check_config(path: Path, name: str) -> None:
+def _check_folder(path: Path, name: str) -> None:
+    """Raise PrunerZeroError where `path` is no folder of a model with safetensors."""
     if not (path / "config.json").is_file():
         raise PrunerZeroError(f"{name} has no config.json: give the folder of a saved model")
     if (path / "adapter_config.json").is_file():
@@ -163,6 +154,12 @@ def _check_config(path: Path, name: str) -> None:
         raise PrunerZeroError(
             f"{name} holds an adapter (adapter_config.json): merge it into its model and save that"
         )
+    if not any(path.glob("*.safetensors")):
+        raise PrunerZeroError(
+            f"{name} has no .safetensors weights, and pickled ones can hold code and are not "
+            "read: convert them to safetensors, with save_pretrained"
+        )
+    weight_files(path)
 
 
 def _check_hub_id(name: str) -> None:

@@ -36,12 +36,8 @@ class Divergence:
 
     def to_json(self) -> dict[str, Any]:
         """Divergence and agreement, and those of each window, as JSON values."""
-        return {
-            "divergence": self.divergence,
-            "agreement": self.agreement,
-            "nats": list(self.nats),
-            "agreed": list(self.agreed),
-        }
+        totals = {"divergence": self.divergence, "agreement": self.agreement}
+        return {**totals, "nats": list(self.nats), "agreed": list(self.agreed)}
 
 
 def compare_logits(logits: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
