@@ -29,67 +29,47 @@ def _experts(place: str, inner: int) -> dict[str, Shape]:
     return ups | downs
 
 
-def _bloom_like(query_key_value: int, inner: int) -> dict[str, Shape]:
+def _bloom_like(attention: str, query_key_value: int, inner: int) -> dict[str, Shape]:
     return {
-        "query_key_value": (query_key_value, HIDDEN),
-        "dense": (HIDDEN, HIDDEN),
+        f"{attention}.query_key_value": (query_key_value, HIDDEN),
+        f"{attention}.dense": (HIDDEN, HIDDEN),
         "mlp.dense_h_to_4h": (inner, HIDDEN),
         "mlp.dense_4h_to_h": (HIDDEN, inner),
     }
 
 
-def _inside(attention: str, names: dict[str, Shape]) -> dict[str, Shape]:
-    return {
-        name if name.startswith("mlp") else f"{attention}.{name}": shape
-        for name, shape in names.items()
-    }
-
-
 _LLAMA = _ATTENTION | _gated("mlp")
 
-# For each of the two blocks: names inside the block and shapes (out, in).
-BLOCKS: dict[str, tuple[dict[str, Shape], dict[str, Shape]]] = {
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3"), (_LLAMA, _LLAMA)),
-    "phi3": (
-        _phi3 := {
-            "self_attn.qkv_proj": (_QUERY + 2 * _KEYS, HIDDEN),
-            "self_attn.o_proj": (HIDDEN, _QUERY),
-            "mlp.gate_up_proj": (2 * INNER, HIDDEN),
-            "mlp.down_proj": (HIDDEN, INNER),
-        },
-        _phi3,
-    ),
-    "opt": (
-        _opt := {
-            "self_attn.q_proj": (HIDDEN, HIDDEN),
-            "self_attn.k_proj": (HIDDEN, HIDDEN),
-            "self_attn.v_proj": (HIDDEN, HIDDEN),
-            "self_attn.out_proj": (HIDDEN, HIDDEN),
-            "fc1": (INNER, HIDDEN),
-            "fc2": (HIDDEN, INNER),
-        },
-        _opt,
-    ),
-    "gpt2": (
-        _gpt2 := {
-            "attn.c_attn": (3 * HIDDEN, HIDDEN),
-            "attn.c_proj": (HIDDEN, HIDDEN),
-            "mlp.c_fc": (INNER, HIDDEN),
-            "mlp.c_proj": (HIDDEN, INNER),
-        },
-        _gpt2,
-    ),
-    "gpt_neox": (_neox := _inside("attention", _bloom_like(3 * HIDDEN, INNER)), _neox),
-    "bloom": (_bloom := _inside("self_attention", _bloom_like(3 * HIDDEN, 4 * HIDDEN)), _bloom),
+# Names inside the block and shapes (out, in), of models whose two blocks are alike.
+_ALIKE: dict[str, dict[str, Shape]] = {
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3"), _LLAMA),
+    "phi3": {
+        "self_attn.qkv_proj": (_QUERY + 2 * _KEYS, HIDDEN),
+        "self_attn.o_proj": (HIDDEN, _QUERY),
+        "mlp.gate_up_proj": (2 * INNER, HIDDEN),
+        "mlp.down_proj": (HIDDEN, INNER),
+    },
+    "opt": {
+        **{f"self_attn.{name}_proj": (HIDDEN, HIDDEN) for name in ("q", "k", "v", "out")},
+        "fc1": (INNER, HIDDEN),
+        "fc2": (HIDDEN, INNER),
+    },
+    "gpt2": {
+        "attn.c_attn": (3 * HIDDEN, HIDDEN),
+        "attn.c_proj": (HIDDEN, HIDDEN),
+        "mlp.c_fc": (INNER, HIDDEN),
+        "mlp.c_proj": (HIDDEN, INNER),
+    },
+    "gpt_neox": _bloom_like("attention", 3 * HIDDEN, INNER),
+    "bloom": _bloom_like("self_attention", 3 * HIDDEN, 4 * HIDDEN),
     # One key and one value for all heads.
-    "falcon": (
-        _falcon := _inside("self_attention", _bloom_like(HIDDEN + 2 * 8, 4 * HIDDEN)),
-        _falcon,
-    ),
+    "falcon": _bloom_like("self_attention", HIDDEN + 2 * 8, 4 * HIDDEN),
     # The routers of these mixtures stay as they are.
-    "mixtral": (_mixtral := _ATTENTION | _experts("mlp.experts", INNER), _mixtral),
+    **dict.fromkeys(("mixtral", "gpt_oss"), _ATTENTION | _experts("mlp.experts", INNER)),
+}
+BLOCKS: dict[str, tuple[dict[str, Shape], dict[str, Shape]]] = {
+    **{architecture: (block, block) for architecture, block in _ALIKE.items()},
     "qwen3_moe": (_LLAMA, _ATTENTION | _experts("mlp.experts", EXPERT)),
-    "gpt_oss": (_mixtral, _mixtral),
     "llama4": (
         _ATTENTION | _gated("feed_forward"),
         _ATTENTION | _experts("feed_forward.experts", INNER) | _gated("feed_forward.shared_expert"),
