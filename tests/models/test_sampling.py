@@ -15,7 +15,6 @@ from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import cast_weights
 from pruner_zero.models.sampling import (
     Document,
-    continue_prompts,
     draw_tokens,
     end_tokens,
     sample_windows,
@@ -78,27 +77,6 @@ def test_every_token_is_drawn_from_its_document_so_far(
 ) -> None:
     model = tiny_model(architecture)
     assert torch.equal(write(model, ends=ends), write_plainly(model, 3, ends))
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_prompts_are_continued_by_the_most_likely_tokens_that_are_not_banned(
-    architecture: str,
-) -> None:
-    """Beyond the attention's window, where it has one."""
-    model, prompts = (
-        tiny_model(architecture),
-        torch.randint(VOCABULARY, (3, 7), generator=generator()),
-    )
-    banned = torch.arange(0, VOCABULARY, 2)
-    tokens = prompts
-    for _ in range(SEQLEN):
-        with torch.no_grad():
-            scores = model(tokens, use_cache=False).logits[:, -1]
-        likely = scores.masked_fill(torch.arange(scores.shape[1]) % 2 == 0, -torch.inf).argmax(1)
-        tokens = torch.cat([tokens, likely[:, None]], 1)
-    written = continue_prompts(model, prompts, SEQLEN, banned)
-    assert written.tolist() == tokens[:, 7:].tolist()
-    assert continue_prompts(model, prompts, 2, banned[:0]).shape == (3, 2)
 
 
 def test_a_document_that_ends_is_followed_by_the_start_token() -> None:

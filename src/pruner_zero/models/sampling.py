@@ -123,27 +123,6 @@ def sample_windows(
     return tokens
 
 
-@torch.no_grad()
-def continue_prompts(
-    model: PreTrainedModel, prompts: Tensor, count: int, banned: Tensor, label: str = "generation"
-) -> Tensor:
-    """The `count` tokens (n, count) int64, each the most likely next, after `prompts` (n, tokens).
-
-    prompts: int64, on the CPU. banned: tokens (m,) int64 that are never written. Raises
-    PrunerZeroError where the model keeps no keys and values of earlier tokens.
-    """
-    length = prompts.shape[1]
-    next_logits = _next_logits(model, length + count)
-    tokens = torch.cat([prompts, prompts.new_empty(len(prompts), count)], 1)
-    visible, seen = torch.ones_like(tokens), 0
-    with in_float32(model):
-        for position in track(range(length, length + count), label, count):
-            logits = next_logits(tokens[:, seen:position], visible[:, :position])
-            logits = logits.index_fill(1, banned.to(logits.device), -torch.inf)
-            tokens[:, position], seen = logits.argmax(1), position
-    return tokens[:, length:]
-
-
 class _Window:
     """What stands next in one window: the rest of a piece, or what the model draws."""
 
