@@ -122,6 +122,30 @@ def test_a_model_copy_is_used_until_the_process_ends(tmp_path: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == [USED, "w"]
 
 
+def test_a_copy_is_on_disk_before_it_has_its_name_and_another_process_may_be_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: set[str] = set()
+    sync, replace, folder = os.fsync, os.replace, tmp_path / "models/a"
+
+    def noted(descriptor: int) -> None:
+        synced.add(os.readlink(f"/proc/self/fd/{descriptor}"))
+        sync(descriptor)
+
+    def late(source: Path, target: Path) -> None:
+        assert {str(source), *map(str, source.iterdir())} <= synced
+        target.mkdir()
+        (target / "w").touch()
+        replace(source, target)
+
+    monkeypatch.setattr("pruner_zero.cache.os.fsync", noted)
+    monkeypatch.setattr("pruner_zero.cache.os.replace", late)
+    made_once(folder, lambda partial: (partial / "w").touch(), "builtin:fox")
+    with pytest.raises(FileNotFoundError):
+        made_once(tmp_path / "models/b", lambda partial: (partial / "w/x").touch(), "fox")
+    assert list(folder.parent.iterdir()) == [folder]
+
+
 def test_one_who_wants_an_entry_while_it_is_deleted_gets_a_new_one(
     add: Add, tmp_path: Path
 ) -> None:

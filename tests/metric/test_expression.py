@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.metric.expression import Call, Constant, Expression, Terminal, call
+from pruner_zero.metric.expression import Constant, Expression, Terminal, call
 from pruner_zero.metric.grammar import parse
-from pruner_zero.metric.operators import Operator, Shape
+from pruner_zero.metric.operators import Shape
 from pruner_zero.metric.scoring import evaluate
 from tests.metric.strategies import constants, expressions, lightly, matrices, tame, terminals
 
@@ -103,11 +103,6 @@ def test_replacing_a_node(expression: Expression, subtree: Expression, data: st.
     for place in (-1, expression.size):
         with pytest.raises(IndexError, match=f"node {place} of an expression of"):
             expression.replace(place, subtree)
-
-
-def test_a_node_below_any_operand_of_a_plug_in_is_replaced() -> None:
-    clip = Operator("clip", 3, torch.clamp, degree=1)
-    assert Call(clip, (W, X, G)).replace(2, G) == Call(clip, (W, G, G))
 
 
 def test_nothing_can_be_changed() -> None:

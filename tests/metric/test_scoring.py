@@ -155,13 +155,6 @@ def test_half_precision_inputs_are_computed_in_fp32() -> None:
     assert not result.requires_grad
 
 
-def test_the_largest_expression_is_cheap_when_it_repeats_itself() -> None:
-    doubled: Expression = W
-    for _ in range(12):
-        doubled = doubled + doubled
-    assert (evaluate(doubled, {"W": torch.ones(2, 2)}) == 4096).all()
-
-
 @pytest.mark.fault("a gradient or a score that is NaN or infinite")
 @pytest.mark.parametrize(
     ("text", "change", "reason"),

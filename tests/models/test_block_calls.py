@@ -27,10 +27,8 @@ from pruner_zero.models.load import load_model
 from pruner_zero.models.matrices import find_blocks
 from pruner_zero.offload.model import load_offloaded
 from tests.models.expected import FINAL_NORM
-from tests.tiny import tiny_tokenizer
 from tests.tiny_models import (
     ARCHITECTURES,
-    SLIDING,
     SLIDING_WINDOW,
     first_token_constant,
     tiny_model,
@@ -45,15 +43,6 @@ def through_blocks(model: nn.Module, calls: BlockCalls, window: int) -> Tensor:
     for block, arguments in zip(find_blocks(model), calls.arguments, strict=True):
         hidden = run_block(block, hidden, arguments[window])
     return hidden
-
-
-@every_architecture
-def test_windows_in_one_call_give_what_they_give_apart(architecture: str) -> None:
-    model = tiny_model(architecture)
-    calls = record_block_calls(model, tiny_windows(3, 12))
-    hidden, block = list(calls.hidden), find_blocks(model)[0]
-    apart = torch.cat([run_block(block, *c) for c in zip(hidden, calls.arguments[0], strict=True)])
-    torch.testing.assert_close(run_batch(block, hidden, calls.arguments[0]), apart)
 
 
 def test_windows_of_other_arguments_are_not_run_in_one_call() -> None:
@@ -103,16 +92,6 @@ def test_running_every_block_gives_the_model_s_own_logits(architecture: str) -> 
         if cap is not None:
             logits = torch.tanh(logits / cap) * cap
         assert torch.equal(logits, model(window[None], use_cache=False).logits)
-
-
-@pytest.mark.parametrize("architecture", SLIDING)
-@torch.no_grad()
-def test_the_tiny_models_attend_through_a_sliding_window(architecture: str) -> None:
-    # Or the test above would say nothing about masks that differ from block to block.
-    model, windows = tiny_model(architecture), tiny_windows()
-    logits = model(windows).logits
-    model.config.sliding_window = 2 * windows.shape[1]
-    assert not torch.allclose(model(windows).logits, logits, atol=1e-3)
 
 
 @every_architecture
@@ -250,20 +229,6 @@ def within(model: nn.Module) -> dict[str, bool]:
     return inside
 
 
-def test_a_model_that_does_more_with_its_blocks_is_refused() -> None:
-    """Statistics would be those of other inputs than the blocks have in the model."""
-    model = tiny_model("llama")
-    inside = within(model)
-
-    def more(_block: nn.Module, _inputs: object, output: Tensor) -> Tensor:
-        return output + inside["model"]
-
-    check_block_calls(model, tiny_windows())
-    find_blocks(model)[1].register_forward_hook(more)
-    with pytest.raises(PrunerZeroError, match="blocks of the llama family cannot be run one after"):
-        LanguageModel(model, tiny_tokenizer(), "tiny").block_calls(tiny_windows())
-
-
 def test_a_model_whose_blocks_fail_apart_is_refused() -> None:
     model = tiny_model("llama")
     inside = within(model)
@@ -323,31 +288,13 @@ def scaled(blocks: Sequence[nn.Module]) -> Sequence[Callable[..., Any]]:
     ]
 
 
-def scaled_in_place(blocks: Sequence[nn.Module]) -> Sequence[Callable[..., Any]]:
-    """As `scaled`, without a new tensor."""
-    return [
-        lambda *args, run=run, **kwargs: run(*args, **kwargs).mul_(2)
-        for run in first_values(blocks)
-    ]
-
-
-def told(blocks: Sequence[nn.Module], share: float = 1.0) -> Sequence[Callable[..., Any]]:
-    """Another argument of the blocks depends on the output of the block before."""
-
-    def call(run: Callable[..., Any], hidden: Tensor, position_embeddings: Any, **rest: Any) -> Any:
-        cos, sin = position_embeddings
-        return run(hidden, position_embeddings=(cos + share * hidden.std(), sin), **rest)
-
-    return [partial(call, run) for run in first_values(blocks)]
-
-
-def passed_on(blocks: Sequence[nn.Module], share: float = 1.0) -> Sequence[Callable[..., Any]]:
+def passed_on(blocks: Sequence[nn.Module]) -> Sequence[Callable[..., Any]]:
     """Another argument of the blocks depends on the second value of the block before."""
     values = [torch.zeros(())]
 
     def call(block: nn.Module, hidden: Tensor, position_embeddings: Any, **rest: Any) -> Any:
         cos, sin = position_embeddings
-        shifted = cos + share * values[-1], sin
+        shifted = cos + values[-1], sin
         output, value = block(hidden, position_embeddings=shifted, **rest)
         values.append(torch.zeros(()) if value is None else value)
         return output
@@ -366,8 +313,6 @@ def passed_on(blocks: Sequence[nn.Module], share: float = 1.0) -> Sequence[Calla
             lambda blocks: [run for run in first_values(blocks) for _ in range(2)], id="twice each"
         ),
         scaled,
-        scaled_in_place,
-        told,
         passed_on,
     ],
 )
@@ -375,14 +320,6 @@ def test_a_family_is_refused_on_disk_as_in_memory(
     refused: Between, load: Any, llama_folder: Path
 ) -> None:
     assert_refused(load, llama_folder, first_values, refused)
-
-
-@either_place
-@pytest.mark.parametrize("between", [told, passed_on])
-def test_an_argument_that_is_the_same_in_the_end_is_allowed(
-    between: Callable[..., Any], load: Any, llama_folder: Path
-) -> None:
-    assert_refused(load, llama_folder, partial(between, share=0.0), between)
 
 
 @either_place

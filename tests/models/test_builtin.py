@@ -1,6 +1,5 @@
 """Built-in models: a GGUF is converted once, and the copy says exactly what the file says."""
 
-import os
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -93,57 +92,6 @@ def test_a_cache_that_cannot_be_written_costs_time_and_nothing_else(
     assert load_model(SMOLLM2).fingerprint() == load_model(gguf).fingerprint()
     message = refusal(lambda: load_offloaded(SMOLLM2))
     assert "set $PRUNER_ZERO_CACHE to a folder that its copy can be written to, or" in message
-
-
-def test_a_copy_that_fails_half_way_leaves_nothing(
-    gguf: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(_language_model: object, folder: Path) -> None:
-        (folder / "config.json").write_text("{}")
-        raise OSError("pulled the plug")
-
-    monkeypatch.setattr(builtin, "save_model", fail)
-    load_model(SMOLLM2)
-    assert list(cache.iterdir()) == []
-
-
-def test_two_that_convert_at_once_end_with_one_copy(
-    gguf: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # The other process is done first: its folder is there when ours is to be moved.
-    moves: list[Path] = []
-    replace = os.replace
-
-    def late(source: Path, target: Path) -> None:
-        if not moves:
-            moves.append(target)
-            load_model(SMOLLM2)
-        replace(source, target)
-
-    monkeypatch.setattr("pruner_zero.cache.os.replace", late)
-    expected = load_model(gguf).fingerprint()
-    assert load_model(SMOLLM2).fingerprint() == expected
-    assert len(list(cache.iterdir())) == 1
-
-
-def test_a_copy_is_on_disk_before_it_has_its_name(
-    gguf: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    synced: set[str] = set()
-    sync = os.fsync
-
-    def noted(descriptor: int) -> None:
-        synced.add(os.readlink(f"/proc/self/fd/{descriptor}"))
-        sync(descriptor)
-
-    def move(source: Path, target: Path) -> None:
-        assert {str(source), *map(str, source.iterdir())} <= synced
-        source.rename(target)
-
-    monkeypatch.setattr("pruner_zero.cache.os.fsync", noted)
-    monkeypatch.setattr("pruner_zero.cache.os.replace", move)
-    load_model(SMOLLM2)
-    assert len(list(cache.iterdir())) == 1
 
 
 def test_a_model_that_is_not_installed_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:

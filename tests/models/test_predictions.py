@@ -46,16 +46,6 @@ def test_logits_are_compared_as_their_definition_says(dtype: torch.dtype, chunk:
     assert torch.equal(dense, before[1])
 
 
-def test_few_logits_are_in_float32_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = []
-    in_float32 = Tensor.float
-    monkeypatch.setattr(loss, "LOGITS_AT_ONCE", 100)
-    monkeypatch.setattr(Tensor, "float", lambda t: sizes.append(t.numel()) or in_float32(t))  # type: ignore[func-returns-value]
-    logits = torch.randn(50, 30).bfloat16()
-    compare_logits(logits, logits)
-    assert max(sizes) == 90
-
-
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_models_are_compared_window_by_window_at_all_next_tokens(batch_size: int) -> None:
     model, dense, windows = tiny_model("llama", 1), tiny_model("llama"), tiny_windows()

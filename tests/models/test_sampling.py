@@ -79,17 +79,6 @@ def test_every_token_is_drawn_from_its_document_so_far(
     assert torch.equal(write(model, ends=ends), write_plainly(model, 3, ends))
 
 
-def test_a_document_that_ends_is_followed_by_the_start_token() -> None:
-    model, state = tiny_model("llama"), torch.get_rng_state()
-    tokens = write(model, windows=8, ends=ENDS)
-    assert torch.equal(state, torch.get_rng_state())
-    assert (tokens.shape, tokens.dtype) == ((8, SEQLEN), torch.int64)
-    assert (tokens[:, 0] == START).all()
-    ended = torch.isin(tokens[:, :-1], torch.tensor(ENDS))
-    assert ended.sum() > 8
-    assert (tokens[:, 1:][ended] == START).all()
-
-
 def test_a_start_token_that_also_ends_documents_is_not_repeated() -> None:
     model = tiny_model("llama")
     model.resize_token_embeddings(START + 2)
@@ -125,15 +114,6 @@ def test_banned_tokens_are_not_drawn() -> None:
     banned = torch.arange(0, VOCABULARY, 2)
     tokens = write(tiny_model("llama"), windows=20, banned=banned)[:, 1:]
     assert (tokens % 2 == 1).all()
-
-
-def test_the_temperature_is_one() -> None:
-    model = tiny_model("llama")
-    prompt = torch.full((1, 1), START)
-    expected = model(prompt).logits[0, -1].softmax(-1)
-    tokens = sample_windows(model, plain(5_000), 2, generator())
-    shares = tokens[:, 1].bincount(minlength=VOCABULARY) / len(tokens)
-    assert (shares - expected).abs().sum() < 0.3
 
 
 @pytest.mark.parametrize("vocabulary", [3, 1024, 5000])

@@ -42,6 +42,9 @@ def test_a_pipe_is_refused_before_it_is_opened(tmp_path: Path, suffix: str) -> N
 def test_other_things_are_refused() -> None:
     assert line(["one", 2]) == "document 1 is int, not a string: pass strings"
     assert line(b"bytes") == "document 0 is int, not a string: pass strings"
+    assert line("self") == (
+        "self is text that a dense model writes, for --calibration: give another text here"
+    )
     assert line(7) == "a corpus is a name, a file or strings, not int: pass one of them"
 
 

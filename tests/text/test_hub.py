@@ -9,7 +9,6 @@ import datasets
 import pytest
 
 from pruner_zero.files import hub_reachable
-from pruner_zero.progress import Progress, reported_to
 from pruner_zero.text.corpus import load_corpus
 from pruner_zero.text.source import Role
 from tests.text.refusals import line
@@ -86,21 +85,6 @@ def test_c4_streams_a_bounded_number_of_documents(
     assert calls[0]["split"] == split
     assert list(calls[0]["data_files"]) == [split]
     assert f"c4-{split}.00000" in calls[0]["data_files"][split]
-
-
-def test_progress_is_labelled_with_the_name_of_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    labels: list[str] = []
-
-    class Labels(Progress):
-        def track(self, items: Any, label: str, total: int | None = None) -> Any:
-            labels.append(label)
-            return super().track(items, label, total)
-
-    rows = datasets.Dataset.from_dict({"sentence": ["words"]})
-    serve(monkeypatch, lambda path, **options: rows)
-    with reported_to(Labels()):
-        load_corpus("ptb")
-    assert labels == ["ptb"]
 
 
 @pytest.mark.parametrize(

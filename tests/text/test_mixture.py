@@ -13,7 +13,6 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.text.corpus import Corpus
 from pruner_zero.text.mixture import Mixture, SelfText, load_mixture, load_text
 from pruner_zero.text.token_windows import Windows, mix_windows, random_windows
-from tests.text.refusals import line
 from tests.tiny import tiny_tokenizer
 
 SHARES = st.lists(st.floats(0, exclude_min=True, allow_infinity=False), min_size=1, max_size=5)
@@ -105,12 +104,6 @@ def test_one_text_or_a_mapping_from_texts_to_shares_is_loaded() -> None:
     loaded = load_mixture({corpus: 0.5, "self": 3, "builtin:pydoc": 1}, "search")
     assert [text.name for text in loaded.texts] == ["mine", "self", "builtin:pydoc/search"]
     assert loaded.shares == (0.5, 3, 1)
-
-
-def test_where_no_model_can_write_self_is_refused() -> None:
-    assert line("self") == (
-        "self is text that a dense model writes, for --calibration: give another text here"
-    )
 
 
 def test_windows_of_two_sources_come_in_turn() -> None:

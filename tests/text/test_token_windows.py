@@ -57,13 +57,6 @@ def test_random_windows_are_pieces_of_the_stream(count: int, seqlen: int, seed: 
         assert (pieces == window).all(dim=1).any()
 
 
-def test_random_windows_have_distinct_offsets_down_to_the_last() -> None:
-    text = bytes(range(33, 127)).decode()
-    offsets = len(text) - 10 + 1
-    drawn = random_windows(Corpus("each byte once", text), TOKENIZER, offsets, 10, seed=0)
-    assert len(set(drawn.tokens[:, 0].tolist())) == offsets
-
-
 def test_windows_that_are_apart_hold_no_token_twice() -> None:
     """All of them are in another order than in the text, without the rest of 4 characters."""
     text = bytes(range(33, 127)).decode()

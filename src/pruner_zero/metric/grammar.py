@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from itertools import count
-from typing import Any, NamedTuple
+from typing import Any
 
 from pruner_zero.errors import PrunerZeroError, did_you_mean, excerpt
 from pruner_zero.metric.expression import (
@@ -37,9 +37,12 @@ _TOKEN = re.compile(
     r"(?P<number>(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)"
     r"|(?P<name>[A-Za-z_][A-Za-z0-9_]*)"
     r"|(?P<symbol>[-+*/^(),])"
-    r"|(?P<space>\s+)"
-    r"|(?P<unknown>.)"
+    r"|(?P<unknown>\S)"
+    r"|(?P<end>\Z)"
 )
+
+
+_Token = re.Match[str]
 
 
 class ParseError(PrunerZeroError):
@@ -60,24 +63,15 @@ def parse(text: str) -> Expression:
     """
     if len(text) > MAX_LENGTH:
         raise ParseError(f"an expression can have at most {MAX_LENGTH} characters", MAX_LENGTH + 1)
-    return _Parser(_tokens(text)).whole()
+    tokens = list(_TOKEN.finditer(text))
+    for token in tokens:
+        if token.lastgroup == "unknown":
+            raise ParseError(f"unexpected character {token[0]!a}", _column(token))
+    return _Parser(tokens).whole()
 
 
-class _Token(NamedTuple):
-    kind: str
-    text: str
-    column: int
-
-
-def _tokens(text: str) -> list[_Token]:
-    tokens = []
-    for match in _TOKEN.finditer(text):
-        kind, column = str(match.lastgroup), match.start() + 1
-        if kind == "unknown":
-            raise ParseError(f"unexpected character {match.group()!a}", column)
-        if kind != "space":
-            tokens.append(_Token(kind, match.group(), column))
-    return [*tokens, _Token("end", "", len(text) + 1)]
+def _column(token: _Token) -> int:
+    return token.start() + 1
 
 
 class _Parser:
@@ -94,20 +88,20 @@ class _Parser:
 
     def take(self) -> _Token:
         token = self.token
-        self.position += token.kind != "end"
+        self.position += token.lastgroup != "end"
         return token
 
     def shown(self) -> str:
-        return f"'{excerpt(self.token.text, 40)}'" if self.token.text else "the end of the text"
+        return f"'{excerpt(self.token[0], 40)}'" if self.token[0] else "the end of the text"
 
     def expected(self, what: str, why: str = "") -> ParseError:
-        return ParseError(f"expected {what} before {self.shown()}{why}", self.token.column)
+        return ParseError(f"expected {what} before {self.shown()}{why}", _column(self.token))
 
     def nested(self, token: _Token, rule: Callable[[], Expression]) -> Expression:
         """What `rule` reads one level deeper, after the opening `token`."""
         self.nesting += 1
         if self.nesting > MAX_DEPTH:
-            raise ParseError(f"nested deeper than {MAX_DEPTH} levels", token.column)
+            raise ParseError(f"nested deeper than {MAX_DEPTH} levels", _column(token))
         expression = rule()
         self.nesting -= 1
         return expression
@@ -120,92 +114,94 @@ class _Parser:
 
     def whole(self) -> Expression:
         expression = self.sum()
-        if self.token.kind != "end":
+        if self.token.lastgroup != "end":
             raise self.expected("an operator")
         return expression
 
     def sum(self, minimum: int = SUM) -> Expression:
         """Operands joined by infix symbols that bind at least as tightly as `minimum`."""
         left = self.unary()
-        while self.token.text in INFIX and INFIX[self.token.text][1] >= minimum:
+        while self.token[0] in INFIX and INFIX[self.token[0]][1] >= minimum:
             token = self.take()
-            name, level = INFIX[token.text]
-            left = self.build(name, token.column, left, self.sum(level + 1))
+            name, level = INFIX[token[0]]
+            left = self.build(name, _column(token), left, self.sum(level + 1))
         return left
 
     def unary(self) -> Expression:
-        if self.token.text != "-":
+        if self.token[0] != "-":
             return self.power()
         minus = self.take()
         # As in mathematics, -2^2 is minus the power: "^" binds tighter than the sign.
-        if self.token.kind == "number" and self.tokens[self.position + 1].text != "^":
+        if self.token.lastgroup == "number" and self.tokens[self.position + 1][0] != "^":
             return self.number(negative=True)
-        return self.build("neg", minus.column, self.nested(minus, self.unary))
+        return self.build("neg", _column(minus), self.nested(minus, self.unary))
 
     def power(self) -> Expression:
         base = self.operand()
-        if self.token.text != "^":
+        if self.token[0] != "^":
             return base
-        column = self.take().column
-        if negative := self.token.text == "-":
+        column = _column(self.take())
+        if negative := self.token[0] == "-":
             self.take()
-        if self.token.kind != "number":
+        if self.token.lastgroup != "number":
             raise ParseError(
-                f"the exponent of a power must be a number, not {self.shown()}", self.token.column
+                f"the exponent of a power must be a number, not {self.shown()}", _column(self.token)
             )
         power = self.build("power", column, base, self.number(negative))
-        if self.token.text == "^":
-            raise ParseError("put the power before this '^' in parentheses", self.token.column)
+        if self.token[0] == "^":
+            raise ParseError("put the power before this '^' in parentheses", _column(self.token))
         return power
 
     def number(self, negative: bool = False) -> Expression:
         token = self.take()
-        value = float(token.text)
+        value = float(token[0])
         try:
             return Constant(-value if negative else value)
         except PrunerZeroError as error:
-            raise ParseError(str(error), token.column) from None
+            raise ParseError(str(error), _column(token)) from None
 
     def operand(self) -> Expression:
         token = self.token
-        if token.kind == "number":
+        if token.lastgroup == "number":
             return self.number()
-        if token.kind == "name":
+        if token.lastgroup == "name":
             return self.named(self.take())
         before = self.tokens[self.position - 1]
-        if before.text == token.text == "*" and before.column == token.column - 1:
-            raise ParseError("write ^ for a power, not **", before.column)
-        if token.text != "(":
+        if before[0] == token[0] == "*" and _column(before) == _column(token) - 1:
+            raise ParseError("write ^ for a power, not **", _column(before))
+        if token[0] != "(":
             raise self.expected("a terminal, a number or an operator")
         expression = self.nested(self.take(), self.sum)
         self.close(token)
         return expression
 
     def close(self, opening: _Token) -> None:
-        if self.token.text != ")":
-            raise self.expected("')'", f" to close the '(' at column {opening.column}")
+        if self.token[0] != ")":
+            raise self.expected("')'", f" to close the '(' at column {_column(opening)}")
         self.take()
 
     def named(self, name: _Token) -> Expression:
         """A terminal, or an operator with its operands."""
-        word, called = excerpt(name.text, 40), self.token.text == "("
-        if name.text in TERMINALS:
+        word, called = excerpt(name[0], 40), self.token[0] == "("
+        if name[0] in TERMINALS:
             if called:
-                raise ParseError(f"{word} is a terminal and takes no operands", name.column)
-            return Terminal(name.text)
-        if name.text not in OPERATORS:
+                raise ParseError(f"{word} is a terminal and takes no operands", _column(name))
+            return Terminal(name[0])
+        if name[0] not in OPERATORS:
             kind, names = ("operator", OPERATORS) if called else ("name", [*TERMINALS, *OPERATORS])
-            raise ParseError(f"unknown {kind} '{word}': {did_you_mean(word, names)}", name.column)
+            raise ParseError(f"unknown {kind} '{word}': {did_you_mean(word, names)}", _column(name))
         if not called:
-            raise ParseError(f"{word} is an operator: put its operands in parentheses", name.column)
+            raise ParseError(
+                f"{word} is an operator: put its operands in parentheses", _column(name)
+            )
         opening, operands = self.take(), []
-        if self.token.text != ")":
+        if self.token[0] != ")":
             operands.append(self.nested(opening, self.sum))
-        while operands and self.token.text == ",":
+        while operands and self.token[0] == ",":
             self.take()
             operands.append(self.nested(opening, self.sum))
         self.close(opening)
-        return self.build(name.text, name.column, *operands)
+        return self.build(name[0], _column(name), *operands)
 
 
 def to_tree(expression: Expression) -> dict[str, Any]:

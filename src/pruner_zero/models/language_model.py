@@ -129,17 +129,13 @@ def check_tokens(model: PreTrainedModel, tokens: Tensor, generated: int = 0) -> 
     if not len(tokens):
         return
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    rows, largest = embedding.weight.shape[0], int(tokens.max())
-    if largest >= rows:
-        raise PrunerZeroError(
-            f"the tokenizer produces token {largest} but the model embeds only {rows}: "
-            "use the tokenizer that belongs to the model"
-        )
-    if head is not None and largest >= (scores := head.weight.shape[0]):
-        raise PrunerZeroError(
-            f"the tokenizer produces token {largest} but the model's head scores only {scores}: "
-            "use the tokenizer that belongs to the model"
-        )
+    largest = int(tokens.max())
+    for table, does in ((embedding, "model embeds"), (head, "model's head scores")):
+        if table is not None and largest >= (rows := table.weight.shape[0]):
+            raise PrunerZeroError(
+                f"the tokenizer produces token {largest} but the {does} only {rows}: "
+                "use the tokenizer that belongs to the model"
+            )
     length = tokens.shape[-1] + generated
     for name, table in model.named_modules():
         learned = isinstance(table, torch.nn.Embedding) and table is not embedding

@@ -15,9 +15,6 @@ from pruner_zero.models.matrices import find_blocks
 # statistics, activations and gradients need as much again.
 _SHARE = 0.5
 
-# Steps of the bisection for the smallest share of every device at which a model still fits.
-_HALVINGS = 30
-
 
 def place_model(
     model: nn.Module, devices: Devices, free: Callable[[torch.device], int] = free_bytes
@@ -65,22 +62,16 @@ def spread_blocks(blocks: Sequence[int], free: Sequence[int], outside: int = 0) 
 
     blocks, free, outside: bytes of each block, of each device, and of the modules outside the
     blocks, which are on the first device. The largest share of a device that is filled is as small
-    as possible. Raises PrunerZeroError where the devices cannot hold it all.
+    as possible, to a percent. Raises PrunerZeroError where the devices cannot hold it all.
     """
-    chosen = _fill(blocks, free, outside)
+    rooms = ([percent / 100 * room for room in free] for percent in range(101))
+    placed = (_fill(blocks, room, outside) for room in rooms)
+    chosen = next((homes for homes in placed if homes is not None), None)
     if chosen is None:
         raise PrunerZeroError(
             f"the model takes {(outside + sum(blocks)) / 2**30:.1f} GiB and the devices have "
             f"{sum(free) / 2**30:.1f} GiB free: give --device more of them, or prune with --offload"
         )
-    low, high = 0.0, 1.0
-    for _ in range(_HALVINGS):
-        share = (low + high) / 2
-        placed = _fill(blocks, [share * room for room in free], outside)
-        if placed is None:
-            low = share
-        else:
-            chosen, high = placed, share
     return chosen
 
 

@@ -16,7 +16,7 @@ from pruner_zero.metric.canonical.form import canonical
 from pruner_zero.metric.expression import Call, Constant, Expression, Terminal, call
 from pruner_zero.metric.grammar import parse
 from pruner_zero.metric.metric import NAMED
-from pruner_zero.metric.operators import OPERATORS, Operator, Shape
+from pruner_zero.metric.operators import OPERATORS, Shape
 from pruner_zero.metric.scoring import ScoreError, score
 from tests.metric.strategies import expressions, lightly, tame, terminals, terminals_of
 
@@ -235,22 +235,6 @@ DIFFERENT: dict[tuple[Group, str], list[list[str]]] = {
 )
 def test_what_can_differ_is_not_merged(scope: Group, first: str, second: str) -> None:
     assert canonical(parse(first), scope) != canonical(parse(second), scope)
-
-
-def test_offsets_of_a_matrix_are_visible_only_across_matrices() -> None:
-    text = "W * mms(G)"
-    forms = {scope: canonical(parse(f"mms({text})"), scope) for scope in GROUPS}
-    assert forms["row"] == forms["matrix"] == forms["block"] == parse(text)
-    assert forms["global"] == parse(f"mms({text})")
-
-
-def test_operands_of_a_plug_in_are_ordered_where_it_commutes(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    mean = Operator("mean", 2, lambda x, y: (x + y) / 2, commutative=True)
-    monkeypatch.setattr("pruner_zero.metric.expression.OPERATORS", {**OPERATORS, "mean": mean})
-    W, G = Terminal("W"), Terminal("G")
-    assert canonical(call("mean", W + W, G), "row") == call("mean", G, 2 * W)
 
 
 def test_the_forms_read_well() -> None:
