@@ -185,31 +185,6 @@ def test_blocks_whose_kinds_no_configuration_could_tell_are_refused(architecture
         drop_blocks(tiny_model(architecture, blocks=DEPTH), [0])
 
 
-@pytest.mark.parametrize(
-    ("settings", "line"),
-    [
-        ({"metric": "wanda"}, "leave out --metric"),
-        ({"update": "obs"}, "does not fit --structure: leave it out"),
-        ({"sparsity": 0.05}, r"would drop 0: choose --sparsity 0\.1667"),
-        ({"sparsity": 0.95}, r"would drop 6: choose --sparsity 0\.6667"),
-        (
-            {"sparsity": None, "parameters": "1K"},
-            "cannot be reached by removing blocks: choose --par",
-        ),
-        (
-            {"sparsity": None, "parameters": "1B"},
-            "cannot be reached by removing blocks: choose --par",
-        ),
-    ],
-)
-def test_each_impossible_combination_is_refused_in_one_line(
-    settings: dict[str, Any], line: str, prose: str
-) -> None:
-    with pytest.raises(PrunerZeroError, match=line) as caught:
-        pruned(tiny_model("llama", blocks=DEPTH), prose, **settings)
-    assert "\n" not in str(caught.value)
-
-
 def test_blocks_of_a_model_whose_outputs_overflow_are_not_judged() -> None:
     model = tiny_model("llama", blocks=DEPTH)
     with torch.no_grad():

@@ -201,34 +201,6 @@ def test_compare_measures_the_smaller_mixture_and_puts_the_dense_one_back(prose:
     assert measured["parameters"] == result.parameters[1]
 
 
-@pytest.mark.parametrize(
-    ("settings", "line"),
-    [
-        ({"metric": "block-influence"}, "block-influence does not choose experts: whole blocks go"),
-        ({"structure": "channels", "metric": "reap"}, "reap does not choose channels: whole"),
-        ({"structure": None, "metric": "reap"}, "reap does not choose weights: whole blocks go by"),
-        ({"update": "obs"}, "does not fit --structure: leave it out"),
-        ({"offload": True}, "leave out --offload"),
-        ({"sparsity": 0.0}, r"8 experts of a block leaves 8, .*: choose --sparsity 0\.125"),
-        ({"sparsity": 0.9}, r"leaves 0\.8, and .*: choose --sparsity 0\.75, which leaves"),
-        (
-            {"sparsity": None, "parameters": "1K"},
-            "cannot be reached by removing experts: choose --p",
-        ),
-        (
-            {"sparsity": None, "parameters": "1B"},
-            "cannot be reached by removing experts: choose --p",
-        ),
-    ],
-)
-def test_each_impossible_combination_is_refused_in_one_line(
-    settings: dict[str, Any], line: str, prose: str
-) -> None:
-    with pytest.raises(PrunerZeroError, match=line) as caught:
-        pruned(tiny_model("mixtral"), prose, **settings)
-    assert "\n" not in str(caught.value)
-
-
 @pytest.mark.fault("SIGKILL after each block, during the final save, and while a file is written")
 def test_a_kill_changes_no_byte(text_file: Path, tmp_path: Path) -> None:
     dense = save_tiny(tmp_path / "dense", "mixtral", blocks=12)

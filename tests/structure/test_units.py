@@ -266,33 +266,3 @@ def test_the_record_and_the_card_describe_the_removed_units(prose: str, tmp_path
     assert "as large and as fast" not in card
     assert f"It has {after:,} of {before:,} parameters" in card
     assert "| `mlp.down_proj` | 2 | 33.33% |" in card
-
-
-@pytest.mark.parametrize(
-    ("settings", "line"),
-    [
-        ({"sparsity": None}, "--structure channels needs either --sparsity"),
-        ({"parameters": 0.9}, "--structure channels needs either --sparsity"),
-        ({"sparsity": None, "parameters": "most"}, "--parameters is 'most': write a share such as"),
-        ({"structure": None, "parameters": 0.9}, "give it alone, or name one"),
-        (
-            {"sparsity": None, "parameters": "20K"},
-            r"20,000 of 31,968 cannot .* MLP channels: choose --parameters 28896, the nearest",
-        ),
-        ({"pattern": "2:4"}, "leave out --pattern"),
-        ({"scope": "matrix"}, "leave out --scope"),
-        ({"exclude": ["*.0.*"]}, "leave out --exclude"),
-        ({"structure": "neurons"}, "--structure neurons: choose one of"),
-        ({"sparsity": 1.5}, r"sparsity 1\.5 is outside"),
-        ({"sparsity": 0.95}, r"leaves 2\.4, .*: choose --sparsity 0\.3333, which leaves 32"),
-        # A multiple of 32 leaves 32 or 48, and 48 is nearer.
-        ({"sparsity": 0.01}, "choose --sparsity 0.3333, which leaves 32"),
-        ({**HEADS, "sparsity": 0.2}, r"leaves 1\.6, and .*: choose --sparsity 0\.5"),
-    ],
-)
-def test_each_impossible_combination_is_refused_in_one_line(
-    settings: dict[str, Any], line: str, prose: str
-) -> None:
-    with pytest.raises(PrunerZeroError, match=line) as caught:
-        pruned(tiny_model("llama"), prose, **settings)
-    assert "\n" not in str(caught.value)
