@@ -16,11 +16,9 @@ from pruner_zero.pruning.prune import prune
 from pruner_zero.pruning.prune_result import PruneResult
 from pruner_zero.report.page import report
 from pruner_zero.structure.blocks import Blocks, drop_blocks
-from tests.conftest import save_tiny
 from tests.pruning.conftest import language_model
 from tests.structure.statistics import statistic
 from tests.structure.test_couplings import logits
-from tests.structure.test_units import check_loads_alone
 from tests.tiny import tiny_tokenizer
 from tests.tiny_models import tiny_model, tiny_windows, windows_of
 
@@ -125,15 +123,6 @@ def test_an_odd_run_of_blocks_keeps_the_kind_of_each_that_stays() -> None:
     drop_blocks(model, [1, 4])
     assert model.config.layer_types == [kinds[index] for index in (0, 2, 3, 5)]
     torch.testing.assert_close(logits(model), masked("gemma3", [1, 4]), atol=1e-5, rtol=1e-5)
-
-
-def test_the_folders_load_without_this_package(prose: str, tmp_path: Path) -> None:
-    expected = {}
-    for architecture in SUPPORTED:
-        dense = save_tiny(tmp_path / "dense" / architecture, architecture, blocks=DEPTH)
-        result = pruned(dense, prose, output=tmp_path / architecture)
-        expected[architecture] = logits(result.language_model.model)
-    check_loads_alone(tmp_path, expected)
 
 
 @pytest.mark.parametrize("settings", [{}, {"distill": 2}], ids=str)

@@ -20,8 +20,8 @@ from pruner_zero.models.matrices import find_blocks, find_matrices, size_of
 from pruner_zero.pruning.prune import plan, prune
 from pruner_zero.pruning.prune_result import PruneResult
 from pruner_zero.structure.budget import Budget
+from tests.structure.test_folders import check_loads_alone
 from tests.structure.test_tokens import TEXT, byte_level
-from tests.structure.test_units import check_loads_alone
 from tests.structure.test_vocabulary import model as model_of
 from tests.tiny import tiny_tokenizer
 from tests.tiny_models import tiny_model, tiny_windows, windows_of

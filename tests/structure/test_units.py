@@ -1,16 +1,13 @@
 """Structured pruning: a mask until the model is saved, then a smaller model of the same kind."""
 
 import json
-import subprocess
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from transformers import AutoModelForCausalLM, HeliumConfig, HeliumForCausalLM, PreTrainedModel
 
 from pruner_zero.choices import Structure
@@ -25,8 +22,9 @@ from pruner_zero.text.token_windows import Windows
 from tests.conftest import save_tiny
 from tests.pruning.conftest import OpenStore, language_model, recipe_of
 from tests.structure.test_couplings import CASES, logits
+from tests.structure.test_folders import check_loads_alone
 from tests.tiny import tiny_tokenizer
-from tests.tiny_models import INNER, VOCABULARY, tiny_model, tiny_windows
+from tests.tiny_models import INNER, VOCABULARY, tiny_model
 
 # Two thirds of the 48 channels stay.
 SMALL: dict[str, Any] = {
@@ -38,37 +36,6 @@ SMALL: dict[str, Any] = {
 KEPT = 32
 # Half of two key-value heads.
 HEADS: dict[str, Any] = {"structure": "heads", "sparsity": 0.5}
-
-LOADS_ALONE = """
-import sys
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokens = torch.load("tokens.pt")
-for folder in sys.argv[1:]:
-    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-    AutoTokenizer.from_pretrained(folder)
-    made = [
-        model.generate(tokens[:1, :5], max_new_tokens=8, do_sample=False, use_cache=cached)
-        for cached in (True, False)
-    ]
-    assert torch.equal(*made), made
-    torch.save(model(tokens).logits, f"{folder}.pt")
-assert not [name for name in sys.modules if name.startswith("pruner_zero")]
-"""
-
-
-def check_loads_alone(folder: Path, expected: Mapping[str, Tensor]) -> None:
-    """The models in `folder`, by name, load without this package, generate, and give these logits.
-
-    All in one fresh process, since it takes seconds to import transformers.
-    """
-    torch.save(tiny_windows(), folder / "tokens.pt")
-    command = [sys.executable, "-c", LOADS_ALONE, *expected]
-    subprocess.run(command, check=True, env={"OMP_NUM_THREADS": "1"}, cwd=folder)
-    for name, computed in expected.items():
-        loaded = torch.load(folder / f"{name}.pt")
-        torch.testing.assert_close(loaded, computed, atol=1e-5, rtol=1e-5, msg=name)
 
 
 def pruned(model: Any, text: str, **settings: Any) -> PruneResult:

@@ -195,22 +195,22 @@ class EqualWidths(CoupledUnits):
         couplings = tuple(find_couplings(model, self.unit))
         count = couplings[0].count
         step = self.multiple if self.unit == "channels" else 1
-
-        counts = range(step, count, step)
-        sizes = {kept: self._keeping(couplings, kept).size(model)[0] for kept in counts}
-        if self.unit == "heads":
-            sizes = {
-                kept: size
-                for kept, size in sizes.items()
-                if self._keeping(couplings, kept).described(model)
-            }
+        # Some families refuse some numbers of heads.
+        sizes = {
+            kept: smaller.size(model)[0]
+            for kept in range(step, count, step)
+            for smaller in [self._keeping(couplings, kept)]
+            if self.unit == "channels" or smaller.described(model)
+        }
         kept = units_left(model, self, count, sizes, WORDS[self.unit], step)
-        fitted = replace(self._keeping(couplings, kept), sparsity=1 - kept / count)
+        fitted = self._keeping(couplings, kept)
         fitted.check_described(model)
         return fitted
 
     def _keeping(self, couplings: tuple[Coupling, ...], kept: int) -> Self:
-        return replace(self, couplings=couplings, kept=(kept,) * len(couplings))
+        """The cut by which `kept` units of each of the `couplings` stay."""
+        share, all_kept = 1 - kept / couplings[0].count, (kept,) * len(couplings)
+        return replace(self, sparsity=share, couplings=couplings, kept=all_kept)
 
     def __str__(self) -> str:
         return f"{100 * self.sparsity:.4g}% of the {WORDS[self.unit]} of every block"
