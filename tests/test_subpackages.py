@@ -116,10 +116,7 @@ def _package_of(path: Path) -> str:
 # Circles that are not yet gone. None may be added.
 KNOWN_CIRCLES = {
     frozenset(f"{PACKAGE}.{name}" for name in names.split())
-    for names in (
-        "offload.gradients_on_disk offload.model offload.shards",
-        "execution.executor execution.processes execution.ray_actors execution.workers",
-    )
+    for names in ("execution.executor execution.processes execution.ray_actors execution.workers",)
 }
 
 

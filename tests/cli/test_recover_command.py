@@ -15,7 +15,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_pruned(tmp_path_factory.mktemp("models") / "pruned")
 
 
-SMALL = ("--steps", 3, "--seqlen", 16, "--validation-windows", 2, "--learning-rate", "0.01")
+SMALL = ("--steps", 3, "--seqlen", 16, "--learning-rate", "0.01")
 
 
 def test_it_reports_the_recovered_model(
@@ -34,7 +34,6 @@ def test_it_reports_the_recovered_model(
 def test_json_output(cli: Cli, model: Path, text_file: Path, tmp_path: Path) -> None:
     done = cli("recover", model, "--text", text_file, *SMALL, "--json", "-o", tmp_path / "out")
     report = json.loads(done.out)
-    assert report["settings"]["teacher_share"] is None
     assert (report["output"], report["kept_step"]) == (str(tmp_path / "out"), 3)
     assert report["sparsity_after"] == 0.5
     assert report["loss_after"] < report["loss_before"]
@@ -44,9 +43,7 @@ def test_everything_may_come_from_the_file(
     cli: Cli, model: Path, text_file: Path, tmp_path: Path
 ) -> None:
     config = tmp_path / "run.yaml"
-    config.write_text(
-        f"model: {model}\ntext: {text_file}\nsteps: 2\nseqlen: 16\nvalidation_windows: 1\n"
-    )
+    config.write_text(f"model: {model}\ntext: {text_file}\nsteps: 2\nseqlen: 16\n")
     result = json.loads(cli("recover", "--config", config, "-o", tmp_path / "one", "--json").out)
     assert (result["curve"][-1]["step"], result["settings"]["seqlen"]) == (2, 16)
     # The resolved settings that were written give the same weights.
@@ -61,7 +58,6 @@ def test_bad_input_is_refused_in_one_line(
     cli: Cli, model: Path, llama_folder: Path, text_file: Path, tmp_path: Path
 ) -> None:
     good = ("recover", model, "--text", text_file, "-o", tmp_path / "out")
-    assert "--teacher-share has no effect" in cli(*good, "--teacher-share", 0.5).error
     assert "--minutes is 0.0" in cli(*good, "--minutes", 0).error
     assert "is not pruned" in cli("recover", llama_folder, *good[2:], *SMALL).error
     assert "no text to train on" in cli("recover", model, "-o", tmp_path / "out").error

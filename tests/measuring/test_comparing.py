@@ -431,6 +431,6 @@ def test_the_weights_of_a_model_are_hashed_once(
     prune(mine, "wanda", sparsity=0.5, cache=folders[1], **sizes)
     assert hashed == [mine]
     hashed.clear()
-    recover(mine, teacher=dense, steps=1, validation_windows=1, windows=11, seqlen=16)
+    recover(mine, teacher=dense, steps=1, windows=11, seqlen=16)
     assert len(hashed) == 2
     assert {mine, dense} == set(hashed)

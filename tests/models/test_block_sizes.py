@@ -20,7 +20,6 @@ from pruner_zero.models.load import load_model
 from pruner_zero.models.matrices import find_blocks
 from pruner_zero.models.saving import save_model
 from pruner_zero.offload.model import load_offloaded
-from pruner_zero.offload.shards import save_offloaded
 from pruner_zero.structure.blocks import drop_blocks
 from tests.models.different_blocks import KEPT, cut_blocks
 from tests.text.refusals import refusal
@@ -164,7 +163,7 @@ def test_its_blocks_are_read_from_the_disk_one_by_one(
 ) -> None:
     offloaded = load_offloaded(folders["llama"])
     assert offloaded.fingerprint() == load_model(folders["llama"]).fingerprint()
-    save_offloaded(offloaded, [], tmp_path)
+    offloaded.save_blocks([], tmp_path)
     assert (tmp_path / CODE).read_bytes() == (folders["llama"] / CODE).read_bytes()
 
 

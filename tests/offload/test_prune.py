@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM
 from pruner_zero import PrunerZeroError, load_model, prune
 from pruner_zero.models.reading import INDEX
 from pruner_zero.offload.model import OffloadedModel
-from pruner_zero.offload.shards import save_offloaded
 from pruner_zero.pruning.prune_result import PruneResult
 from tests.conftest import save_sharded, save_tiny
 from tests.processes import Forked
@@ -134,9 +133,10 @@ def test_a_model_that_becomes_smaller_on_disk_is_never_in_memory(
     def noted(model: OffloadedModel, *rest: Any) -> None:
         parameters = model.model.parameters()
         in_memory.extend(p.untyped_storage().nbytes() > p.element_size() for p in parameters)
-        save_offloaded(model, *rest)
+        save(model, *rest)
 
-    monkeypatch.setattr("pruner_zero.offload.model.save_offloaded", noted)
+    save = OffloadedModel.save_blocks
+    monkeypatch.setattr(OffloadedModel, "save_blocks", noted)
     model, output = save_sharded(tmp_path / "model", "llama"), tmp_path / "out"
     options = {**RUNS[structure], **SMALL}
     prune(model, output=output, calibration=text_file, offload=True, **options)

@@ -18,7 +18,7 @@ from tests.recovery.conftest import Stopping, pruned_model
 from tests.tiny import tiny_tokenizer
 from tests.tiny_models import tiny_model
 
-SMALL: dict[str, Any] = {"steps": 4, "seqlen": 16, "validation_windows": 2, "learning_rate": 1e-2}
+SMALL: dict[str, Any] = {"steps": 4, "seqlen": 16, "learning_rate": 1e-2}
 
 
 @pytest.fixture(autouse=True)

@@ -28,7 +28,7 @@ from tests.text.refusals import refusal
 from tests.tiny import tiny_tokenizer
 from tests.tiny_models import ARCHITECTURES, tiny_model
 
-SMALL: dict[str, Any] = {"steps": 4, "seqlen": 16, "validation_windows": 2, "learning_rate": 1e-2}
+SMALL: dict[str, Any] = {"steps": 4, "seqlen": 16, "learning_rate": 1e-2}
 
 
 def run(model: object, prose: str, **options: Any) -> RecoverResult:
@@ -88,7 +88,7 @@ def test_recovery_json_describes_the_run(
     assert record["loss_before"] == record["curve"][0]["validation_loss"]
     assert record["loss_after"] == min(point["validation_loss"] for point in record["curve"])
     assert record["training"]["text"] == f"{text_file} (first nine tenths)"
-    assert record["validation"]["windows"] == 2
+    assert record["validation"]["windows"] == 8
     assert record["provenance"]["model_sha256"] == load_model(pruned_folder).fingerprint()
     assert record["provenance"]["teacher_sha256"] is None
     assert record["provenance"].keys() > provenance().keys()
@@ -157,7 +157,7 @@ def test_several_texts_are_learned_by_their_shares(
     monkeypatch.setenv("PRUNER_ZERO_CACHE", str(tmp_path))
     pruned, _ = pruned_model()
     texts = {Corpus("prose", prose): 2, "self": 1}
-    small = {**SMALL, "windows": 10, "validation_windows": 3}
+    small = {**SMALL, "windows": 10}
     result = recover(pruned, text=texts, teacher=llama_folder, **small)
     assert result.settings.text == {"prose": 2, "self": 1}
     assert result.settings.teacher_share == 0.5
@@ -165,7 +165,7 @@ def test_several_texts_are_learned_by_their_shares(
     names = [[source["text"] for source in sources] for sources in described]
     assert names[0] == ["prose (first nine tenths)", "self (first nine tenths)"]
     # The one written window that is held out is the last of ten.
-    assert [source["windows"] for source in described[1]] == [2, 1]
+    assert [source["windows"] for source in described[1]] == [5, 1]
 
 
 def test_a_teacher_by_name_or_as_an_object(llama_folder: Path, prose: str) -> None:

@@ -33,7 +33,7 @@ def deep_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(model: Path, text: Path, output: Path, *more: object) -> list[object]:
-    sizes = ["--steps", STEPS, "--seqlen", 32, "--validation-windows", 2]
+    sizes = ["--steps", STEPS, "--seqlen", 32]
     return ["recover", model, "--text", text, "-o", output, *sizes, *more]
 
 

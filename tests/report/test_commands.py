@@ -179,7 +179,7 @@ def test_whole_units_are_updated_as_the_search_judged_them(
 
 
 def test_the_command_that_repeats_a_recovery(tmp_path: Path) -> None:
-    folder = write_recovery(tmp_path / "out", teacher="models/tiny", teacher_share=0.5)
+    folder = write_recovery(tmp_path / "out", teacher="models/tiny")
     command = commands.repeat(read_result(folder))
     assert command is not None
     assert command.startswith("pruner-zero recover models/pruned --")
@@ -187,7 +187,6 @@ def test_the_command_that_repeats_a_recovery(tmp_path: Path) -> None:
         "--text": ["words.txt"],
         "--minutes": ["1.0"],
         "--teacher": ["models/tiny"],
-        "--teacher-share": ["0.5"],
         "-o": [f"{folder}-again"],
     }
 

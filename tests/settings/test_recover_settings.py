@@ -25,7 +25,6 @@ def test_ten_minutes_where_no_budget_is_given() -> None:
         ({"text": ["self=2"]}, 1),
         ({"text": {"self": 2.0}}, 1),
         ({"text": {"self": 2.0, "t": 1.0}}, 0.5),
-        ({"teacher_share": 0.3}, 0.3),
     ],
 )
 def test_predictions_alone_are_learned_where_the_teacher_writes_the_text(
@@ -47,11 +46,9 @@ def test_resolved_settings_read_back_as_themselves(options: dict[str, object]) -
         ({"steps": 0}, "--steps is 0"),
         ({"minutes": 0}, "--minutes is 0"),
         ({"rank": 8}, "no setting 'rank'"),
-        ({"teacher_share": 1.5, "teacher": "dense"}, "--teacher-share is 1.5"),
+        ({"teacher_share": 1.5}, "'teacher_share' was an option of version 0.3 and is gone"),
         ({"learning_rate": -1}, "--learning-rate is -1"),
         ({"learn_rate": 1}, "no setting 'learn_rate': did you mean 'learning_rate'?"),
-        ({"teacher_share": 0.7}, "--teacher-share has no effect without --teacher: leave it out"),
-        ({"teacher_share": 0.5}, "--teacher-share has no effect without --teacher: leave it out"),
         ({"windows": 9}, "--windows has no effect without --text self: leave it out"),
         ({"text": 3}, "give a text, or several, each as TEXT or TEXT=SHARE"),
         ({"text": None}, "give one as --text, or the dense model as --teacher"),

@@ -284,11 +284,9 @@ def test_the_model_with_fewer_tokens_is_trained_towards_the_dense_one(tmp_path: 
         tmp_path / "small",
         text=TEXT * 4,
         teacher=tmp_path / "dense",
-        teacher_share=1.0,
         steps=30,
         seqlen=24,
         learning_rate=0.01,
-        validation_windows=2,
         output=tmp_path / "out",
     )
     losses = [point.validation_loss for point in result.curve]

@@ -9,7 +9,6 @@ graph is longer than a block, and no gradient is kept beyond its block.
 from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -29,13 +28,11 @@ from pruner_zero.calibration.walk import Stream, Walk, WindowFile
 from pruner_zero.journal import Journal
 from pruner_zero.models.block_calls import Activations, blocks_replaced, run_block
 from pruner_zero.models.couplings import head_slices
+from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.matrices import find_blocks, find_matrices
 from pruner_zero.models.next_token import gradients_to
 from pruner_zero.models.transformers_private import experts_one_by_one
 from pruner_zero.progress import note, track
-
-if TYPE_CHECKING:
-    from pruner_zero.offload.model import OffloadedModel
 
 
 class OffloadedGradients:
@@ -49,7 +46,7 @@ class OffloadedGradients:
 
     def __init__(
         self,
-        language_model: "OffloadedModel",
+        language_model: LanguageModel,
         windows: Tensor,
         statistics: Mapping[Kind, GradientStatistic],
         store: StatisticsStore,

@@ -18,7 +18,7 @@ from pruner_zero.calibration.statistics import GradientStatistic, Kind, by_loss
 from pruner_zero.choices import Dtype
 from pruner_zero.devices import CPU, available_bytes, find_devices
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.files import is_gguf
+from pruner_zero.files import is_gguf, writing
 from pruner_zero.models.block_calls import (
     Activations,
     BlockCalls,
@@ -27,15 +27,17 @@ from pruner_zero.models.block_calls import (
     record_block_calls,
     shares_state,
 )
+from pruner_zero.models.block_sizes import copy_code
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import PREFIX, cast_weights, locate_model
 from pruner_zero.models.matrices import Matrix, find_blocks, set_tensor
 from pruner_zero.models.next_token import in_float32
 from pruner_zero.models.quiet import quiet
 from pruner_zero.models.reading import read_model
+from pruner_zero.models.saving import copy_license
 from pruner_zero.models.transformers_private import as_stored, built_like, copy_conversions
 from pruner_zero.offload.gradients_on_disk import OffloadedGradients
-from pruner_zero.offload.shards import Shards, save_offloaded
+from pruner_zero.offload.shards import Shards, link_shards
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +131,20 @@ class OffloadedModel(LanguageModel):
     def save_blocks(
         self, blocks: Sequence[Path], folder: Path, config: PreTrainedConfig | None = None
     ) -> None:
-        save_offloaded(self, blocks, folder, config)
+        model, config = self.model, config or self.model.config
+        with writing(folder), quiet():
+            folder.mkdir(parents=True, exist_ok=True)
+            with self.outside():
+                link_shards(blocks, folder, self.rest())
+            config.dtype = str(model.dtype).removeprefix("torch.")
+            config.architectures = [type(model).__name__]
+            config.save_pretrained(folder)
+            if model.can_generate():
+                model.generation_config.save_pretrained(folder)
+            copy_code(config, folder)
+            if self.tokenizer is not None:
+                self.tokenizer.save_pretrained(folder)
+            copy_license(model, folder)
 
     @contextmanager
     def whole(self, blocks: Sequence[Path], folder: Path) -> Iterator["OffloadedModel"]:

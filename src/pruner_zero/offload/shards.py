@@ -4,25 +4,17 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from pruner_zero.files import writing
-from pruner_zero.models.block_sizes import copy_code
-from pruner_zero.models.quiet import quiet
 from pruner_zero.models.reading import INDEX, weight_files
-from pruner_zero.models.saving import copy_license
 from pruner_zero.models.transformers_private import StoredGroup, convert_group, group_stored
 from pruner_zero.tensor_file import TensorFile, write_tensors
-
-if TYPE_CHECKING:
-    from pruner_zero.offload.model import OffloadedModel
 
 
 class Shards:
@@ -71,35 +63,16 @@ class Shards:
         return convert_group(self._model, group, stored)
 
 
-def save_offloaded(
-    offloaded: "OffloadedModel",
-    blocks: Sequence[Path],
-    folder: Path,
-    config: PreTrainedConfig | None = None,
-) -> None:
-    """Write what `save_model` writes, with the weights of the blocks from the files `blocks`.
+def link_shards(blocks: Sequence[Path], folder: Path, rest: Mapping[str, Tensor]) -> None:
+    """Write shards and their index to `folder`: the files `blocks`, and one of the `rest`.
 
-    Each file holds what `OffloadedModel.changed` gave for a block. It becomes a shard of the
-    result by a hard link, or a copy where the file system has none. config: in place of the
-    model's, where the files hold other shapes. Raises what `save_model` raises.
+    Each of the `blocks` becomes a shard by a hard link, or a copy where the file system has none.
     """
     total = len(blocks) + 1
     names = [f"model-{number:05d}-of-{total:05d}.safetensors" for number in range(1, total + 1)]
-    with writing(folder), quiet():
-        folder.mkdir(parents=True, exist_ok=True)
-        for path, name in zip(blocks, names, strict=False):
-            _link(path, folder / name)
-        with offloaded.outside():
-            write_tensors(folder / names[-1], offloaded.rest(), {"format": "pt"})
-        _write_index(folder, names)
-        _write_config(offloaded.model, config or offloaded.model.config, folder)
-        copy_code(config or offloaded.model.config, folder)
-        if offloaded.tokenizer is not None:
-            offloaded.tokenizer.save_pretrained(folder)
-        copy_license(offloaded.model, folder)
-
-
-def _write_index(folder: Path, names: Sequence[str]) -> None:
+    for path, name in zip(blocks, names, strict=False):
+        _link(path, folder / name)
+    write_tensors(folder / names[-1], rest, {"format": "pt"})
     files = {name: TensorFile(folder / name) for name in names}
     shapes = [file.shape(tensor) for file in files.values() for tensor in file]
     index = {
@@ -110,14 +83,6 @@ def _write_index(folder: Path, names: Sequence[str]) -> None:
         "weight_map": {tensor: name for name, file in files.items() for tensor in file},
     }
     (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-
-
-def _write_config(model: PreTrainedModel, config: PreTrainedConfig, folder: Path) -> None:
-    config.dtype = str(model.dtype).removeprefix("torch.")
-    config.architectures = [type(model).__name__]
-    config.save_pretrained(folder)
-    if model.can_generate():
-        model.generation_config.save_pretrained(folder)
 
 
 def _link(source: Path, target: Path) -> None:

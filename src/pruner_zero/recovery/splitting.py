@@ -24,6 +24,8 @@ from pruner_zero.text.token_windows import (
 )
 
 HELD_OUT = 0.1
+# The most windows of a validation.
+VALIDATION_WINDOWS = 8
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def split_texts(
     the readers or --batch.
     """
     training, validation = [], []
-    counts = mixture.divide(settings.validation_windows, "--validation-windows")
+    counts = mixture.divide(VALIDATION_WINDOWS, None)
     for text, number in zip(mixture.texts, counts, strict=True):
         if isinstance(text, Corpus):
             learned, held_out = split_windows(text, readers[0].tokenizer, settings.seqlen, number)

@@ -49,14 +49,6 @@ class RecoverSettings(OutputSettings):
         description="The dense model, for distillation from its logits; needed where prune "
         "--structure removed whole units.",
     )
-    teacher_share: Annotated[float | None, Cli(default="0.5; 1 if the teacher writes the text")] = (
-        Field(
-            None,
-            gt=0,
-            le=1,
-            description="Weight of the teacher's part of the loss; the rest is the text's loss.",
-        )
-    )
     learning_rate: float = Field(
         1e-3,
         gt=0,
@@ -67,7 +59,6 @@ class RecoverSettings(OutputSettings):
     seqlen: int = Field(512, ge=2, description="Tokens in a window.")
     windows: int = Field(96, ge=2, description="Windows that the teacher writes, with --text self.")
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of the window order.")
-    validation_windows: int = Field(8, ge=1, description="Windows in a validation.")
 
     @model_validator(mode="before")
     @classmethod
@@ -77,17 +68,11 @@ class RecoverSettings(OutputSettings):
         resolved = {key: value for key, value in given.items() if value is not None}
         if "minutes" not in resolved and "steps" not in resolved:
             resolved["minutes"] = DEFAULT_MINUTES
-        if "teacher" in resolved:
-            # The tokens that a teacher draws say no more than the predictions they are drawn from.
-            share = 1.0 if are_written(resolved.get("text", SELF)) else 0.5
-            return {"teacher_share": share, **resolved}
         return resolved
 
     @model_validator(mode="after")
     def _check_effect(self) -> "RecoverSettings":
         writes = written_of(self.text)
-        if self.teacher is None:
-            self.refuse(("teacher_share",), "--teacher")
         if not writes:
             self.refuse(("windows",), "--text self")
         if writes and self.teacher is None:
@@ -96,3 +81,13 @@ class RecoverSettings(OutputSettings):
                 "--teacher, which then writes it"
             )
         return self
+
+    @property
+    def teacher_share(self) -> float | None:
+        """The weight of the teacher's part of the loss; the rest is the text's loss.
+
+        The tokens that a teacher draws say no more than the predictions they are drawn from.
+        """
+        if self.teacher is None:
+            return None
+        return 1.0 if are_written(self.text) else 0.5

@@ -40,11 +40,11 @@ class Mixture:
     texts: tuple[Text, ...]
     shares: tuple[float, ...]
 
-    def divide(self, windows: int, option: str = "--windows") -> list[int]:
+    def divide(self, windows: int, option: str | None = "--windows") -> list[int]:
         """How many of `windows` windows each text gives, by the largest remainder.
 
         Where remainders are equal, the earlier text gives one more. Raises PrunerZeroError where a
-        text would give none, naming the `option` that sets the number of windows.
+        text would give none, naming the `option` that sets the number of windows, if one does.
         """
         total = sum(map(Fraction, self.shares))
         quotas = [windows * Fraction(share) / total for share in self.shares]
@@ -55,9 +55,10 @@ class Mixture:
             counts[index] += 1
         for text, count in zip(self.texts, counts, strict=True):
             if not count:
+                more = f"a larger {option} or " if option else ""
                 raise PrunerZeroError(
-                    f"{text.name} gets none of {windows} windows: choose a larger {option} or a "
-                    "larger share for it"
+                    f"{text.name} gets none of {windows} windows: choose {more}a larger share for "
+                    "it"
                 )
         return counts
 
