@@ -89,6 +89,8 @@ class WorkerExecutor(Executor[T, R], ABC):
     def close(self) -> None:
         """Stop the workers at once."""
         with self._lock:
+            if self.closed:
+                return
             self.closed = True
         self._idle.put(RuntimeError("the executor was closed"))
         for worker in list(self._workers):
