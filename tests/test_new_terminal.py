@@ -40,7 +40,7 @@ def deviation(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_metric_prunes_by_a_new_terminal(prose: str, tmp_path: Path) -> None:
     model, dense = language_model("llama"), language_model("llama")
     options: dict[str, Any] = {"sparsity": 0.5, "windows": 3, "seqlen": 24, "cache": tmp_path}
-    prune(model, "W * V", calibration=[prose], mode="one-shot", **options)
+    prune(model, "W * V", calibration=[prose], **options)
     windows = random_windows(Corpus("prose", prose), tiny_tokenizer(), 3, 24, 0)
     inputs = plain_inputs(dense.model, windows.tokens)
     for matrix, before in zip(find_matrices(model.model), find_matrices(dense.model), strict=True):

@@ -27,13 +27,11 @@ RUNS: dict[str, dict[str, Any]] = {
     "wanda": {"metric": "wanda", "sparsity": 0.5},
     "tree": {"metric": "pruner-zero", "sparsity": 0.5},
     "gblm-2:4": {"metric": "gblm", "pattern": "2:4"},
-    "gblm-one-shot": {"metric": "gblm", "sparsity": 0.5, "mode": "one-shot"},
+    "gblm": {"metric": "gblm", "sparsity": 0.5},
     "sparsegpt": {"metric": "sparsegpt", "sparsity": 0.5},
-    "sparsegpt-one-shot": {"metric": "sparsegpt", "sparsity": 0.5, "mode": "one-shot"},
     "ria-obs": {"metric": "ria+obs", "sparsity": 0.5},
     "global": {"metric": "W * G", "sparsity": 0.37, "scope": "global"},
     "global-ties": {"metric": "magnitude@global", "sparsity": 0.5, "dtype": "bfloat16"},
-    "refine-exact": {"metric": "wanda+refine+exact", "sparsity": 0.5},
     "global-obs": {"metric": "wanda@global+obs", "sparsity": 0.4},
     "partly": {"metric": "wanda", "sparsity": 0.5, "exclude": ("*.1.*",)},
     "channels": {"metric": "wanda", "structure": "channels", "sparsity": 0.5},
@@ -182,7 +180,7 @@ def journal(parent: Path) -> tuple[str, int] | None:
     ("method", "passes"),
     [
         (["--metric", "gblm+obs"], {"gradients", "blocks"}),
-        (["--metric", "gblm", "--mode", "one-shot"], {"gradients", "inputs", "blocks"}),
+        (["--metric", "gblm"], {"gradients", "inputs", "blocks"}),
         (["--metric", "W * G", "--scope", "global"], {"gradients", "blocks"}),
     ],
 )

@@ -227,7 +227,6 @@ def test_groups_inside_rows_leave_no_other_scope() -> None:
         ("reap@experts=.25", {}, Experts(0.25), None),
         ("wanda@experts=.25", {}, Experts(0.25, by_metric=True), None),
     ],
-    ids=str,
 )
 def test_whole_units_stand_where_weights_would_compete(
     text: str, options: dict[str, Any], cut: Cut, update: Update | None

@@ -36,7 +36,7 @@ def planned(metric: str | Metric | None = None, calibration: Any = None, **setti
 
 def after(recipe: Recipe) -> tuple[int, int, str | None]:
     """What follows the masks: passes, steps of distillation, the update of a matrix."""
-    return recipe.reconstruct, recipe.distill, recipe.update and recipe.update.name
+    return recipe.reconstruct, recipe.distill, recipe.update.name if recipe.update else None
 
 
 def entries(recipe: Recipe) -> list[tuple[str, str]]:

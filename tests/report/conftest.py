@@ -94,7 +94,7 @@ def write_prune(folder: Path, blocks: int = 2, **changed: Any) -> Path:
         for kind, zeros in (("attn.q", 16), ("mlp.up", 8))
     ]
     content: dict[str, Any] = {
-        "settings": {**SETTINGS, "metric": "wanda", "mode": "one-shot", "scope": "row"},
+        "settings": {**SETTINGS, "metric": "wanda", "scope": "row"},
         "expression": "W * X",
         "pattern": "50% per row",
         "scope": "row",
@@ -139,7 +139,6 @@ def pruned_row(method: str, expression: str, scope: str, perplexity: float | Non
         "sparsity": 0.5,
         "expression": expression,
         "scope": scope,
-        "steps": [],
         "mode": "one-shot",
     }
 

@@ -16,6 +16,7 @@ from pruner_zero.evolution.study import Study
 from pruner_zero.pruning.notation import parse_recipe, split_methods
 from pruner_zero.report import commands
 from pruner_zero.report.results import read_result
+from pruner_zero.sparsity.least_squares import COLUMNS
 from tests.report.conftest import (
     SETTINGS,
     write_comparison,
@@ -96,7 +97,7 @@ def test_values_whose_default_depends_on_other_settings_are_stated(tmp_path: Pat
     [
         ({"gradient_seqlen": 64}, "--metric wanda -o", "gradient"),
         ({"device": "cuda:7"}, "--device cuda:7", ""),
-        ({"refine": True, "offload": False}, "words.txt --metric wanda --refine", "offload"),
+        ({"offload": True, "mode": "one-shot"}, "--metric wanda --offload -o", "mode"),
         (
             {"calibration": {"words.txt": 0.5, "self": 2.0}},
             "words.txt=0.5 --calibration self=2",
@@ -118,7 +119,6 @@ def test_the_words_of_a_setting(
 def test_the_commands_that_repeat_a_prune_and_a_comparison(tmp_path: Path) -> None:
     pruned = read_result(write_prune(tmp_path / "pruned"))
     assert options(commands.repeat(pruned)) == {
-        "--mode": ["one-shot"],
         "--calibration": ["words.txt"],
         "--sparsity": ["0.5"],
         "--metric": ["wanda"],
@@ -142,7 +142,6 @@ def test_the_commands_that_follow_a_search(run: Path) -> None:
     }
     compared = options(commands.compare_with(study))
     assert compared["--methods"][0].endswith(",sparsegpt,W * G * X@global")
-    assert compared["--mode"] == ["one-shot"]
     assert compared["--text"] == ["TEXT"]
     assert compared["-o"] == [str(run / "comparison.json")]
 
@@ -152,30 +151,18 @@ def test_the_following_commands_prune_the_matrices_of_the_search(tmp_path: Path)
     command = commands.prune_with(study)
     assert command.startswith("pruner-zero prune 'a b' --")
     assert options(command)["--include"] == ["*.q", "*.k"]
-    assert options(command)["--exclude"] == study.prune_options["exclude"] == ["*.0.*"]
+    assert options(command)["--exclude"] == ["*.0.*"]
 
 
-def test_the_following_commands_update_weights_as_the_search_did(run: Path) -> None:
+def test_the_following_commands_remove_whole_units_as_the_search_did(run: Path) -> None:
     study = Study.open(run)
-    updated = replace(study, settings={**study.settings, "update": "exact"})
-    following = options(commands.prune_with(updated))
-    assert (following["--update"], following["--mode"]) == (["exact"], ["one-shot"])
-    compared = options(commands.compare_with(updated))
-    assert compared["--methods"][0].endswith("W * G * X@global+exact")
-
-
-@pytest.mark.parametrize(("update", "written"), [("exact", ""), ("none", "+none")])
-def test_whole_units_are_updated_as_the_search_judged_them(
-    run: Path, update: str, written: str
-) -> None:
-    study = Study.open(run)
-    units = {"structure": "channels", "sparsity": 0.25, "update": update}
+    units = {"structure": "channels", "sparsity": 0.25}
     removed = replace(study, settings={**study.settings, **units})
-    assert options(commands.prune_with(removed))["--update"] == [update]
+    assert options(commands.prune_with(removed))["--structure"] == ["channels"]
     methods = split_methods(options(commands.compare_with(removed))["--methods"][0])
     metrics = ("magnitude", "wanda", "W * G * X")
-    assert methods == ["dense", *(f"{name}@channels{written}" for name in metrics)]
-    assert parse_recipe(methods[2], sparsity=0.25).steps == (() if written else ("exact",))
+    assert methods == ["dense", *(f"{name}@channels" for name in metrics)]
+    assert parse_recipe(methods[2], sparsity=0.25).update == COLUMNS
 
 
 def test_the_command_that_repeats_a_recovery(tmp_path: Path) -> None:
