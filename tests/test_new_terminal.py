@@ -52,6 +52,6 @@ def test_a_metric_prunes_by_a_new_terminal(prose: str, tmp_path: Path) -> None:
 
 def test_it_is_collected_block_by_block_beside_other_statistics(prose: str, tmp_path: Path) -> None:
     options: dict[str, Any] = {"sparsity": 0.5, "windows": 3, "seqlen": 24, "cache": tmp_path}
-    result = prune(language_model("llama"), "W * V + G * X", calibration=[prose], **options)
+    result = prune(language_model("llama"), "W * V + G * X+obs", calibration=[prose], **options)
     assert result.mode == "sequential"
     assert result.sparsity == 0.5

@@ -254,7 +254,10 @@ def test_evaluate_needs_a_text_that_exists(cli: Cli, llama_folder: Path, tmp_pat
 def test_compare_refuses_invalid_options(
     options: list[object], words: str, cli: Cli, llama_folder: Path, text_file: Path, tmp_path: Path
 ) -> None:
-    texts = ["--calibration", text_file, "--text", text_file, "--windows", 2, "--seqlen", 16]
+    # Another text than for the calibration, which would be noted.
+    other = text_file.with_name("other.txt")
+    other.write_text(text_file.read_text()[1:])
+    texts = ["--calibration", other, "--text", text_file, "--windows", 2, "--seqlen", 16]
     options = ["-o", tmp_path / "t.json", *options]
     line = cli("compare", llama_folder, *texts, *options).error
     assert words in line

@@ -279,7 +279,7 @@ def test_help_keeps_text_in_brackets(cli: Cli) -> None:
     outcome = cli("prune", "--help")
     assert outcome.code == 0
     text = " ".join(outcome.out.replace("│", " ").split())
-    assert "METRIC[@SCOPE][+STEPS]" in text
+    assert "METRIC[@SCOPE][+UPDATE]" in text
     assert "[default: as many as hold 24,576 tokens; twice as many where blocks are " in text
     assert "[default: the best method measured]" in text
     for verb in ("prune", "evaluate", "compare", "metric"):

@@ -97,7 +97,7 @@ def test_values_whose_default_depends_on_other_settings_are_stated(tmp_path: Pat
     [
         ({"gradient_seqlen": 64}, "--metric wanda -o", "gradient"),
         ({"device": "cuda:7"}, "--device cuda:7", ""),
-        ({"offload": True, "mode": "one-shot"}, "--metric wanda --offload -o", "mode"),
+        ({"offload": True, "mode": "one-shot"}, "--metric wanda --offload -o", "--mode"),
         (
             {"calibration": {"words.txt": 0.5, "self": 2.0}},
             "words.txt=0.5 --calibration self=2",
