@@ -136,8 +136,16 @@ def _outputs_are_equal(model: PreTrainedModel, tokens: Tensor) -> bool:
     def note(_block: nn.Module, _inputs: Any, output: Any) -> None:
         expected.append(hidden_of(output))
 
-    with blocks[-1].register_forward_hook(note):
-        model(tokens, use_cache=False)
+    def stop(_head: nn.Module, _inputs: Any) -> None:
+        raise _StopForwardError
+
+    with ExitStack() as hooks:
+        hooks.enter_context(blocks[-1].register_forward_hook(note))
+        if (head := model.get_output_embeddings()) is not None:
+            # Of a model on disk the head is not in memory.
+            hooks.enter_context(head.register_forward_pre_hook(stop))
+        with suppress(_StopForwardError):
+            model(tokens, use_cache=False)
     calls = record_block_calls(model, tokens)
     hidden = calls.hidden[0]
     for block, arguments in zip(blocks, calls.arguments, strict=True):
