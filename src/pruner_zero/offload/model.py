@@ -26,6 +26,7 @@ from pruner_zero.models.block_calls import (
     forwards_replaced,
     record_block_calls,
     shares_state,
+    take_inputs,
 )
 from pruner_zero.models.block_sizes import copy_code
 from pruner_zero.models.language_model import LanguageModel
@@ -187,7 +188,9 @@ class OffloadedModel(LanguageModel):
 
         def forward(index: int, before: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             with self.block(index) as block, in_float32(block):
-                return before(*args, **kwargs)
+                # A caller may have taken them to where the placeholders of the block are.
+                taken, named = take_inputs(block, args, kwargs)
+                return before(*taken, **named)
 
         return forwards_replaced(
             blocks, lambda index: partial(forward, index, blocks[index].forward)
