@@ -109,7 +109,7 @@ def test_only_candidates_with_the_same_masks_are_repeats(
     build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A unit's score sums over all rows, of which no sample tells whether two masks are equal."""
-    monkeypatch.setattr("pruner_zero.evolution.build._SAMPLED_SHARE", 1)
+    monkeypatch.setattr("pruner_zero.evolution.build._SAMPLED_WEIGHTS", 10**9)
     evaluator = build("llama", structure="heads")
     generator = np.random.default_rng(0)
     forms = {str(random_expression(generator, SearchSpace())) for _ in range(90)}
@@ -165,7 +165,7 @@ def test_sixteen_rows_stand_for_all_sampled_rows(
     build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     some = build("llama", structure="channels")
-    monkeypatch.setattr("pruner_zero.evolution.build._SAMPLED_SHARE", 1)
+    monkeypatch.setattr("pruner_zero.evolution.build._SAMPLED_WEIGHTS", 10**9)
     more = build("llama", structure="channels")
     assert {len(matrix.weight) for matrix in more.sample} == {32}
     errors = [

@@ -89,9 +89,9 @@ def _pattern_of(settings: SearchSettings, language_model: LanguageModel | None =
     return SemiStructured.parse(settings.pattern) if settings.pattern else Unstructured(share)
 
 
-# The closed-form error is computed on this share of the weights, on this many at most, and on this
-# many rows of each matrix at least. Its time grows with the number of weights.
-_SAMPLED_SHARE, _SAMPLED_WEIGHTS, _LEAST_ROWS = 0.02, 8_000_000, 8
+# The closed-form error is computed on at most this many weights, and on this many rows of each
+# matrix at least. Its time grows with the number of weights.
+_SAMPLED_WEIGHTS, _LEAST_ROWS = 8_000_000, 8
 # The windows of the rung before the last.
 FEW_WINDOWS = 2
 
@@ -189,7 +189,7 @@ class JudgedModel:
         reader = DenseStatistics(store)
         # The same share of every matrix, so that the sample's global threshold is the model's.
         total = sum(matrix.weight.numel() for matrix in matrices)
-        share = min(_SAMPLED_SHARE, _SAMPLED_WEIGHTS / total)
+        share = min(1.0, _SAMPLED_WEIGHTS / total)
         blocks = sorted({matrix.block for matrix in matrices})
         for block in track(blocks, "statistics", len(blocks)):
             narrowed: dict[Hessian, Tensor] = {}
