@@ -372,7 +372,7 @@ def test_a_killed_run_goes_on_after_its_last_batch(llama_folder: Path, tmp_path:
     cache, windows = tmp_path / "cache", 4 * self_text.BATCH_WINDOWS
     command = [
         *("prune", llama_folder, "--metric", "wanda", "--sparsity", 0.5, "--calibration", "self"),
-        *("--windows", windows, "--seqlen", 32, "--mode", "one-shot"),
+        *("--windows", windows, "--seqlen", 32),
         *("--cache", cache, "-o", tmp_path / "out"),
     ]
     process = Forked(*command, log=tmp_path / "log")
