@@ -76,7 +76,7 @@ def _prune(work: str, windows: int, *options: object) -> Callable[[Path, Path], 
 
 def _recover(model: Path, text: Path) -> Verb:
     def arguments(folder: Path) -> Arguments:
-        sizes = ["--steps", 16, "--seqlen", 32, "--validation-windows", 2]
+        sizes = ["--steps", 16, "--seqlen", 32]
         return ["recover", model, "--text", text, "-o", folder / "out", *sizes]
 
     def result(folder: Path) -> Any:

@@ -251,7 +251,9 @@ class _RoomyLayer(DynamicLayer):  # type: ignore[misc]
     ) -> tuple[Tensor, Tensor]:
         start = self.get_seq_length()
         if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
+            # What `lazy_initialization` does, without tensors of no elements.
+            self.dtype, self.device = key_states.dtype, key_states.device
+            self.is_initialized = True
             self.room = [
                 states.new_empty(*states.shape[:2], self.capacity, states.shape[3])
                 for states in (key_states, value_states)
