@@ -113,13 +113,6 @@ def _package_of(path: Path) -> str:
     return ".".join([PACKAGE, *path.relative_to(SOURCE).parts[:-1]])
 
 
-# Circles that are not yet gone. None may be added.
-KNOWN_CIRCLES = {
-    frozenset(f"{PACKAGE}.{name}" for name in names.split())
-    for names in ("execution.executor execution.processes execution.ray_actors execution.workers",)
-}
-
-
 def circles(folder: Path) -> set[frozenset[str]]:
     """The largest sets of modules of a package of which each imports the others, wherever in it."""
     modules = {_module(path.relative_to(folder)): path for path in folder.rglob("*.py")}
@@ -155,7 +148,7 @@ def _module(path: Path) -> str:
 
 def test_no_modules_import_each_other() -> None:
     """The face of the package, which names the verbs for type checkers, is imported by none."""
-    assert circles(SOURCE) <= KNOWN_CIRCLES
+    assert circles(SOURCE) == set()
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def training(
     learned, held_out = parts
 
     def batches(step: int) -> Iterator[Batch]:
-        drawn = Split([learned], [1], held_out).in_training_order(skipped=step * 2)
+        drawn = Split([learned], [1], held_out).in_training_order(0, skipped=step * 2)
         while True:
             taken = torch.cat(list(islice(drawn, 2)))
             yield Batch(taken, text_loss(taken))
@@ -129,7 +129,7 @@ def test_it_learns_what_a_plain_loop_learns_of_a_text(
     (ours, zeros), (plain, _) = pruned_model(architecture), pruned_model(architecture)
     trained = training(ours, parts, STEPS, rate=RATE, keep_best=False, tables=tables)
     assert trained.run() == STEPS
-    drawn = Split([parts[0]], [1], parts[1]).in_training_order()
+    drawn = Split([parts[0]], [1], parts[1]).in_training_order(0)
     batches = [torch.cat(list(islice(drawn, 2))) for _ in range(STEPS)]
     plain_training(plain.model, batches, lambda taken: next_token_loss(plain.model, taken), tables)
     check_alike(ours.model, plain.model, zeros, 0.01)
