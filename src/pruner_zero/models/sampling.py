@@ -253,7 +253,7 @@ class _RoomyLayer(DynamicLayer):  # type: ignore[misc]
         if not self.is_initialized:
             # What `lazy_initialization` does, without tensors of no elements.
             self.dtype, self.device = key_states.dtype, key_states.device
-            self.is_initialized = True
+            self.is_initialized: bool = True
             self.room = [
                 states.new_empty(*states.shape[:2], self.capacity, states.shape[3])
                 for states in (key_states, value_states)
