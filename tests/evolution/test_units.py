@@ -147,8 +147,11 @@ def least_error(matrix: SampledMatrix, mask: Tensor) -> tuple[float, float]:
     return felt, lost
 
 
-def test_the_closed_form_is_the_error_that_least_squares_leave(build: Build) -> None:
+def test_the_closed_form_is_the_error_that_least_squares_leave(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Sampled at 8 rows a matrix, all of which are solved for.
+    monkeypatch.setattr("pruner_zero.evolution.build._SAMPLED_WEIGHTS", 1)
     evaluator = build("llama", structure="channels")
     sample = evaluator.sample
     masks = sampled_masks(sample, parse(METRIC), "unit", evaluator.masked.pattern)
@@ -164,6 +167,7 @@ def test_the_closed_form_is_the_error_that_least_squares_leave(build: Build) -> 
 def test_sixteen_rows_stand_for_all_sampled_rows(
     build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("pruner_zero.evolution.build._SAMPLED_WEIGHTS", 1)
     some = build("llama", structure="channels")
     monkeypatch.setattr("pruner_zero.evolution.build._SAMPLED_WEIGHTS", 10**9)
     more = build("llama", structure="channels")
