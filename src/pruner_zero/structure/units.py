@@ -118,7 +118,7 @@ class CoupledUnits(Cut):
             places = _places(model.get_parameter(f"{coupling.consumer}.weight"), coupling, kept)
             for name, parameter, axis in coupling.tensors(model):
                 left = take_units(parameter.data, places, coupling.count, axis)
-                # In the same parameter: whoever knows it holds no weights from before.
+                # The parameter object stays, so that no reference to it keeps the old weights.
                 parameter.data, parameter.grad = left, None
                 if left.ndim == 2:
                     linear = model.get_submodule(name.rpartition(".")[0])
