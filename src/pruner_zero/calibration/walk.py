@@ -58,6 +58,8 @@ class Walk:
             calls = self.language_model.block_calls(self.tokens, start)
         if self._first is None and not storage:
             self._first = calls
+        # Keys and values in bfloat16 would meet queries in float32 where a later block is observed.
+        fast = fast and not shares_state(calls)
         return Stream(calls.hidden if hidden is None else hidden, calls, storage, fast)
 
     def blocks(self, doing: str, first: int = 0) -> Iterator[tuple[int, nn.Module]]:
