@@ -96,7 +96,6 @@ def record_block_calls(
         for window in windows:
             with suppress(_StopForwardError):
                 model(window[None].to(device), use_cache=False)
-                raise RuntimeError(f"{type(model).__name__} finished without calling its blocks")
     return BlockCalls(hidden, arguments, bool(as_tuple))
 
 
@@ -113,7 +112,14 @@ def check_block_calls(model: PreTrainedModel, windows: Tensor) -> None:
     tokens = windows[:1, :_CHECKED_TOKENS].to(next(model.parameters()).device)
     try:
         with in_float32(model):
-            alike = _outputs_are_equal(model, tokens)
+            expected, _ = run_blocks(model, tokens)
+            calls = record_block_calls(model, tokens)
+            hidden = calls.hidden[0]
+            for block, arguments in zip(find_blocks(model), calls.arguments, strict=True):
+                hidden = run_block(block, hidden, arguments[0])
+        worst = (hidden - expected.to(hidden.device)).abs().max()
+        # Outputs that are not finite are found, and named, elsewhere.
+        alike = not bool(worst > _TOLERANCE * hidden.abs().max())
     except PrunerZeroError:
         raise
     # A model's own code can raise anything where its blocks are called apart.
@@ -126,33 +132,6 @@ def check_block_calls(model: PreTrainedModel, windows: Tensor) -> None:
             f"blocks of the {model.config.model_type} family cannot be run one after the other, as "
             "calibration does: choose --metric magnitude, which needs no calibration"
         )
-
-
-def _outputs_are_equal(model: PreTrainedModel, tokens: Tensor) -> bool:
-    """Whether the last block has the same output in `model` as where blocks are called apart."""
-    blocks = find_blocks(model)
-    expected: list[Tensor] = []
-
-    def note(_block: nn.Module, _inputs: Any, output: Any) -> None:
-        expected.append(hidden_of(output))
-
-    def stop(_head: nn.Module, _inputs: Any) -> None:
-        raise _StopForwardError
-
-    with ExitStack() as hooks:
-        hooks.enter_context(blocks[-1].register_forward_hook(note))
-        if (head := model.get_output_embeddings()) is not None:
-            # Of a model on disk the head is not in memory.
-            hooks.enter_context(head.register_forward_pre_hook(stop))
-        with suppress(_StopForwardError):
-            model(tokens, use_cache=False)
-    calls = record_block_calls(model, tokens)
-    hidden = calls.hidden[0]
-    for block, arguments in zip(blocks, calls.arguments, strict=True):
-        hidden = run_block(block, hidden, arguments[0])
-    worst = (hidden - expected[-1].to(hidden.device)).abs().max()
-    # Outputs that are not finite are found, and named, elsewhere.
-    return not bool(worst > _TOLERANCE * hidden.abs().max())
 
 
 def shares_state(calls: BlockCalls) -> bool:
@@ -176,20 +155,27 @@ def blocks_replaced(
     return forwards_replaced(find_blocks(model), lambda _index: forward)
 
 
-def run_blocks(model: nn.Module, windows: Tensor) -> tuple[Tensor, bool]:
+def run_blocks(model: PreTrainedModel, windows: Tensor) -> tuple[Tensor, bool]:
     """The last block's output (n, tokens, width) for `windows` (n, tokens); no head is computed.
 
     The second value is `as_tuple` as in `BlockCalls`.
     """
-    last: list[tuple[Tensor, bool]] = []
+    outputs: list[Any] = []
 
-    def stop(_block: nn.Module, _inputs: Any, output: Any) -> None:
-        last.append((hidden_of(output), isinstance(output, tuple | list)))
+    def note(_block: nn.Module, _inputs: Any, output: Any) -> None:
+        outputs.append(output)
+
+    def stop(_head: nn.Module, _inputs: Any) -> None:
         raise _StopForwardError
 
-    with find_blocks(model)[-1].register_forward_hook(stop), suppress(_StopForwardError):
+    with (
+        find_blocks(model)[-1].register_forward_hook(note),
+        # Not at the last block, which may run more than once.
+        model.get_output_embeddings().register_forward_pre_hook(stop),
+        suppress(_StopForwardError),
+    ):
         model(windows, use_cache=False)
-    return last[0]
+    return hidden_of(outputs[-1]), isinstance(outputs[-1], tuple | list)
 
 
 def blocks_recomputed(model: nn.Module) -> AbstractContextManager[None]:
@@ -251,14 +237,10 @@ def run_batch(block: nn.Module, hidden: Sequence[Tensor], arguments: Sequence[Ar
 
 
 def _hold_for_all(arguments: Sequence[Arguments]) -> bool:
-    def same(left: Any, right: Any) -> bool:
-        plain = isinstance(left, int | float | str) and type(left) is type(right)
-        return left is right or (plain and left == right)
-
     first, *others = (pytree.tree_leaves(of_window) for of_window in arguments)
-    return all(
-        len(leaves) == len(first) and all(map(same, first, leaves)) for leaves in others
-    ) and all(leaf.ndim < 2 or len(leaf) == 1 for leaf in _tensors(arguments[0]))
+    return all([*map(id, leaves)] == [*map(id, first)] for leaves in others) and all(
+        leaf.ndim < 2 or len(leaf) == 1 for leaf in _tensors(arguments[0])
+    )
 
 
 def run_windows(
@@ -298,9 +280,10 @@ def take_inputs(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of a call of `module`, moved to its device; usable as a forward pre-hook."""
-    device = next(module.parameters()).device
     # A cache of keys and values is no tensor; it stays as it is and moves its tensors itself.
-    moved: tuple[tuple[Any, ...], dict[str, Any]] = send_to_device((args, kwargs), device)
+    moved: tuple[tuple[Any, ...], dict[str, Any]] = send_to_device(
+        (args, kwargs), next(module.parameters()).device
+    )
     return moved
 
 
@@ -317,9 +300,14 @@ def _share(arguments: Arguments, earlier: Any) -> Arguments:
     pool = _tensors(earlier)
 
     def shared(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        return next((tensor for tensor in pool if _equal(tensor, leaf)), leaf)
+        alike = (
+            tensor
+            for tensor in pool
+            if isinstance(leaf, Tensor)
+            and (tensor.dtype, tensor.device) == (leaf.dtype, leaf.device)
+            and torch.equal(tensor, leaf)
+        )
+        return next(alike, leaf)
 
     result: Arguments = pytree.tree_map(shared, arguments)
     return result
@@ -327,12 +315,6 @@ def _share(arguments: Arguments, earlier: Any) -> Arguments:
 
 def _tensors(arguments: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, Tensor)]
-
-
-def _equal(left: Tensor, right: Tensor) -> bool:
-    return left is right or (
-        left.dtype == right.dtype and left.device == right.device and torch.equal(left, right)
-    )
 
 
 @contextmanager
