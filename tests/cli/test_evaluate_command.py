@@ -10,6 +10,7 @@ from pruner_zero.measuring.perplexity import Perplexity, perplexity
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.text.token_windows import Windows
 from tests.cli.conftest import Cli
+from tests.conftest import save_tiny
 from tests.measuring.local_task import QUESTIONS, write_task
 from tests.tiny import FOX
 
@@ -113,6 +114,20 @@ def test_predictions_beside_those_of_another_model(
         f"divergence 0.0000 nats per token from {llama_folder}, the same most likely token for "
         "100.0%"
     )
+
+
+def test_a_model_of_other_tokens_is_compared_by_bits_per_byte(
+    cli: Cli, llama_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    other = save_tiny(tmp_path / "other")
+    file = other / "tokenizer.json"
+    file.write_text(file.read_text().replace('"a":', '"?":').replace('"b":', '"a":'))
+    file.write_text(file.read_text().replace('"?":', '"b":'))
+    words = ["evaluate", llama_folder, "--text", text_file, "--seqlen", 32, "--beside", other]
+    first, second = cli(*words).out.splitlines()
+    assert " bits per byte, " in first
+    assert f" bits per byte of {other}, " in second
+    assert second.endswith("its tokens are others, so that a divergence has no meaning")
 
 
 def test_refusals(cli: Cli, arguments: list[object], tmp_path: Path) -> None:

@@ -10,15 +10,17 @@ import torch
 from pruner_zero import evaluate
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.measuring import evaluating
+from pruner_zero.measuring.perplexity import Perplexity
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import load_model
 from pruner_zero.models.predictions import compare_predictions
+from pruner_zero.progress import reported_to
 from pruner_zero.text.corpus import Corpus
 from pruner_zero.text.token_windows import consecutive_windows
 from tests.conftest import save_tiny
 from tests.measuring.local_task import write_task
 from tests.text.refusals import refusal
-from tests.tiny import FOX, tiny_tokenizer
+from tests.tiny import FOX, Notes, tiny_tokenizer
 from tests.tiny_models import tiny_model
 
 SIZES: dict[str, Any] = {"seqlen": 32, "windows": 4}
@@ -40,11 +42,9 @@ def test_what_can_be_refused_is_refused_before_anything_is_measured(
 ) -> None:
     short = tmp_path / "short.txt"
     short.write_text("too short")
-    other = renumbered(tmp_path / "other")
     passes: list[object] = []
     cases: list[tuple[str, dict[str, Any], str]] = [
         ("llama", {"text": [text_file, short]}, f"corpus {short} has 9 tokens, fewer than one"),
-        ("llama", {"text": text_file, "beside": other}, f"{other} has other tokens than mine"),
         ("gpt2", {"text": [text_file], "seqlen": 65}, "longer than the 64 positions"),
         ("gpt2", {"speed": True, "seqlen": 60, "windows": None}, "longer than the 64 positions"),
     ]
@@ -130,6 +130,31 @@ def test_a_model_beside_gives_divergence_and_agreement(
     assert result.to_json()["beside"] == {"model": beside, **expected.to_json()}
     assert "agreement" in repr(result)
     assert "agreement" not in repr(alone)
+
+
+def test_a_model_of_other_tokens_beside_compares_bits_per_byte(
+    llama_folder: Path, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes are numbered differently, so that the other model reads other tokens."""
+    other, heard = renumbered(tmp_path / "other"), Notes()
+    with reported_to(heard):
+        result = evaluate(llama_folder, text_file, beside=other, **SIZES)
+    (line,) = heard.lines
+    assert line.startswith(f"{other} has other tokens than {llama_folder} (number ")
+    assert "a divergence has no meaning, so that bits per byte are compared" in line
+    alone = [evaluate(folder, text_file, **SIZES) for folder in (llama_folder, other)]
+    assert alone[0].losses != alone[1].losses
+    assert result.bits_per_byte == alone[0].bits_per_byte
+    assert isinstance(result.compared, Perplexity)
+    assert result.compared.bits_per_byte == alone[1].bits_per_byte
+    written = result.to_json()["beside"]
+    assert (written["model"], written["bits_per_byte"]) == (str(other), alone[1].bits_per_byte)
+    assert "divergence" not in written
+    assert result.to_rows()[0]["bits_per_byte_beside"] == alone[1].bits_per_byte
+    monkeypatch.setattr(type(tiny_tokenizer()), "is_fast", False)
+    assert "bits per byte are unknown where a tokenizer does not tell" in refusal(
+        lambda: evaluate(llama_folder, text_file, beside=other, **SIZES)
+    )
 
 
 def test_one_thing_is_measured_in_a_call(llama_folder: Path, prose: str) -> None:

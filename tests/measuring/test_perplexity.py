@@ -3,22 +3,16 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional
 
 from pruner_zero import evaluate
-from pruner_zero.errors import PrunerZeroError
-from pruner_zero.measuring.perplexity import Perplexity, perplexity
-from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.progress import reported_to
-from pruner_zero.text.corpus import Corpus
-from pruner_zero.text.token_windows import consecutive_windows
+from pruner_zero.measuring.perplexity import Perplexity
 from tests.conftest import save_tiny
 from tests.text.refusals import refusal
-from tests.tiny import Notes, tiny_tokenizer
+from tests.tiny import tiny_tokenizer
 from tests.tiny_models import tiny_model
 
 
@@ -45,29 +39,6 @@ def test_it_equals_the_plain_computation(
     assert result.perplexity == pytest.approx(math.exp(result.loss))
 
 
-@pytest.mark.parametrize("batch_size", [3, 20, 64])
-def test_windows_in_a_batch_change_the_result_by_rounding_alone(
-    batch_size: int, prose: str
-) -> None:
-    options: dict[str, Any] = {"seqlen": 60, "windows": 20, "tokenizer": tiny_tokenizer()}
-    alone = evaluate(tiny_model("llama"), [prose], **options)
-    together = evaluate(tiny_model("llama"), [prose], batch_size=batch_size, **options)
-    assert together.losses == pytest.approx(alone.losses, rel=1e-5)
-
-
-def test_a_folder_a_loaded_model_and_an_object_agree(
-    llama_folder: Path, text_file: Path, prose: str
-) -> None:
-    options: dict[str, Any] = {"seqlen": 32, "windows": 4}
-    by_name = evaluate(llama_folder, text_file, **options)
-    model = tiny_model("llama")
-    by_object = evaluate(model, [prose], tokenizer=tiny_tokenizer(), **options)
-    loaded = evaluate(LanguageModel(model, tiny_tokenizer(), "mine"), text_file, **options)
-    assert by_name.losses == by_object.losses == loaded.losses
-    assert by_name.text["text"] == str(text_file)
-    assert by_name.text["tokens"] == 128
-
-
 def test_bfloat16_weights_are_judged_in_fp32(prose: str, tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "llama")
     exact = evaluate(folder, [prose], seqlen=32, windows=8)
@@ -78,24 +49,6 @@ def test_bfloat16_weights_are_judged_in_fp32(prose: str, tmp_path: Path) -> None
     assert narrow.perplexity == pytest.approx(plain(model, prose, 32, 8), rel=5e-3)
 
 
-def test_the_model_is_left_as_it_was(prose: str) -> None:
-    model = tiny_model("llama")
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    evaluate(model, [prose], seqlen=16, windows=2, tokenizer=tiny_tokenizer())
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    assert all(parameter.grad is None for parameter in model.parameters())
-
-
-@pytest.mark.fault("a weight is NaN or infinite")
-def test_a_model_that_is_damaged_is_refused(prose: str) -> None:
-    model = tiny_model("llama")
-    with torch.no_grad():
-        model.model.norm.weight[0] = torch.nan
-    windows = consecutive_windows(Corpus("text", prose), tiny_tokenizer(), 16, 2)
-    with pytest.raises(PrunerZeroError, match="loss is not finite"):
-        perplexity(LanguageModel(model, tiny_tokenizer(), "mine"), windows)
-
-
 @pytest.mark.fault("a weight is NaN or infinite")
 def test_nan_in_an_embedding_that_the_text_does_not_use_is_refused(prose: str) -> None:
     model = tiny_model("llama")
@@ -104,17 +57,6 @@ def test_nan_in_an_embedding_that_the_text_does_not_use_is_refused(prose: str) -
     assert "embed_tokens.weight has" in refusal(
         lambda: evaluate(model, [prose], seqlen=16, windows=2, tokenizer=tiny_tokenizer())
     )
-
-
-def test_windows_beyond_the_context_are_noted_once(prose: str) -> None:
-    heard, model = Notes(), tiny_model("llama")
-    options: dict[str, Any] = {"tokenizer": tiny_tokenizer(), "windows": 3}
-    with reported_to(heard):
-        evaluate(model, [prose], seqlen=64, **options)
-        assert not heard.lines
-        evaluate(model, [prose], seqlen=65, **options)
-    [note] = heard.lines
-    assert "windows of 65 tokens are longer than the model's context of 64" in note
 
 
 def test_a_hopeless_model_is_still_json() -> None:

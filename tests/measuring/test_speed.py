@@ -4,11 +4,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
 from pruner_zero import evaluate
-from pruner_zero.errors import PrunerZeroError
 from pruner_zero.measuring.speed import measure_speed
 from pruner_zero.models.language_model import LanguageModel
 from tests.pruning.conftest import language_model
@@ -62,8 +60,3 @@ def test_parameters_and_bytes_of_each(llama_folder: Path) -> None:
     for row in result.rows:
         parameters = tiny_model("llama").num_parameters()
         assert (row["parameters"], row["bytes"]) == (parameters, 4 * parameters)
-
-
-def test_positions_that_a_model_has_not_learned_are_refused() -> None:
-    with pytest.raises(PrunerZeroError, match="longer than the 64 positions"):
-        measure_speed([language_model("gpt2")], 60, generated=5)

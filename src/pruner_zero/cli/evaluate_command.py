@@ -84,6 +84,9 @@ def _cell(value: object, digits: int) -> str:
 
 
 def _print_perplexity(result: "Perplexity") -> None:
+    from pruner_zero.measuring.perplexity import Perplexity
+    from pruner_zero.models.predictions import Divergence
+
     described, bits = result.text, result.bits_per_byte
     print(
         f"perplexity {result.perplexity:.2f} per token on {described['windows']} windows of "
@@ -91,11 +94,18 @@ def _print_perplexity(result: "Perplexity") -> None:
         f"({described['joined']}, sha256 {described['text_sha256'][:12]})"
         + ("" if bits is None else f", {bits:.4f} bits per byte, {described['text_bytes']:,} bytes")
     )
-    if (compared := result.compared) is not None:
-        print(
-            f"divergence {compared.divergence:.4f} nats per token from {result.beside}, the same "
-            f"most likely token for {compared.agreement:.1%}"
-        )
+    match result.compared:
+        case Perplexity() as other:
+            print(
+                f"{other.bits_per_byte:.4f} bits per byte of {result.beside}, "
+                f"{other.text['text_bytes']:,} bytes; its tokens are others, so that a divergence "
+                "has no meaning"
+            )
+        case Divergence() as compared:
+            print(
+                f"divergence {compared.divergence:.4f} nats per token from {result.beside}, the "
+                f"same most likely token for {compared.agreement:.1%}"
+            )
 
 
 @options.with_settings(CompareSettings)
@@ -117,10 +127,10 @@ def compare(
         raise typer.Exit(code)
     # Zeros leave a model as large as it was.
     smaller = len({row.get("parameters") for row in result.rows if "error" not in row}) > 1
-    header = ("method", "mode", "perplexity", "pruned" if smaller else "zeros")
+    header = ("method", "perplexity", "pruned" if smaller else "zeros")
     sizes = ("parameters", "bytes") if smaller else ()
     rows = [_cells(row, sizes) for row in result.rows]
-    print_table((*header, *sizes, "seconds", "peak memory"), rows, left=2)
+    print_table((*header, *sizes, "seconds", "peak memory"), rows, left=1)
     for row in result.rows:
         for remark in (*([row["error"]] if "error" in row else []), *row.get("notes", [])):
             print(f"{row['method']}: {remark}")
@@ -135,7 +145,6 @@ def _cells(row: dict[str, Any], sizes: Sequence[str]) -> tuple[str, ...]:
         perplexity = f"{row['perplexity']:.2f}"
     return (
         row["method"],
-        row.get("mode", ""),
         perplexity,
         "" if row["sparsity"] is None else f"{row['sparsity']:.2%}",
         *(f"{row[size]:,}" if size in row else "" for size in sizes),

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,7 @@ from pruner_zero.calibration.statistics import ForwardStatistic, GradientStatist
 from pruner_zero.calibration.windows import calibration_texts, open_calibration
 from pruner_zero.devices import CPU, naming_out_of_memory
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.measuring.comparison_table import (
-    Comparison,
-    check_continued,
-    continued,
-    read_unfinished,
-)
+from pruner_zero.measuring.comparison_table import Comparison, TableFile
 from pruner_zero.measuring.origin import origin_of
 from pruner_zero.measuring.perplexity import perplexity
 from pruner_zero.models.language_model import LanguageModel, check_tokens
@@ -40,7 +35,6 @@ from pruner_zero.text.mixture import SelfText, Source, load_text
 from pruner_zero.text.token_windows import Windows, consecutive_windows
 
 DENSE = "dense"
-_ZEROS = ("sparsity", "pattern")
 
 
 @naming_out_of_memory("choose fewer --windows or a shorter --seqlen")
@@ -80,31 +74,15 @@ def compare(
         "text": name_of(text),
     }
     checked = read_settings(CompareSettings, values, config)
-    chosen = {name: _parse(name, checked) for name in split_methods(checked.methods)}
-    units = {recipe.cut.unit for recipe in chosen.values() if recipe and recipe.cut}
-    if "vocabulary" in units:
-        raise PrunerZeroError(
-            "compare measures all models on the same tokens, and without some of them text has "
-            "others: prune by --structure vocabulary and compare the bits per byte that evaluate "
-            "gives"
-        )
-    file = None if output is None else Path(output)
-    table = file and read_unfinished(file, overwrite)
+    recipes = {name: _recipe(name, checked) for name in split_methods(checked.methods)}
+    file = TableFile.open(output, overwrite)
     resolved = checked.model_dump(mode="json")
-    if file and table:
-        check_continued(file, table, {"settings": resolved})
-    calibration = checked.calibration if calibration is None else calibration
-    needed = any(needs_text(recipe) for recipe in chosen.values() if recipe)
-    texts = calibration_texts(calibration, needed or DEFAULT in chosen)
-    test_text = load_text(
-        checked.text if text is None else text,
-        role="test",
+    file.check({"settings": resolved})
+    texts = calibration_texts(
+        checked.calibration if calibration is None else calibration,
+        DEFAULT in recipes or any(needs_text(recipe) for recipe in recipes.values() if recipe),
     )
-    if isinstance(test_text, SelfText) and checked.windows_eval is None:
-        raise PrunerZeroError(
-            "the model can write any number of windows for --text self: give --windows-eval, such "
-            "as 24"
-        )
+    test_text = load_text(checked.text if text is None else text, role="test")
     if isinstance(test_text, Corpus) and texts and test_text.sha256 in texts.hashes():
         note(
             f"calibration and evaluation use the same text, {test_text.name}: the perplexities are "
@@ -113,54 +91,87 @@ def compare(
     language_model = as_language_model(
         checked.model if model is None else model, tokenizer, **checked.loading
     )
-    chosen = {
-        name: recipe and _plan(recipe, language_model, checked) for name, recipe in chosen.items()
+    recipes = {
+        name: each and _plan(each, language_model, checked) for name, each in recipes.items()
     }
-    matrices = find_matrices(language_model.model, checked.include, checked.exclude)
-    check_parameters(language_model, matrices)
-    seqlen, count = checked.seqlen, checked.windows_eval
+    check_parameters(
+        language_model, find_matrices(language_model.model, checked.include, checked.exclude)
+    )
+    seqlen, count, seed = checked.seqlen, checked.windows_eval, checked.seed
     if isinstance(test_text, Corpus):
         # Before the model writes a calibration text, because the text may be too short.
         test = consecutive_windows(test_text, language_model.tokenizer, seqlen, count, "-eval")
-    windows, store = open_calibration(
-        texts, language_model, (checked.windows, checked.seqlen), checked.seed, cache
-    )
-    if isinstance(test_text, SelfText):
-        assert count is not None
+    elif count is None:
+        raise PrunerZeroError(
+            "the model can write any number of windows for --text self: give --windows-eval, such "
+            "as 24"
+        )
+    shape = (checked.windows, seqlen)
+    windows, store = open_calibration(texts, language_model, shape, seed, cache)
+    model_sha256 = store.settings["model"]
+    if isinstance(test_text, SelfText) and count:
+        # Windows that calibration does not have.
+        first = texts.count_self(checked.windows) if texts else 0
+        place: dict[str, Any] = {"folder": cache, "fingerprint": model_sha256}
         test = self_windows(
-            language_model,
-            count,
-            seqlen,
-            checked.seed,
-            text=test_text,
-            # Windows that calibration does not have.
-            first=texts.count_self(checked.windows) if texts else 0,
-            folder=cache,
-            fingerprint=store.settings["model"],
+            language_model, count, seqlen, seed, text=test_text, first=first, **place
         )
     # A remark on long windows is made once, by `open_calibration`.
     check_tokens(language_model.model, test.tokens)
     origin = {
-        **origin_of(language_model, store.settings["model"]),
+        **origin_of(language_model, model_sha256),
         "settings": resolved,
         "calibration": windows.describe() if len(windows) else {},
         "evaluation": test.describe(),
     }
-    heads = {name: _head(name, recipe) for name, recipe in chosen.items()}
-    begun = continued(file, table, origin, heads) if file and table else Comparison([], origin)
-    comparing = _Comparing(checked, language_model, windows, test, store)
-    return comparing.fill(chosen, heads, begun, file)
+    heads = {name: _head(name, recipe) for name, recipe in recipes.items()}
+    table = file.continued(origin, heads)
+    earlier = {row["method"]: row for row in table.rows}
+    with measured() as cost:
+        _calibrate(
+            language_model, windows, store, [r for n, r in recipes.items() if n not in earlier]
+        )
+    costs = {f"calibration_{key}": value for key, value in cost.to_json().items()}
+    table = Comparison([], {**costs, **table.provenance}, complete=False)
+    parameters = [p for block in find_blocks(language_model.model) for p in block.parameters()]
+    # In main memory, because a model may fill its device.
+    dense = [(parameter, parameter.data.to(CPU, copy=True)) for parameter in parameters]
+    for name, recipe in recipes.items():
+        if name in earlier:
+            row = earlier[name]
+        else:
+            note(f"{name} …")
+            try:
+                row = heads[name] | _measure(language_model, recipe, windows, test, store, checked)
+            finally:
+                for parameter, weights in dense:
+                    parameter.data.copy_(weights)
+        table.rows.append(row)
+        table = replace(table, complete=len(table.rows) == len(recipes))
+        file.write(table)
+    return table
 
 
-def _parse(name: str, settings: CompareSettings) -> Recipe | None:
+def _recipe(name: str, settings: CompareSettings) -> Recipe | None:
     """The recipe of this name with the settings, None for the unpruned model.
 
-    The masks of `default` depend on the model: those of Wanda stand in their place.
+    The masks of `default` depend on the model: those of Wanda stand in their place. Raises
+    PrunerZeroError for what can be seen without the model.
     """
     if name == DENSE:
         return None
-    zeros = {name: getattr(settings, name) for name in _ZEROS}
-    recipe = parse_recipe(WANDA if name == DEFAULT else name, **zeros)
+    recipe = parse_recipe(
+        WANDA if name == DEFAULT else name, sparsity=settings.sparsity, pattern=settings.pattern
+    )
+    if recipe.cut and recipe.cut.unit == "vocabulary":
+        raise PrunerZeroError(
+            "compare measures all models on the same tokens, and without some of them text has "
+            "others: prune by --structure vocabulary and compare the bits per byte that evaluate "
+            "gives"
+        )
+    for option in ("include", "exclude"):
+        if recipe.cut and getattr(settings, option):
+            raise PrunerZeroError(f"{name} removes units of every block: leave out --{option}")
     # All methods have the same statistics, those of the dense model, but where they train blocks.
     return replace(recipe, name=name, dense_inputs=True)
 
@@ -168,11 +179,6 @@ def _parse(name: str, settings: CompareSettings) -> Recipe | None:
 def _plan(recipe: Recipe, language_model: LanguageModel, settings: CompareSettings) -> Recipe:
     """The recipe for this model. Raises PrunerZeroError for what can be seen before any work."""
     include, exclude = settings.include, settings.exclude
-    if recipe.cut and (include or exclude):
-        raise PrunerZeroError(
-            f"{recipe.name} removes units of every block: leave out "
-            f"--{'include' if include else 'exclude'}"
-        )
     if recipe.name == DEFAULT:
         assert recipe.pattern is not None
         matrices = find_matrices(language_model.model, include, exclude)
@@ -190,92 +196,67 @@ def _head(name: str, recipe: Recipe | None) -> dict[str, Any]:
     if recipe is None:
         return {"method": name}
     expression = str(recipe.metric.expression) if recipe.metric else None
-    return {"method": name, "expression": expression, **recipe.to_json(), "mode": recipe.order}
+    return {"method": name, "expression": expression, **recipe.to_json()}
 
 
-@dataclass(frozen=True)
-class _Comparing:
-    settings: CompareSettings
-    language_model: LanguageModel
-    windows: Windows
-    test: Windows
-    store: StatisticsStore
+def _calibrate(
+    language_model: LanguageModel,
+    windows: Windows,
+    store: StatisticsStore,
+    recipes: Iterable[Recipe | None],
+) -> None:
+    """Collect the dense statistics of all recipes that take all windows, once."""
+    needed: set[Kind] = set()
+    for recipe in recipes:
+        if recipe and takes_all_windows(recipe):
+            needed |= dense_kinds(recipe)
+    for kind in (ForwardStatistic, GradientStatistic):
+        # An error here occurs again in the rows that need these statistics, and only there.
+        with suppress(PrunerZeroError):
+            calibrate(language_model, windows, select(kind, needed), store)
 
-    def fill(
-        self,
-        methods: Mapping[str, Recipe | None],
-        heads: Mapping[str, Mapping[str, Any]],
-        begun: Comparison,
-        output: Path | None,
-    ) -> Comparison:
-        """The table with a row for each method, made here where `begun` lacks it."""
-        earlier = {row["method"]: row for row in begun.rows}
-        with measured() as cost:
-            self.calibrate(method for name, method in methods.items() if name not in earlier)
-        costs = {f"calibration_{key}": value for key, value in cost.to_json().items()}
-        table = Comparison([], {**costs, **begun.provenance}, complete=False)
-        blocks = find_blocks(self.language_model.model)
-        parameters = [parameter for block in blocks for parameter in block.parameters()]
-        # In main memory, because a model may fill its device.
-        dense = [(parameter, parameter.data.to(CPU, copy=True)) for parameter in parameters]
-        for name, method in methods.items():
-            try:
-                table.rows.append(earlier.get(name) or self.row(heads[name], method))
-            finally:
-                for parameter, weights in dense:
-                    parameter.data.copy_(weights)
-            table = replace(table, complete=len(table.rows) == len(methods))
-            if output:
-                table.write(output)
-        return table
 
-    def calibrate(self, methods: Iterable[Recipe | None]) -> None:
-        """Collect the dense statistics of all methods that take all windows, once."""
-        needed: set[Kind] = set()
-        for method in methods:
-            if method and takes_all_windows(method):
-                needed |= dense_kinds(method)
-        for kind in (ForwardStatistic, GradientStatistic):
-            # An error here occurs again in the rows that need these statistics, and only there.
-            with suppress(PrunerZeroError):
-                calibrate(self.language_model, self.windows, select(kind, needed), self.store)
+def _measure(
+    language_model: LanguageModel,
+    recipe: Recipe | None,
+    windows: Windows,
+    test: Windows,
+    store: StatisticsStore,
+    settings: CompareSettings,
+) -> dict[str, Any]:
+    """Prune by a recipe and measure the perplexity on `test`; an error goes into the row.
 
-    def row(self, head: Mapping[str, Any], recipe: Recipe | None) -> dict[str, Any]:
-        """Prune by one method and measure its perplexity; an error goes into the row.
-
-        Seconds and peak memory count only the pruning, not the collection of the statistics, which
-        all methods share, nor the perplexity.
-        """
-        model, settings = self.language_model, self.settings
-        include = recipe.cut.include if recipe and recipe.cut else settings.include
-        matrices = find_matrices(model.model, include, settings.exclude)
-        note(f"{head['method']} …")
-        row: dict[str, Any] = {**head, "perplexity": None, "sparsity": None}
-        try:
-            # Units that are removed come back when `undo` is closed.
-            with ExitStack() as undo:
-                with measured() as cost:
-                    pruned = recipe and run_recipe(
-                        model,
-                        self.windows,
-                        recipe,
-                        self.store,
-                        matrices=matrices,
-                        seed=settings.seed,
-                        undo=undo,
-                    )
-                records = pruned.records if pruned else []
-                sparsity = total_sparsity(records) if records else _share_of_zeros(matrices)
-                row["sparsity"] = round(sparsity, 6)
-                row["parameters"], row["bytes"] = pruned.size if pruned else size_of(model.model)
-                figures = perplexity(model, self.test).figures()
-        except PrunerZeroError as error:
-            row["error"] = str(error)
-        else:
+    Seconds and peak memory count only the pruning, not the collection of the statistics, which
+    all methods share, nor the perplexity. Units that are removed come back.
+    """
+    model = language_model.model
+    include = recipe.cut.include if recipe and recipe.cut else settings.include
+    matrices = find_matrices(model, include, settings.exclude)
+    row: dict[str, Any] = {"perplexity": None, "sparsity": None}
+    try:
+        with ExitStack() as undo:
+            with measured() as cost:
+                pruned = recipe and run_recipe(
+                    language_model,
+                    windows,
+                    recipe,
+                    store,
+                    matrices=matrices,
+                    seed=settings.seed,
+                    undo=undo,
+                )
+            records = pruned.records if pruned else []
+            sparsity = total_sparsity(records) if records else _share_of_zeros(matrices)
+            row["sparsity"] = round(sparsity, 6)
+            row["parameters"], row["bytes"] = pruned.size if pruned else size_of(model)
+            figures = perplexity(language_model, test).figures()
             row |= {name: value for name, value in figures.items() if name != "text"}
-            if notes := [f"{record.name}: {record.note}" for record in records if record.note]:
-                row["notes"] = notes
-        return {**row, **cost.to_json()}
+    except PrunerZeroError as error:
+        row["error"] = str(error)
+    else:
+        if notes := [f"{record.name}: {record.note}" for record in records if record.note]:
+            row["notes"] = notes
+    return {**row, **cost.to_json()}
 
 
 def _share_of_zeros(matrices: Sequence[Matrix]) -> float:

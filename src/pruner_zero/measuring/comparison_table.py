@@ -11,7 +11,6 @@ from pruner_zero.files import check_file, write_json
 from pruner_zero.progress import note
 from pruner_zero.table import Tabular
 
-_COSTS = ("seconds", "peak_rss_bytes", "peak_gpu_bytes")
 # Settings that may change when a table is continued: a row names its method, and where rows were
 # made changes them by rounding alone.
 _FREE = {"methods", "device"}
@@ -29,7 +28,10 @@ class Comparison(Tabular):
     interrupted.
     """
 
-    shown = ("method", "mode", "perplexity", "sparsity", "parameters", "bytes", *_COSTS, "error")
+    shown = (
+        *("method", "perplexity", "sparsity", "parameters", "bytes"),
+        *("seconds", "peak_rss_bytes", "peak_gpu_bytes", "error"),
+    )
 
     rows: list[dict[str, Any]]
     provenance: dict[str, Any]
@@ -47,64 +49,83 @@ class Comparison(Tabular):
         """`rows`, `provenance` and `complete`, as JSON values."""
         return {"rows": self.rows, "provenance": self.provenance, "complete": self.complete}
 
-    def write(self, file: Path) -> None:
-        """Write the table to `file` in JSON. Raises PrunerZeroError."""
-        write_json(file, self.to_json())
 
+@dataclass(frozen=True)
+class TableFile:
+    """The file that a comparison writes, None for none, and the interrupted table in it, if any."""
 
-def read_unfinished(file: Path, overwrite: bool) -> Comparison | None:
-    """The interrupted table in `file`; None where there is no file, or if it may be overwritten.
+    file: Path | None
+    begun: Comparison | None = None
 
-    Raises PrunerZeroError where the file holds a finished table or anything else.
-    """
-    if not check_file(file, {"rows"}).exists() or overwrite:
-        return None
-    match json.loads(file.read_bytes()):
-        case {
-            "rows": list(rows),
-            "provenance": {"settings": {}, "calibration": {}, "evaluation": {}} as origin,
-            "complete": False,
-        } if all(isinstance(row, dict) and "method" in row for row in rows):
-            return Comparison(rows, origin, complete=False)
-    raise PrunerZeroError(f"{file} holds a finished table: choose another file, or add --overwrite")
+    @classmethod
+    def open(cls, output: str | Path | None, overwrite: bool) -> "TableFile":
+        """The file `output`, whose table may be overwritten or is interrupted.
 
+        Raises PrunerZeroError where it holds a finished table or anything else.
+        """
+        if output is None:
+            return cls(None)
+        file = check_file(output, {"rows"})
+        if not file.exists() or overwrite:
+            return cls(file)
+        match json.loads(file.read_bytes()):
+            case {
+                "rows": list(rows),
+                "provenance": {"settings": {}, "calibration": {}, "evaluation": {}} as origin,
+                "complete": False,
+            } if all(isinstance(row, dict) and "method" in row for row in rows):
+                return cls(file, Comparison(rows, origin, complete=False))
+        raise PrunerZeroError(
+            f"{file} holds a finished table: choose another file, or add --overwrite"
+        )
 
-def check_continued(file: Path, table: Comparison, origin: Mapping[str, Any]) -> None:
-    """Raise PrunerZeroError where `table`, read from `file`, is of another comparison.
+    def write(self, table: Comparison) -> None:
+        """Write the table in JSON, where there is a file for it. Raises PrunerZeroError."""
+        if self.file:
+            write_json(self.file, table.to_json())
 
-    origin: the provenance of this comparison, or the part of it that is known so far.
-    """
-    then, now = _identity(table.provenance), _identity(origin)
-    if changed := [name for name in now if now[name] != then.get(name)]:
-        raise _changed(file, ", ".join(changed))
+    def check(self, origin: Mapping[str, Any], changed: str = "") -> None:
+        """Raise PrunerZeroError where the interrupted table is of another comparison.
 
+        origin: the provenance of this comparison, or the part of it that is known so far. changed:
+        what is known to be another one.
+        """
+        if self.begun:
+            then, now = _identity(self.begun.provenance), _identity(origin)
+            differing = [name for name in now if now[name] != then.get(name)]
+            if changed := changed or ", ".join(differing):
+                raise PrunerZeroError(
+                    f"{self.file} holds an unfinished table of other settings ({changed} changed): "
+                    "repeat its command, choose another file, or discard it with --overwrite"
+                )
 
-def continued(
-    file: Path, table: Comparison, origin: dict[str, Any], heads: Mapping[str, Mapping[str, Any]]
-) -> Comparison:
-    """The rows of `table`, read from `file`, that this comparison need not make again.
+    def continued(
+        self, origin: dict[str, Any], heads: Mapping[str, Mapping[str, Any]]
+    ) -> Comparison:
+        """A table with the rows of the interrupted one that need not be made again.
 
-    origin: the provenance of this comparison. heads: by method, the part of its row that is known
-    before the method runs. Rows that differ from it, as after a change of a tree file, and rows of
-    methods that failed are left out. Raises PrunerZeroError as `check_continued` does, and where
-    the table has rows of other methods.
-    """
-    check_continued(file, table, origin)
-    rows = []
-    for row in (row for row in table.rows if "error" not in row):
-        if row["method"] not in heads:
-            raise _changed(file, "--methods")
-        if json.loads(json.dumps(heads[row["method"]])).items() <= row.items():
-            rows.append(row)
-        else:
-            note(f"{row['method']} is measured again, because the method has changed")
-    provenance = table.provenance
-    differing = {name: value for name, value in origin.items() if provenance.get(name) != value}
-    if differing:
-        provenance = {**provenance, "continued": [*provenance.get("continued", []), differing]}
-    if rows:
-        note(f"{file} has {len(rows)} of {len(heads)} rows already")
-    return Comparison(rows, provenance, complete=False)
+        origin: the provenance of this comparison. heads: by method, the part of its row that is
+        known before the method runs. Rows that differ from it, as after a change of a tree file,
+        and rows of methods that failed are left out. Raises PrunerZeroError as `check` does, and
+        where there are rows of other methods.
+        """
+        self.check(origin)
+        if not self.begun:
+            return Comparison([], origin, complete=False)
+        rows = []
+        for row in (row for row in self.begun.rows if "error" not in row):
+            if row["method"] not in heads:
+                self.check(origin, "--methods")
+            elif json.loads(json.dumps(heads[row["method"]])).items() <= row.items():
+                rows.append(row)
+            else:
+                note(f"{row['method']} is measured again, because the method has changed")
+        then = self.begun.provenance
+        if differing := {name: value for name, value in origin.items() if then.get(name) != value}:
+            then = {**then, "continued": [*then.get("continued", []), differing]}
+        if rows:
+            note(f"{self.file} has {len(rows)} of {len(heads)} rows already")
+        return Comparison(rows, then, complete=False)
 
 
 def _identity(provenance: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,10 +141,3 @@ def _identity(provenance: Mapping[str, Any]) -> dict[str, Any]:
         **{f"--{n.replace('_', '-')}": settings[n] for n in settings if n not in _FREE},
         **{name: value for name, value in hashes.items() if value},
     }
-
-
-def _changed(file: Path, changed: str) -> PrunerZeroError:
-    return PrunerZeroError(
-        f"{file} holds an unfinished table of other settings ({changed} changed): repeat its "
-        "command, choose another file, or discard it with --overwrite"
-    )

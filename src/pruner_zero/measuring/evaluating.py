@@ -16,12 +16,13 @@ from pruner_zero.measuring.tasks import TaskResult, evaluate_tasks, load_tasks
 from pruner_zero.models.language_model import LanguageModel, check_tokens, note_long_windows
 from pruner_zero.models.load import as_language_model
 from pruner_zero.models.matrices import check_finite
-from pruner_zero.models.predictions import check_same_tokens, compare_predictions
+from pruner_zero.models.predictions import Divergence, compare_predictions, differing_tokens
+from pruner_zero.progress import note
 from pruner_zero.settings.base import name_of
 from pruner_zero.settings.evaluate_settings import EvaluateSettings
 from pruner_zero.settings.read_settings import read_settings
 from pruner_zero.text.corpus import SOURCES, Corpus, load_corpus
-from pruner_zero.text.token_windows import consecutive_windows
+from pruner_zero.text.token_windows import Windows, consecutive_windows
 
 Source = str | Path | LanguageModel | Any
 Text = str | Path | Corpus | Iterable[str]
@@ -113,22 +114,21 @@ def _measure(
     # lm-eval keeps the state of a run in its tasks, so that each model has tasks that are new.
     tasks = [load_tasks(settings) for _ in (model, *settings.beside)] if asked else []
     measured = _load(model, settings, tokenizer)
-    seqlen, batch_size = settings.seqlen, settings.batch_size
-    windows = [
-        consecutive_windows(corpus, measured.tokenizer, seqlen, settings.windows)
-        for corpus in corpora
-    ]
     beside = [_load(name, settings) for name in settings.beside]
     models = [measured, *beside]
-    for each in models:
+    # Of each text the windows of each model.
+    windows = [
+        [consecutive_windows(text, m.tokenizer, settings.seqlen, settings.windows) for m in models]
+        for text in corpora
+    ]
+    for number, each in enumerate(models):
         if settings.speed:
-            check_speed(each, seqlen)
-        for part in windows:
-            check_tokens(each.model, part.tokens)
+            check_speed(each, settings.seqlen)
+        for of_text in windows:
+            check_tokens(each.model, of_text[number].tokens)
+    apart = bool(windows and beside) and _is_apart(measured, beside[0], windows)
     if windows:
-        for dense in beside:
-            check_same_tokens(measured, dense)
-        note_long_windows(measured.model, seqlen)
+        note_long_windows(measured.model, settings.seqlen)
     provenance = origin_of(measured)
     if asked:
         provenance["lm_eval"] = metadata.version("lm_eval")
@@ -147,15 +147,40 @@ def _measure(
             # What was measured before an error is a result too; the error comes after it.
             yield replace(scores, **origin)
     if settings.speed:
-        yield replace(measure_speed(models, seqlen), **origin)
-    for part in windows:
-        result = replace(perplexity(measured, part, batch_size), **origin)
+        yield replace(measure_speed(models, settings.seqlen), **origin)
+    size = settings.batch_size
+    for part, *others in windows:
+        result = replace(perplexity(measured, part, size), **origin)
         try:
-            for dense in beside:
-                compared = compare_predictions(measured.model, dense.model, part.tokens, batch_size)
+            for dense, other in zip(beside, others, strict=True):
+                compared: Divergence | Perplexity
+                if apart:
+                    compared = perplexity(dense, other, size)
+                else:
+                    compared = compare_predictions(measured.model, dense.model, part.tokens, size)
                 result = replace(result, beside=dense.name, compared=compared)
         finally:
             yield result
+
+
+def _is_apart(
+    measured: LanguageModel, dense: LanguageModel, windows: Sequence[Sequence[Windows]]
+) -> bool:
+    """Whether `dense` has other tokens, so that bits per byte are all that compares.
+
+    Raises PrunerZeroError where the bytes of a text are unknown then.
+    """
+    how = differing_tokens(measured, dense)
+    if how is None:
+        return False
+    apart = f"{dense.name} has other tokens than {measured.name} ({how}):"
+    if any(part.text_bytes is None for of_text in windows for part in of_text):
+        raise PrunerZeroError(
+            f"{apart} a divergence has no meaning, and bits per byte are unknown where a tokenizer "
+            "does not tell the bytes of its tokens: leave out --beside"
+        )
+    note(f"{apart} a divergence has no meaning, so that bits per byte are compared")
+    return True
 
 
 def _load(source: Source, settings: EvaluateSettings, tokenizer: Any = None) -> LanguageModel:

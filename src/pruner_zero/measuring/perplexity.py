@@ -21,20 +21,21 @@ class Perplexity(Measured):
 
     Perplexities of models with different vocabularies cannot be compared, bits per byte can.
 
-    losses: the mean next-token loss of each window in nats. text: the description of the
-    windows, from `Windows.describe`. beside: where it is compared with another model, the name of
-    that model, and compared: the divergence from it on the same windows.
+    losses: the mean next-token loss of each window in nats. text: the description of the windows,
+    from `Windows.describe`. beside: where it is compared with another model, the name of that
+    model, and compared: the divergence from it on the same windows, or, where that model has other
+    tokens, its perplexity on windows of its own.
     """
 
     shown = (
         *("text", "windows", "seqlen", "perplexity", "loss", "bits_per_byte"),
-        *("divergence", "agreement"),
+        *("divergence", "agreement", "bits_per_byte_beside"),
     )
 
     losses: tuple[float, ...]
     text: dict[str, Any]
     beside: str | None = None
-    compared: Divergence | None = None
+    compared: "Divergence | Perplexity | None" = None
 
     @property
     def loss(self) -> float:
@@ -67,16 +68,18 @@ class Perplexity(Measured):
         row = {**self.text, "perplexity": self.perplexity, "loss": self.loss}
         if self.bits_per_byte is not None:
             row["bits_per_byte"] = self.bits_per_byte
-        if self.compared is not None:
-            row["divergence"] = self.compared.divergence
-            row["agreement"] = self.compared.agreement
+        match self.compared:
+            case Divergence() as compared:
+                row |= {"divergence": compared.divergence, "agreement": compared.agreement}
+            case Perplexity() as compared:
+                row["bits_per_byte_beside"] = compared.bits_per_byte
         return [row]
 
     def figures(self) -> dict[str, Any]:
         """Perplexity (None where it overflows), loss, bits per byte, losses, text as JSON values.
 
-        Where it is compared with another model, `beside` has its name, the divergence and the
-        agreement, and their values of each window.
+        Where it is compared with another model, `beside` has its name, and the divergence and the
+        agreement with their values of each window, or these figures of its own.
         """
         values = {
             "perplexity": self.perplexity if math.isfinite(self.perplexity) else None,
@@ -85,17 +88,14 @@ class Perplexity(Measured):
             "losses": list(self.losses),
             "text": self.text,
         }
-        if self.compared is not None:
-            values["beside"] = {"model": self.beside, **self.compared.to_json()}
+        if (other := self.compared) is not None:
+            figures = other.to_json() if isinstance(other, Divergence) else other.figures()
+            values["beside"] = {"model": self.beside, **figures}
         return values
 
 
 @torch.no_grad()
-def perplexity(
-    language_model: LanguageModel,
-    windows: Windows,
-    batch_size: int = 1,
-) -> Perplexity:
+def perplexity(language_model: LanguageModel, windows: Windows, batch_size: int = 1) -> Perplexity:
     """The perplexity of `language_model` on `windows`.
 
     batch_size: windows in a forward pass; another one changes the result by rounding alone.

@@ -58,41 +58,37 @@ def measure_speed(
 ) -> Speed:
     """The speed of `models`, which take turns, so that other work slows all of them alike.
 
-    A turn of each before the first warms up. The next token is the most likely one, which waits for
-    the device. Raises PrunerZeroError as `check_speed` does, before the first turn.
+    Each passes `check_speed`. A turn before the first warms up. The next token is the most likely
+    one, which waits for the device.
     """
-    for language_model in models:
-        check_speed(language_model, prompt, generated)
-    seconds: list[tuple[list[float], list[float]]] = [([], []) for _ in models]
+    seconds: list[list[tuple[float, float]]] = [[] for _ in models]
     for turn in track(range(turns + 1), "speed", turns + 1):
-        for language_model, (prefills, decodes) in zip(models, seconds, strict=True):
-            prefill, decode = _turn(language_model, prompt, generated)
+        for language_model, of_model in zip(models, seconds, strict=True):
+            measured = _turn(language_model, prompt, generated)
             if turn:
-                prefills.append(prefill)
-                decodes.append(decode)
-    rows = [
-        {
-            "model": language_model.name,
-            "parameters": size_of(language_model.model)[0],
-            "bytes": size_of(language_model.model)[1],
-            "prefill": round(prompt / median(prefills), 2),
-            "decode": round(generated / median(decodes), 2),
-        }
-        for language_model, (prefills, decodes) in zip(models, seconds, strict=True)
-    ]
+                of_model.append(measured)
+    rows = []
+    for language_model, of_model in zip(models, seconds, strict=True):
+        parameters, size = size_of(language_model.model)
+        prefill, decode = (median(column) for column in zip(*of_model, strict=True))
+        rows.append(
+            {
+                "model": language_model.name,
+                "parameters": parameters,
+                "bytes": size,
+                "prefill": round(prompt / prefill, 2),
+                "decode": round(generated / decode, 2),
+            }
+        )
     return Speed(tuple(rows), prompt, generated, turns)
 
 
-def check_speed(
-    language_model: LanguageModel,
-    prompt: int,
-    generated: int = GENERATED,
-) -> None:
+def check_speed(language_model: LanguageModel, prompt: int) -> None:
     """Raise PrunerZeroError where a model has no cache of keys, or takes fewer tokens than these.
 
     Without keys and values of earlier tokens, there is no decoding token by token to measure.
     """
-    check_tokens(language_model.model, torch.zeros(1, prompt, dtype=torch.int64), generated)
+    check_tokens(language_model.model, torch.zeros(1, prompt, dtype=torch.int64), GENERATED)
     if cache_arguments(language_model.model, DynamicCache()) is None:
         raise PrunerZeroError(
             f"{language_model.name} keeps no keys and values of earlier tokens, so that decoding "

@@ -74,9 +74,9 @@ class TaskResult(Measured):
 def load_tasks(settings: EvaluateSettings) -> Any:
     """The tasks, groups and tags of lm-eval that `settings` name, for one `evaluate_tasks`.
 
-    Data files that a task names by a relative path are looked for in the current folder, then in
-    `settings.include_path`. Raises PrunerZeroError where lm-eval is missing, a task is unknown, or
-    its data cannot be had or have too few examples.
+    Data files that a task names by a relative path are looked for in `settings.include_path`.
+    Raises PrunerZeroError where lm-eval is missing, a task is unknown, or its data cannot be had or
+    have too few examples.
     """
     names = [name.strip() for name in (settings.tasks or "").split(",")]
     if not all(names):
@@ -184,28 +184,26 @@ def _load_tasks(names: Sequence[str], folder: str | None) -> Any:
         raise PrunerZeroError(f"no task '{unknown[0]}' in {where}: {hint}")
     instead = "give a folder of tasks whose data are local files (--include-path)"
     loaded: list[Any] = []
-    for name in track(names, "task data", len(names)):
-        # None for groups and for tasks written in Python, whose data are not known before loading.
-        data = (manager.task_index[name].cfg or {}).get("dataset_path")
-        local = data is None or data in _FILE_READERS or Path(data).exists()
-        if not local and not hub_reachable():
-            raise PrunerZeroError(
-                f"task {name} needs its data from the Hugging Face hub, which cannot be reached: "
-                f"set HF_HUB_OFFLINE=1 if they are in its cache, or {instead}"
-            )
-        try:
+    with chdir(path or "."):
+        for name in track(names, "task data", len(names)):
+            # None for groups and for tasks written in Python, whose data are not known before
+            # loading.
+            data = (manager.task_index[name].cfg or {}).get("dataset_path")
+            local = data is None or data in _FILE_READERS or Path(data).exists()
+            if not local and not hub_reachable():
+                raise PrunerZeroError(
+                    f"task {name} needs its data from the Hugging Face hub, which cannot be "
+                    f"reached: set HF_HUB_OFFLINE=1 if they are in its cache, or {instead}"
+                )
             try:
                 tasks = manager.load([name])
-            except FileNotFoundError:
-                with chdir(path or "."):
-                    tasks = manager.load([name])
-        except Exception as error:
-            # `datasets` and a task's own code raise errors of any type.
-            raise PrunerZeroError(
-                f"task {name} could not be loaded ({one_line(error)}): correct it, or {instead}"
-            ) from error
-        group = tasks["groups"].get(name)
-        loaded += tasks["tasks"].values() if group is None else [group]
+            except Exception as error:
+                # `datasets` and a task's own code raise errors of any type.
+                raise PrunerZeroError(
+                    f"task {name} could not be loaded ({one_line(error)}): correct it, or {instead}"
+                ) from error
+            group = tasks["groups"].get(name)
+            loaded += tasks["tasks"].values() if group is None else [group]
     return manager.load(loaded)
 
 

@@ -56,8 +56,8 @@ def compare_logits(logits: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat(nats), torch.cat(agreed)
 
 
-def check_same_tokens(model: LanguageModel, other: LanguageModel) -> None:
-    """Raise PrunerZeroError where two models cannot read or predict the same token numbers.
+def differing_tokens(model: LanguageModel, other: LanguageModel) -> str | None:
+    """How the tokens of `other` differ from those of `model`, None where both have the same ones.
 
     A number that only one tokenizer names, such as one that fills up the vocabulary, may differ.
     """
@@ -66,18 +66,10 @@ def check_same_tokens(model: LanguageModel, other: LanguageModel) -> None:
         {number: token for token, number in each.tokenizer.get_vocab().items()}
         for each in (model, other)
     )
-    differing = [n for n in sorted(tokens.keys() & others.keys()) if tokens[n] != others[n]]
-    if sizes[0] == sizes[1] and not differing:
-        return
-    why = f"{sizes[1]:,} instead of {sizes[0]:,}"
-    if differing:
-        number = differing[0]
-        why = f"number {number} is {others[number]!r} instead of {tokens[number]!r}"
-    raise PrunerZeroError(
-        f"{other.name} has other tokens than {model.name}, {why}, so that their predictions cannot "
-        "be compared: give --beside a model with the same tokenizer, or measure the bits per byte "
-        "of each on the whole text, without --beside and --windows"
-    )
+    for number in sorted(tokens.keys() & others.keys()):
+        if tokens[number] != others[number]:
+            return f"number {number} is {others[number]!r} instead of {tokens[number]!r}"
+    return None if sizes[0] == sizes[1] else f"{sizes[1]:,} instead of {sizes[0]:,}"
 
 
 @torch.no_grad()
@@ -90,7 +82,7 @@ def compare_predictions(
 ) -> Divergence:
     """The divergence of `model` from `dense` on `windows` (n, tokens) of int64.
 
-    The models have the same tokens, as `check_same_tokens` checks. batch_size: windows in a forward
+    The models have the same tokens, as `differing_tokens` tells. batch_size: windows in a forward
     pass. first: the first position whose next token is predicted. Raises PrunerZeroError where a
     divergence is not finite.
     """

@@ -45,8 +45,9 @@ class EvaluateSettings(ModelSettings):
     beside: Annotated[_Names, Cli(panel="Options", metavar="MODEL")] = Field(
         (),
         description="Another model, such as the dense one: the divergence of the predictions of "
-        "MODEL from its own is measured on --text, its answers to --tasks are compared with those "
-        "of MODEL, question by question, and its --speed is measured in turn with that of MODEL.",
+        "MODEL from its own is measured on --text, or its bits per byte where its tokens are "
+        "others; its answers to --tasks are compared with those of MODEL, question by question, "
+        "and its --speed is measured in turn with that of MODEL.",
     )
     num_fewshot: Annotated[int | None, Cli(default="the task's own")] = Field(
         None, ge=0, description="Examples before each question."
